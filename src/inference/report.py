@@ -1,0 +1,19 @@
+"""What a run prints."""
+
+
+def _cell(measure):
+    return f"{measure['value']:5.1f} [{measure['low']:.1f}, {measure['high']:.1f}]"
+
+
+def print_report(metrics, folder):
+    """The measures for every N, then the three lines that close stdout, for the largest N."""
+    names = ("coverage", "voting_accuracy", "mean_accuracy", "unparsable")
+    print(f"{metrics['questions']} questions, percent [95 % interval]; files in {folder}")
+    print("".join(f"{name:>22}" for name in ("N", *names)))
+    for n, summary in metrics["by_n"].items():
+        print(f"{n:>22}" + "".join(f"{_cell(summary[name]):>22}" for name in names))
+    largest = metrics["by_n"][max(metrics["by_n"], key=int)]
+    passes = [f"{k[5:]}: {v['value']:.2f}" for k, v in largest.items() if k.startswith("pass@")]
+    print("Pass@k: " + ", ".join(passes))
+    print(f"Coverage: {largest['coverage']['value']:.2f}")
+    print(f"Voting Accuracy: {largest['voting_accuracy']['value']:.2f}")

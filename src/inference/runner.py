@@ -1,0 +1,241 @@
+"""Runs sampled inference over a data file: batches, processes, resume, output files."""
+
+import json
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import accelerate
+import torch
+import transformers
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+
+from src.sampling.engine import Request, sample
+from utils import records
+from utils.answers import parse_number
+from utils.data import file_sha256, load_dataset
+from utils.errors import UserError
+from utils.files import atomic_path, write_json
+from utils.metrics import majority_vote, summarize
+from utils.progress import progress
+
+
+def start_processes():
+    """The processes of torchrun or accelerate launch, one device each; a Mac computes on its CPU."""
+    cpu = not torch.cuda.is_available()
+    return accelerate.PartialState(cpu=cpu, timeout=timedelta(days=7))
+
+
+@dataclass
+class Speed:
+    """Work of one process in this session."""
+
+    seconds: float = 0.0
+    latent_steps: int = 0
+    tokens: int = 0
+
+
+class Run:
+    """One run of ``InferenceSettings``: what is asked, what is done, what is left."""
+
+    def __init__(self, settings, processes):
+        self.settings, self.processes = settings, processes
+        self.folder = Path(settings.output_dir)
+        self.rows = load_dataset(settings.data_path)[: settings.limit]
+        self._open()
+
+    def _open(self):
+        """Checks the folder's settings against ours and gathers what is done."""
+        main = self.processes.is_main_process
+        if main and self.settings.overwrite:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        identity = self._identity()
+        self.processes.wait_for_everyone()
+        path = self.folder / "config.json"
+        if path.exists():
+            _check_same(path, identity)
+        self.processes.wait_for_everyone()
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write_json(path, identity | _environment(self.settings, self.processes))
+            records.gather(self.folder)
+        self.processes.wait_for_everyone()
+        self.done = records.read(self.folder)
+
+    def _identity(self):
+        model = Path(self.settings.model_id)
+        return {
+            "settings": self.settings.result_settings(),
+            "questions": len(self.rows),
+            "data_sha256": file_sha256(self.settings.data_path),
+            "model_sha256": file_sha256(model) if model.is_dir() else None,
+        }
+
+    @property
+    def finished(self):
+        return len(self.done) == len(self.rows)
+
+    def sample(self, model, tokenizer):
+        """Samples what is left of this process's share. Returns its Speed."""
+        speed = Speed()
+        prompts = tokenizer([model.format_prompt(row["question"]) for row in self.rows])["input_ids"]
+        todo = self._share(prompts)
+        with progress(
+            sum(map(len, todo)), unit="question", disable=not self.processes.is_main_process
+        ) as bar:
+            seen = right = covered = 0
+            for batch in todo:
+                found = self._sample_batch(model, tokenizer, prompts, batch, speed)
+                seen += len(found)
+                right += sum(r["vote"] is not None and r["vote"] == _gold(r) for r in found)
+                covered += sum(any(r["correct"]) for r in found)
+                bar.set_postfix_str(
+                    f"vote {100 * right / seen:.1f} %, coverage {100 * covered / seen:.1f} %", False
+                )
+                bar.update(len(batch))
+        return speed
+
+    def _share(self, prompts):
+        """Batches of this process that are not done.
+
+        Questions are batched by prompt length, always over all of them: a batch that was cut off
+        is computed as before, and processes take whole batches in turn.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        size = self.settings.batch_size
+        found = [order[i : i + size] for i in range(0, len(order), size)]
+        todo = [batch for batch in found if any(i not in self.done for i in batch)]
+        return todo[self.processes.process_index :: self.processes.num_processes]
+
+    def _sample_batch(self, model, tokenizer, prompts, batch, speed):
+        settings = self.settings
+        request = Request(
+            prompts=[prompts[i] for i in batch],
+            questions=batch,
+            n_samples=settings.n_samples,
+            latent_length=settings.latent_length,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            sampling=settings.sampling,
+        )
+        start = time.monotonic()
+        trajectories = sample(model, request)
+        speed.seconds += time.monotonic() - start
+        speed.latent_steps += len(batch) * settings.n_samples * settings.latent_length
+        speed.tokens += sum(len(ids) for answers in trajectories.tokens for ids in answers)
+        found = []
+        for q, i in enumerate(batch):
+            if i in self.done:
+                continue
+            texts = tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
+            found.append(_record(i, self.rows[i], texts, model.parse_answer))
+            if settings.save_latents:
+                self._save_latents(found[-1], prompts[i], trajectories.thoughts[q])
+        records.append(self.folder, self.processes.process_index, found)
+        return found
+
+    def _save_latents(self, record, prompt, thoughts):
+        tensors = {
+            "input_ids": torch.tensor(prompt),  # (L,)
+            "latent_embeds": thoughts.float().cpu().contiguous(),  # (N, T, D)
+            "corrects": torch.tensor(record["correct"]),  # (N,)
+        }
+        with atomic_path(self.folder / "latents" / f"{record['idx']:06d}.safetensors") as temporary:
+            save_file(tensors, temporary)
+
+    def finish(self, speed):
+        """Gathers all processes' records, checks them and writes metrics.json. Returns its content."""
+        speeds = gather_object([asdict(speed)])
+        self.processes.wait_for_everyone()
+        if not self.processes.is_main_process:
+            return None
+        done = records.gather(self.folder)
+        if sorted(done) != list(range(len(self.rows))):
+            raise UserError(
+                f"{self.folder}: {len(done)} of {len(self.rows)} questions are done; run again to go on"
+            )
+        pools = [(done[i]["predictions"], _gold(done[i])) for i in sorted(done)]
+        metrics = {
+            "questions": len(pools),
+            "n_samples": self.settings.n_samples,
+            "by_n": summarize(pools, self.settings.report_n),
+            "speed": self._speed(speeds),
+        }
+        write_json(self.folder / "metrics.json", metrics)
+        return metrics
+
+    def _speed(self, speeds):
+        """Of the session that sampled last: an empty one keeps what stands."""
+        seconds = max(speed["seconds"] for speed in speeds)
+        path = self.folder / "metrics.json"
+        if not seconds:
+            return json.loads(path.read_text(encoding="utf-8"))["speed"] if path.exists() else {}
+        return {
+            "seconds": round(seconds, 2),
+            "latent_steps_per_second": round(sum(s["latent_steps"] for s in speeds) / seconds, 1),
+            "tokens_per_second": round(sum(s["tokens"] for s in speeds) / seconds, 1),
+        }
+
+
+def _gold(record):
+    return parse_number(record["answer"])
+
+
+def _record(idx, row, texts, parse_answer):
+    predictions = [parse_answer(text) for text in texts]
+    gold = parse_number(row["answer"])
+    return {
+        "idx": idx,
+        "question": row["question"],
+        "answer": row["answer"],
+        "texts": texts,
+        "predictions": predictions,
+        "correct": [p == gold for p in predictions],
+        "vote": majority_vote(predictions),
+    }
+
+
+def _check_same(path, identity):
+    """Raises UserError when the run in the folder was made under other settings."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: damaged; run again with --overwrite true") from None
+    for key, value in identity.items():
+        if key == "settings":
+            keys = [k for k in value if old.get(key, {}).get(k) != value[k]]
+            key = f"--{keys[0]}" if keys else None
+        elif old.get(key) == value:
+            key = None
+        if key:
+            raise UserError(
+                f"{path.parent} holds a run with another {key}; choose another --output_dir or "
+                "--overwrite true"
+            )
+
+
+def _environment(settings, processes):
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    device = processes.device
+    cuda = device.type == "cuda"
+    return {
+        "all_settings": asdict(settings),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+        },
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu {platform.machine()}",
+        "processes": processes.num_processes,
+        "threads_per_process": torch.get_num_threads(),
+        "git_commit": commit.stdout.strip() or None,
+    }

@@ -1,0 +1,83 @@
+"""What the backbones share: Hugging Face habits on top of the sampling engine."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoTokenizer
+
+from src.models.special_tokens import missing_tokens, set_token_ids
+from src.sampling.engine import Request, sample
+from src.sampling.samplers import Sampling
+
+
+@dataclass
+class LatentGenerateOutput:
+    """sequences (B * N, length): prompt as given, latent ids, end-of-thinking, answer, padding.
+
+    thoughts (B, N, T, D): the latent thoughts as they were fed back.
+    """
+
+    sequences: torch.Tensor
+    thoughts: torch.Tensor
+
+
+class LatentReasoner:
+    """Mixin before a HF causal language model. See src/models/coconut.py for what it needs."""
+
+    @classmethod
+    def from_pretrained(cls, path, *args, **kwargs):
+        """As in transformers; the special ids come from the tokenizer in the same place."""
+        loaded = super().from_pretrained(path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if not missing_tokens(tokenizer):
+            set_token_ids(model, tokenizer)
+        return loaded
+
+    def generate(
+        self,
+        input_ids,
+        attention_mask=None,
+        *,
+        num_return_sequences=1,
+        do_sample=False,
+        latent_length=6,
+        max_new_tokens=64,
+        sampling_by="dropout",
+        seed=0,
+        question_ids=None,
+        return_dict_in_generate=False,
+        **sampling,
+    ):
+        """N latent trajectories and greedy answers for each row of ``input_ids`` (B, L).
+
+        Rows may be padded on either side under ``attention_mask``; padding never changes a number.
+        ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. Further
+        keywords are the fields of src.sampling.samplers.Sampling (dropout_p, noise_std, ...).
+        Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on
+        impossible settings, TypeError on unknown keywords.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        pairs = zip(input_ids, mask, strict=True)
+        request = Request(
+            prompts=[row[keep.bool()].tolist() for row, keep in pairs],
+            questions=list(question_ids or range(len(input_ids))),
+            n_samples=num_return_sequences,
+            latent_length=latent_length,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            sampling=Sampling(by=sampling_by if do_sample else None, **sampling),
+        )
+        trajectories = sample(self, request)
+        middle = [self.config.latent_token_id] * latent_length + [self.config.end_latent_token_id]
+        answers = [
+            torch.tensor(middle + ids + [self.config.eos_token_id] * done)
+            for q in range(len(input_ids))
+            for ids, done in zip(trajectories.tokens[q], trajectories.finished[q], strict=True)
+        ]
+        answers = torch.nn.utils.rnn.pad_sequence(answers, True, self.config.pad_token_id)
+        prompts = input_ids.repeat_interleave(num_return_sequences, dim=0)
+        sequences = torch.cat((prompts, answers.to(prompts.device)), dim=1)
+        if return_dict_in_generate:
+            return LatentGenerateOutput(sequences, trajectories.thoughts)
+        return sequences

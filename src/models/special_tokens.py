@@ -1,0 +1,33 @@
+"""The special tokens of latent reasoning; their ids always come from the tokenizer."""
+
+START, END, LATENT = "<|start-latent|>", "<|end-latent|>", "<|latent|>"
+TOKENS = {
+    "start_latent_token_id": START,
+    "end_latent_token_id": END,
+    "latent_token_id": LATENT,
+}
+
+
+def missing_tokens(tokenizer):
+    """The special tokens that the tokenizer lacks."""
+    vocabulary = tokenizer.get_vocab()
+    return [token for token in TOKENS.values() if token not in vocabulary]
+
+
+def set_token_ids(model, tokenizer):
+    """Sets the ids in the model's config: published ones lack them or hold -100 or -1."""
+    for key, token in TOKENS.items():
+        setattr(model.config, key, tokenizer.convert_tokens_to_ids(token))
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def add_tokens(model, tokenizer):
+    """Adds the missing special tokens to tokenizer and embeddings (training from a plain GPT-2)."""
+    tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS.values())})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    return set_token_ids(model, tokenizer)

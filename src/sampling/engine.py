@@ -1,0 +1,192 @@
+"""The sampling engine: N latent trajectories and their answers for each question of a batch.
+
+Whatever the samples of a question share is computed once and kept once: with noise, or with
+``dropout_prompt=False``, its prompt. Rows are (question, sample) pairs, a question's rows adjacent.
+
+A backbone offers ``embed``, ``prefill``, ``extend``, ``to_thought``, ``lm_head`` and ``new_cache``;
+see src/models. Q questions, N samples, R = Q * N rows, T thoughts, A answer tokens, D model width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from src.sampling import rng
+from src.sampling.samplers import DETERMINISTIC, Sampling, add_noise, masks
+
+# Tokens of one prefill when every sample reads its own prompt: bounds the memory of activations.
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 65536}
+COMPACT_BELOW = 0.75  # share of unfinished rows under which the answer phase copies them together
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample. prompts: Q lists of token ids; questions: their Q indices, for the keys."""
+
+    prompts: list
+    questions: list
+    n_samples: int = 1
+    latent_length: int = 6
+    max_new_tokens: int = 64
+    seed: int = 0
+    sampling: Sampling = DETERMINISTIC
+
+
+@dataclass
+class Trajectories:
+    """thoughts (Q, N, T, D) as they were fed back; tokens[q][n]: answer ids, without end-of-text.
+
+    finished[q][n]: whether end-of-text came within the limit.
+    """
+
+    thoughts: torch.Tensor
+    tokens: list
+    finished: list
+
+
+@dataclass
+class _State:
+    """Rows between two forward passes. thought (R, D), keys (R,), lengths (R,) of their prompts."""
+
+    thought: torch.Tensor
+    keys: torch.Tensor
+    lengths: torch.Tensor
+    prompt: object
+    own: object
+
+
+@torch.inference_mode()
+def sample(model, request):
+    """Samples ``n_samples`` trajectories for each prompt and decodes their answers greedily.
+
+    Sample n of question q under seed s is the same whatever else is in the request.
+    Raises ValueError when the sequence would not fit the model's positions.
+    """
+    _check(model, request)
+    state, thoughts = _think(model, request)
+    tokens, finished = _answer(model, request, state)
+    shape = (len(request.prompts), request.n_samples)
+    thoughts = torch.stack(thoughts, dim=1).unflatten(0, shape)  # (Q, N, T, D)
+    return Trajectories(thoughts, _regroup(tokens, shape), _regroup(finished, shape))
+
+
+def _regroup(rows, shape):
+    return [rows[q * shape[1] : (q + 1) * shape[1]] for q in range(shape[0])]
+
+
+def _check(model, request):
+    if request.n_samples > 1 and request.sampling.by is None:
+        raise ValueError("without sampling all trajectories are equal: ask for one sample")
+    needed = max(map(len, request.prompts)) + request.latent_length + request.max_new_tokens + 1
+    if needed > model.config.max_position_embeddings:
+        raise ValueError(
+            f"prompt, thoughts and answer need {needed} positions, the model has "
+            f"{model.config.max_position_embeddings}: lower max_new_tokens"
+        )
+
+
+def _pad_right(prompts, device):
+    """Lists of ids to (Q, L) ids, padded on the right with id 0, and (Q,) lengths."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    return ids.to(device), lengths.to(device)
+
+
+def _keys(request, device):
+    questions = torch.tensor(request.questions).repeat_interleave(request.n_samples)
+    samples = torch.arange(request.n_samples).repeat(len(request.questions))
+    return rng.row_keys(request.seed, questions, samples, device)
+
+
+def _read_prompts(model, request, keys):
+    """Final hidden state (R, D) at the prompt's end, PromptCache, and lengths (R,)."""
+    ids, lengths = _pad_right(request.prompts, keys.device)
+    row_lengths = lengths.repeat_interleave(request.n_samples)
+    if not request.sampling.own_prompts:
+        hidden, cache = model.prefill(model.embed(ids), lengths)
+        return hidden.repeat_interleave(request.n_samples, dim=0), cache, row_lengths
+    row_of = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
+    chunk = max(1, PREFILL_TOKENS.get(keys.device.type, 2048) // ids.shape[1])
+    parts = []
+    for row in torch.arange(len(keys), device=keys.device).split(chunk):
+        x = model.embed(ids[row_of[row]])  # (r, L, D)
+        steps = torch.arange(ids.shape[1], device=ids.device) - (row_lengths[row, None] - 1)
+        parts.append(model.prefill(x, row_lengths[row], masks(request.sampling, keys[row], steps)))
+    hidden = torch.cat([part for part, _ in parts])
+    caches = [cache for _, cache in parts]
+    return hidden, type(caches[0]).join(caches, row_lengths), row_lengths
+
+
+def _think(model, request):
+    """The latent phase: the state before the last thought's forward, and the T thoughts (R, D)."""
+    keys = _keys(request, model.device)
+    hidden, prompt, lengths = _read_prompts(model, request, keys)
+    own = model.new_cache(len(keys), request.latent_length + request.max_new_tokens + 1)
+    thoughts = [add_noise(request.sampling, model.to_thought(hidden), keys, 1)]
+    for step in range(1, request.latent_length):
+        x = thoughts[-1][:, None]  # (R, 1, D)
+        positions = lengths[:, None] + (step - 1)
+        drop = _hook(request.sampling, request.sampling.drops, keys, lengths, positions)
+        hidden = model.extend(x, positions, prompt, own, **drop)[:, 0]  # (R, D)
+        thoughts.append(add_noise(request.sampling, model.to_thought(hidden), keys, step + 1))
+    return _State(thoughts[-1], keys, lengths, prompt, own), thoughts
+
+
+def _hook(sampling, active, keys, lengths, positions):
+    if not active:
+        return {}
+    return {"drop": masks(sampling, keys, positions - (lengths[:, None] - 1))}
+
+
+def _answer(model, request, state):
+    """Greedy decoding after the forced end-of-thinking token; rows that are done are dropped."""
+    sampling, rows = request.sampling, len(state.keys)
+    end = torch.full((rows,), model.config.end_latent_token_id, device=model.device)
+    x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
+    start = state.lengths + request.latent_length - 1
+    positions = torch.stack((start, start + 1), dim=1)  # (R, 2)
+    written = torch.zeros(rows, request.max_new_tokens, dtype=torch.int64, device=model.device)
+    count = torch.zeros(rows, dtype=torch.int64, device=model.device)
+    row = torch.arange(rows, device=model.device)  # where each row in flight came from
+    alive = torch.ones(rows, dtype=torch.bool, device=model.device)
+    for step in range(request.max_new_tokens):
+        drop = _hook(
+            sampling, sampling.drops and sampling.dropout_answer, state.keys, state.lengths, positions
+        )
+        hidden = model.extend(x, positions, state.prompt, state.own, **drop)[:, -1]  # (R, D)
+        token = model.lm_head(hidden).argmax(-1)  # (R,)
+        alive = alive & (token != model.config.eos_token_id)
+        written[row[alive], step] = token[alive]
+        count[row[alive]] += 1
+        if not bool(alive.any()):
+            break
+        keep = _compact(state, alive)
+        if keep is not None:
+            row, token, positions, alive = row[keep], token[keep], positions[keep], alive[keep]
+        x, positions = model.embed(token)[:, None], positions[:, -1:] + 1
+    unfinished = set(row[alive].tolist())
+    tokens = [ids[:n].tolist() for ids, n in zip(written.cpu(), count.tolist(), strict=True)]
+    return tokens, [r not in unfinished for r in range(rows)]
+
+
+def _compact(state, alive):
+    """Drops finished rows from the state once they are many; the kept rows, or None.
+
+    Groups stay rectangular: each keeps as many rows as the one with most unfinished, and groups that
+    are done go whole.
+    """
+    groups = state.prompt.groups
+    per_group = alive.view(groups, -1)  # (G, M)
+    members = int(per_group.sum(1).max())
+    left = per_group.any(1).nonzero()[:, 0]  # (G',)
+    if len(left) * members > COMPACT_BELOW * len(alive):
+        return None
+    order = per_group[left].logical_not().byte().argsort(dim=1, stable=True)[:, :members]  # (G', M')
+    keep = (left[:, None] * per_group.shape[1] + order).flatten()
+    if len(left) < groups:
+        state.prompt = state.prompt.select(left)
+    state.own.select(keep)
+    state.keys, state.lengths = state.keys[keep], state.lengths[keep]
+    return keep

@@ -1,0 +1,92 @@
+"""What makes trajectories differ: Monte Carlo dropout or additive Gaussian noise.
+
+Steps count forward passes from the prompt's last token, which is step 0 and yields thought 1; the
+forward of thought t is step t, earlier prompt tokens have negative steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from src.sampling import rng
+
+SAMPLERS = ("dropout", "noise")
+MASKS = ("step", "trajectory")
+_NOISE_SITE = -1
+_WHOLE_TRAJECTORY = -(1 << 40)  # stands for the step where one mask serves them all
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How latent thoughts are sampled (You et al., arXiv 2510.07745, section 3).
+
+    by: "dropout", "noise" or None (deterministic). dropout_p: rate after attention and after the
+    MLP of each block. noise_std: sigma of the noise on every thought that is fed back.
+    dropout_prompt: every sample reads the question under masks of its own (the paper's evaluation),
+    or all share one reading without dropout. dropout_answer: dropout also in the last thought's
+    forward and in the answer. dropout_mask: a fresh mask every position ("step") or one for the
+    whole trajectory ("trajectory", Dropout-GRPO, arXiv 2606.10184).
+    """
+
+    by: str | None = None
+    dropout_p: float = 0.0
+    noise_std: float = 0.0
+    dropout_prompt: bool = True
+    dropout_answer: bool = False
+    dropout_mask: str = "step"
+
+    def __post_init__(self):
+        if self.by not in (None, *SAMPLERS):
+            raise ValueError(f"sampling_by must be one of {', '.join(SAMPLERS)}, not {self.by!r}")
+        if not 0 <= self.dropout_p < 1:
+            raise ValueError(f"dropout_p must be in [0, 1), not {self.dropout_p}")
+        if not 0 <= self.noise_std < float("inf"):
+            raise ValueError(f"noise_std must be a number >= 0, not {self.noise_std}")
+        if self.dropout_mask not in MASKS:
+            raise ValueError(f"dropout_mask must be one of {', '.join(MASKS)}")
+
+    @property
+    def drops(self):
+        return self.by == "dropout" and self.dropout_p > 0
+
+    @property
+    def own_prompts(self):
+        """Whether every sample needs a prompt forward of its own."""
+        return self.drops and self.dropout_prompt
+
+
+DETERMINISTIC = Sampling()
+
+
+@dataclass
+class Masks:
+    """The dropout hook of the backbones (see src/models/gpt2.py) for keyed rows.
+
+    keys (R, S), or (R, 1) when one mask serves all positions of a row.
+    """
+
+    keys: torch.Tensor
+    p: float
+
+    def __call__(self, out, layer, site):
+        mask = rng.dropped(self.keys, 4 * layer + site, out.shape[-1], self.p)
+        return out.masked_fill(mask, 0).mul_(1 / (1 - self.p))
+
+    def at(self, index):
+        shared = self.keys.shape[1] == 1
+        return self if shared else Masks(self.keys[index], self.p)
+
+
+def masks(sampling, rows, steps):
+    """The dropout hook for rows of keys (R,) at the given steps (R, S)."""
+    if sampling.dropout_mask == "trajectory":
+        steps = torch.full_like(steps[:, :1], _WHOLE_TRAJECTORY)
+    return Masks(rng.fold(rows[:, None], steps), sampling.dropout_p)
+
+
+def add_noise(sampling, thought, rows, step):
+    """h_t + eps, eps ~ N(0, sigma^2 I) (You et al. 2025, AGN), for thoughts (R, D) at ``step``."""
+    if sampling.by != "noise" or sampling.noise_std == 0:
+        return thought
+    noise = rng.normal(rng.fold(rows, step), _NOISE_SITE, thought.shape[-1])  # (R, D)
+    return thought + (sampling.noise_std * noise).to(thought.dtype)

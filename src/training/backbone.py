@@ -1,0 +1,307 @@
+"""Training of a COCONUT backbone: stages of the curriculum, validation, checkpoints, resume."""
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+from transformers import AutoTokenizer, GPT2Config
+
+from src.models.coconut import COCONUT
+from src.models.special_tokens import add_tokens
+from src.models.tiny_tokenizer import build_tokenizer
+from src.training.coconut_loss import CoconutLoss
+from src.training.curriculum import Batch, Stage, batches, make_source
+from utils.data import load_dataset
+from utils.errors import UserError
+from utils.files import atomic_path, write_json, write_text
+
+
+@dataclass
+class Shape:
+    """A GPT-2 trained from scratch, with the word-level tokenizer of the tiny benchmark."""
+
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_positions: int = 128
+    initializer_range: float = 0.06
+
+
+@dataclass
+class Recipe:
+    """training_args/backbone_*.yaml.
+
+    base: a GPT-2 by path or hub id, or shape: a new model. train: "tiny" for the generated stream
+    (problems_per_epoch of it make an epoch), or a data file; held_out: files whose questions the
+    stream must not hold. batch_size counts the problems of one optimizer step, over all processes.
+    validate_every: epochs between two validations. save_every: optimizer steps between two saves.
+    """
+
+    output_dir: str
+    train: str
+    valid: str
+    seed: int
+    batch_size: int
+    weight_decay: float
+    stages: list[Stage]
+    base: str | None = None
+    shape: Shape | None = None
+    held_out: list[str] = field(default_factory=list)
+    problems_per_epoch: int | None = None
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    probe_weight: float = 0.0
+    mixed_precision: str = "no"
+    validate_every: int = 1
+    save_every: int = 500
+
+    def __post_init__(self):
+        if (self.base is None) == (self.shape is None):
+            raise ValueError("give one of base and shape")
+        if not self.stages:
+            raise ValueError("stages is empty")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError("mixed_precision must be no, bf16 or fp16")
+        if self.train == "tiny" and self.problems_per_epoch is None:
+            raise ValueError("key problems_per_epoch is missing; train: tiny needs it")
+
+
+@dataclass
+class Cursor:
+    """Where training stands: the next batch of an epoch of a stage; ``step`` counts in the stage."""
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list = field(default_factory=list)
+
+
+def new_model(recipe):
+    """The model before training, and its tokenizer with the special tokens."""
+    if recipe.shape is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(recipe.base)
+            model = COCONUT.from_pretrained(recipe.base, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+        except OSError as error:
+            raise UserError(f"base: {recipe.base}: {str(error).splitlines()[0]}") from None
+        return add_tokens(model, tokenizer), tokenizer
+    tokenizer = build_tokenizer()
+    eos = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        bos_token_id=eos,
+        eos_token_id=eos,
+        attn_pdrop=0,
+        embd_pdrop=0,
+        resid_pdrop=0,
+        **asdict(recipe.shape),
+    )
+    return add_tokens(COCONUT(config), tokenizer), tokenizer
+
+
+def _attention(device):
+    """On a CPU the fused attention's backward pass is slower than the plain one: 30 % of a step."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+class BackboneTrainer:
+    """Runs a recipe from its cursor to its end. One object a process; ``accelerator`` joins them."""
+
+    def __init__(self, recipe, accelerator):
+        self.recipe, self.accelerator = recipe, accelerator
+        if recipe.batch_size % accelerator.num_processes:
+            raise UserError(f"batch_size must be a multiple of {accelerator.num_processes} processes")
+        torch.manual_seed(recipe.seed)
+        self.model, self.tokenizer = new_model(recipe)
+        self.source = make_source(recipe.train, recipe.seed, recipe.problems_per_epoch, recipe.held_out)
+        self.valid = load_dataset(recipe.valid)
+        self.output = Path(recipe.output_dir)
+        self.state_file = self.output / "training_state.pt"
+        self.cursor = Cursor()
+        self.module = CoconutLoss(self.model, recipe.probe_weight)
+        saved = self._load()
+        self.wrapped = accelerator.prepare(self.module)
+        self.optimizer = self._new_optimizer()
+        if saved:
+            self.optimizer.load_state_dict(saved)
+
+    def _new_optimizer(self):
+        optimizer = torch.optim.AdamW(
+            self.wrapped.parameters(), betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay
+        )
+        return self.accelerator.prepare(optimizer)
+
+    def run(self):
+        """Trains to the end and writes the model, its recipe and its metrics."""
+        while self.cursor.stage < len(self.recipe.stages):
+            self._stage(self.recipe.stages[self.cursor.stage])
+            self.cursor.stage += 1
+            self.cursor.epoch = self.cursor.batch = self.cursor.step = 0
+            self.optimizer = self._new_optimizer()  # reset per stage, as the paper does
+            self._save()
+        self._finish()
+
+    def _stage(self, stage):
+        total = self._steps_per_epoch(stage) * stage.epochs
+        bar = tqdm(total=total, initial=self.cursor.step, mininterval=1, dynamic_ncols=True,
+                   disable=not self.accelerator.is_main_process)  # fmt: skip
+        bar.set_description(f"stage {self.cursor.stage}: {stage.thoughts} thoughts")
+        while self.cursor.epoch < stage.epochs:
+            self._epoch(stage, total, bar)
+            self.cursor.epoch, self.cursor.batch = self.cursor.epoch + 1, 0
+            if self.cursor.epoch % self.recipe.validate_every == 0 or self.cursor.epoch == stage.epochs:
+                self._validate(stage, bar)
+            self._save()
+        bar.close()
+
+    def _global_epoch(self):
+        return sum(s.epochs for s in self.recipe.stages[: self.cursor.stage]) + self.cursor.epoch
+
+    def _steps_per_epoch(self, stage):
+        """Optimizer steps of an epoch, exactly known only when its batches are made: an estimate."""
+        size = self.recipe.problems_per_epoch or len(self.source.rows)
+        return math.ceil(size / self.recipe.batch_size)
+
+    def _epoch(self, stage, total, bar):
+        recipe, number = self.recipe, self._global_epoch()
+        found = batches(
+            self.source.epoch(number), self.tokenizer, self.model.format_prompt, stage,
+            recipe.batch_size, f"{recipe.seed}/{number}",
+        )  # fmt: skip
+        self.wrapped.train()
+        clock = time.monotonic()
+        for position, batch in enumerate(found):
+            if position < self.cursor.batch:
+                continue
+            loss, right = self._step(batch, stage, total)
+            self.cursor.batch, self.cursor.step = position + 1, self.cursor.step + 1
+            bar.update()
+            if self.cursor.step % 50 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right.float().mean().item():.2f}")
+            if self.cursor.step % recipe.save_every == 0:
+                self.cursor.seconds += time.monotonic() - clock
+                clock = time.monotonic()
+                self._save()
+        self.cursor.seconds += time.monotonic() - clock
+
+    def _step(self, batch, stage, total):
+        recipe, cursor = self.recipe, self.cursor
+        torch.manual_seed(hash((recipe.seed, cursor.stage, cursor.step, self.accelerator.process_index)))
+        final = stage.final_learning_rate or stage.learning_rate
+        done = min(1.0, cursor.step / max(1, total))
+        rate = stage.learning_rate + (final - stage.learning_rate) * done
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (cursor.step + 1) / max(1, recipe.warmup_steps))
+        self.optimizer.zero_grad()
+        with self.accelerator.autocast(), _attention(self.accelerator.device):
+            loss, right = self.wrapped(self._share(batch), stage.thoughts, stage.dropout)
+            self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.max_grad_norm)
+        self.optimizer.step()
+        return loss.detach(), right
+
+    def _share(self, batch):
+        """This process's rows of a batch, on its device."""
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        device = self.accelerator.device
+        parts = (batch.prompt[mine], batch.text[mine], batch.digits[mine])
+        return Batch(*(part.to(device) for part in parts), batch.n_steps[mine])
+
+    @torch.no_grad()
+    def accuracy(self, stage):
+        """Percent of validation problems solved greedily: overall, and by number of steps.
+
+        The processes share the batches; with explicit steps left, they too must be predicted right.
+        """
+        self.wrapped.eval()
+        counts = torch.zeros(2, 32, dtype=torch.float64)  # right and seen, by number of steps
+        found = batches(self.valid, self.tokenizer, self.model.format_prompt, stage, 128, "valid", False)
+        for i, batch in enumerate(found):
+            if i % self.accelerator.num_processes != self.accelerator.process_index:
+                continue
+            parts = (x.to(self.accelerator.device) for x in (batch.prompt, batch.text, batch.digits))
+            with self.accelerator.autocast():
+                _, right = self.module(Batch(*parts, batch.n_steps), stage.thoughts)
+            at = torch.tensor(batch.n_steps).clamp(max=31)
+            counts[0].index_add_(0, at, right.double().cpu())
+            counts[1].index_add_(0, at, torch.ones(len(at), dtype=torch.float64))
+        counts = self.accelerator.reduce(counts.to(self.accelerator.device)).cpu()
+        right, seen = counts.tolist()
+        by_steps = {
+            str(k): round(100 * r / n, 1) for k, (r, n) in enumerate(zip(right, seen, strict=True)) if n
+        }
+        return round(100 * sum(right) / sum(seen), 2), by_steps
+
+    def _validate(self, stage, bar):
+        overall, by_steps = self.accuracy(stage)
+        self.cursor.history.append(
+            {
+                "stage": self.cursor.stage,
+                "epoch": self.cursor.epoch,
+                "minutes": round(self.cursor.seconds / 60, 2),
+                "valid_accuracy": overall,
+                "by_steps": by_steps,
+            }
+        )
+        if self.accelerator.is_main_process:
+            bar.write(json.dumps(self.cursor.history[-1]))
+
+    def _save(self):
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "recipe": asdict(self.recipe),
+            "cursor": asdict(self.cursor),
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with atomic_path(self.state_file) as temporary:
+            torch.save(state, temporary)
+
+    def _load(self):
+        """Takes up a saved state; returns the optimizer's part, or None at a fresh start."""
+        if (self.output / "model.safetensors").exists():
+            raise UserError(f"output_dir: {self.output} holds a finished model; move it or name another")
+        if not self.state_file.exists():
+            return None
+        state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise UserError(
+                f"{self.state_file} was made by another recipe; go on with that one or remove the file"
+            )
+        self.cursor = Cursor(**state["cursor"])
+        self.module.load_state_dict(state["module"])
+        return state["optimizer"]
+
+    def _finish(self):
+        if not self.accelerator.is_main_process:
+            return
+        self.model.save_pretrained(self.output)
+        self.tokenizer.save_pretrained(self.output)
+        last = self.cursor.history[-1] if self.cursor.history else {}
+        metrics = {
+            "seed": self.recipe.seed,
+            "valid_accuracy": last.get("valid_accuracy"),
+            "valid_accuracy_by_steps": last.get("by_steps"),
+            "training_minutes": round(self.cursor.seconds / 60, 1),
+            "processes": self.accelerator.num_processes,
+            "threads_per_process": torch.get_num_threads(),
+            "parameters": self.model.num_parameters(),
+            "history": self.cursor.history,
+        }
+        write_json(self.output / "metrics.json", metrics)
+        self.state_file.unlink(missing_ok=True)
+        print(f"wrote {self.output}: valid accuracy {last.get('valid_accuracy')} %")
+
+
+def copy_recipe(yaml_path, output_dir):
+    """Keeps the YAML file beside the model that it makes."""
+    write_text(Path(output_dir) / "recipe.yaml", Path(yaml_path).read_text(encoding="utf-8"))

@@ -1,0 +1,20 @@
+"""From decoded text to a number, and whether it is right."""
+
+import math
+
+
+def parse_number(text):
+    """The float that ``text`` is, commas removed, or None when it is no finite number."""
+    text = text.replace(",", "").strip()
+    if "_" in text:  # float() would take 1_000
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def after_hash(text):
+    """COCONUT's form ``... ### 18``: the number after the last ``#``; None without one."""
+    return parse_number(text.rpartition("#")[2]) if "#" in text else None

@@ -1,0 +1,59 @@
+"""Data sets: JSON lists of {"question", "steps", "answer"}."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from utils.answers import parse_number
+from utils.errors import UserError
+
+
+def load_dataset(path):
+    """The rows of a data file: dicts with "question" (str), "steps" (list of str), "answer" (str).
+
+    Raises UserError that names file, row (counted from 0), fault and mend.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such data file; `ls data` shows the shipped ones, "
+            "`python -m src.prepare_data tiny` makes them anew"
+        )
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}); is the file cut off? Fetch it again"
+        ) from None
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: must be a non-empty JSON list of questions")
+    for i, row in enumerate(rows):
+        fault = _fault(row)
+        if fault:
+            raise UserError(f"{path}: row {i}: {fault}")
+    return rows
+
+
+def _fault(row):
+    if not isinstance(row, dict):
+        return 'must be an object {"question", "steps", "answer"}'
+    for key in ("question", "steps", "answer"):
+        if key not in row:
+            return f'has no "{key}"; add it or drop the row'
+    if not isinstance(row["question"], str) or not row["question"].strip():
+        return '"question" must be a non-empty string'
+    if not isinstance(row["steps"], list) or not all(isinstance(s, str) for s in row["steps"]):
+        return '"steps" must be a list of strings such as "<<1+2=3>>"'
+    if not isinstance(row["answer"], str) or parse_number(row["answer"]) is None:
+        return f'"answer" must be a string that holds a number, not {row["answer"]!r}'
+    return None
+
+
+def file_sha256(path):
+    """Hex digest of a file's bytes, or of all files of a folder in order of their names."""
+    path, digest = Path(path), hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            for part in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(part)
+    return digest.hexdigest()

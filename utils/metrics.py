@@ -1,0 +1,76 @@
+"""Measures of a pool of N sampled answers a question, and their uncertainty over questions."""
+
+import math
+from functools import cache
+
+import numpy as np
+
+
+@cache
+def pass_at_k(n, c, k):
+    """Unbiased pass@k, 1 - C(n - c, k) / C(n, k), of c right answers among n; exact for every n.
+
+    Chen et al. 2021 (arXiv 2107.03374), with integers of any size instead of a product of floats.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
+    total = math.comb(n, k)
+    return (total - math.comb(n - c, k)) / total  # int / int rounds once
+
+
+def majority_vote(predictions):
+    """The most frequent number; the first to occur wins a tie; None (unparsable) takes no part."""
+    counts = {}
+    for number in predictions:
+        if number is not None:
+            counts[number] = counts.get(number, 0) + 1
+    return max(counts, key=counts.get, default=None)  # dicts keep the order of first occurrence
+
+
+def powers_of_two(n):
+    """1, 2, 4 .. below n, and n itself."""
+    return sorted({2**i for i in range(n.bit_length()) if 2**i < n} | {n})
+
+
+def question_scores(predictions, gold, n):
+    """The measures of one question by its first n predictions, each from 0 to 1."""
+    head = predictions[:n]
+    right = sum(p == gold for p in head)
+    scores = {f"pass@{k}": pass_at_k(n, right, k) for k in powers_of_two(n)}
+    scores["coverage"] = float(right > 0)
+    scores["voting_accuracy"] = float(majority_vote(head) == gold)
+    scores["mean_accuracy"] = right / n
+    scores["unparsable"] = sum(p is None for p in head) / n
+    return scores
+
+
+def bootstrap_interval(values, resamples=1000, seed=0):
+    """95 % percentile interval (low, high) of the mean of ``values`` (Q,) over questions."""
+    values = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    means = values[picks].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def summarize(pools, report_n):
+    """{N: {measure: {"value", "low", "high"}}} in percent.
+
+    pools: a (predictions, gold) pair a question, predictions a list of numbers or None.
+    Raises ValueError when a pool is smaller than the largest N.
+    """
+    if any(len(predictions) < max(report_n) for predictions, _ in pools):
+        raise ValueError(f"a pool holds fewer than {max(report_n)} samples")
+    return {str(n): _summary([question_scores(*pool, n) for pool in pools]) for n in report_n}
+
+
+def _summary(scores):
+    summary = {}
+    for name in scores[0]:
+        values = [row[name] for row in scores]
+        low, high = bootstrap_interval(values)
+        value = sum(values) / len(values)
+        summary[name] = {
+            key: round(100 * x, 2) for key, x in (("value", value), ("low", low), ("high", high))
+        }
+    return summary
