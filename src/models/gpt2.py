@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-ATTENTION, MLP, EMBEDDING = range(3)  # dropout sites of a block, and the one before the blocks
+ATTENTION, MLP = range(2)  # dropout sites of a block: after attention, after the MLP
 
 
 class KeepAll:
@@ -172,7 +172,6 @@ def prefill(transformer, x, lengths, drop=KEEP_ALL):
     n_head, act = transformer.config.n_head, _activation(transformer)
     rows = torch.arange(x.shape[0], device=x.device)
     x = x + transformer.wpe.weight[: x.shape[1]].to(x.dtype)  # (G, L, D)
-    x = drop(x, 0, EMBEDDING)
     cache = PromptCache(PromptCache.padding_of(lengths, x.shape[1]))
     for layer, block in enumerate(transformer.h):
         qkv = _linear(block.attn.c_attn, block.ln_1(x)).split(x.shape[-1], dim=-1)
@@ -196,7 +195,6 @@ def extend(transformer, x, positions, prompt, own, drop=KEEP_ALL):
     """
     n_head, act = transformer.config.n_head, _activation(transformer)
     x = x + transformer.wpe(positions).to(x.dtype)  # (R, S, D)
-    x = drop(x, 0, EMBEDDING)
     for layer, block in enumerate(transformer.h):
         qkv = _linear(block.attn.c_attn, block.ln_1(x)).split(x.shape[-1], dim=-1)
         q, k, v = (_heads(part, n_head) for part in qkv)  # (R, H, S, K)

@@ -69,7 +69,7 @@ class Masks:
     p: float
 
     def __call__(self, out, layer, site):
-        mask = rng.dropped(self.keys, 4 * layer + site, out.shape[-1], self.p)
+        mask = rng.dropped(self.keys, 2 * layer + site, out.shape[-1], self.p)
         return out.masked_fill(mask, 0).mul_(1 / (1 - self.p))
 
     def at(self, index):

@@ -1,0 +1,176 @@
+"""The sampling engine against the plain way, one JSON line: python -m benchmarks.sampling
+
+GPT-2-small shape with random weights; every trajectory has 6 thoughts and exactly 24 answer tokens.
+The plain way is what one writes first: the prompt repeated for every sample, a growing cache, and
+Hugging Face's own forward pass. Times are of one run after a short warm-up.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import time
+from unittest import mock
+
+import torch
+from transformers import DynamicCache, GPT2Config
+
+from src.models.coconut import COCONUT
+from src.sampling import rng
+from src.sampling.engine import Request, sample
+from src.sampling.samplers import Sampling
+
+VARIANTS = {
+    "noise": Sampling("noise", noise_std=0.6),
+    "dropout_shared_prompt": Sampling("dropout", dropout_p=0.2, dropout_prompt=False),
+    "dropout_own_prompts": Sampling("dropout", dropout_p=0.2),
+}
+NEVER = -1  # as end-of-text: no answer ends early
+
+
+def build_model(device):
+    """GPT-2 small with random weights and ids for the special tokens."""
+    torch.manual_seed(0)
+    model = COCONUT(GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0)).to(device).eval()
+    model.config.end_latent_token_id, model.config.eos_token_id = 50256, NEVER
+    return model
+
+
+@torch.inference_mode()
+def plain(model, request):
+    """The plain way, with torch's own generator; returns the answer ids (R, A)."""
+    sampling = request.sampling
+    ids = torch.tensor(request.prompts, device=model.device)
+    ids = ids.repeat_interleave(request.n_samples, dim=0)  # (R, L)
+    cache, drops = DynamicCache(), sampling.by == "dropout"
+    _set_dropout(model, sampling.dropout_p if drops and sampling.dropout_prompt else 0)
+    hidden = model.transformer(ids, past_key_values=cache).last_hidden_state[:, -1:]  # (R, 1, D)
+    _set_dropout(model, sampling.dropout_p if drops else 0)
+    for step in range(request.latent_length):
+        thought = hidden + sampling.noise_std * torch.randn_like(hidden) * (not drops)
+        if step == request.latent_length - 1:
+            _set_dropout(model, 0)
+        hidden = model.transformer(inputs_embeds=thought, past_key_values=cache).last_hidden_state
+    token = torch.full_like(ids[:, :1], model.config.end_latent_token_id)
+    tokens = []
+    for _ in range(request.max_new_tokens):
+        hidden = model.transformer(token, past_key_values=cache).last_hidden_state[:, -1:]
+        token = model.lm_head(hidden).argmax(-1)
+        tokens.append(token)
+    return torch.cat(tokens, dim=1)
+
+
+def _set_dropout(model, p):
+    for block in model.transformer.h:
+        for module in (block.attn.resid_dropout, block.mlp.dropout):
+            module.p = p
+            module.train(p > 0)
+
+
+def timed(device, call, *args):
+    """Seconds of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call(*args)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def products(model, request):
+    """Only the matrix products with weights that the engine needs, on tensors of its shapes."""
+    rows = len(request.prompts) * request.n_samples
+    length = len(request.prompts[0])
+    own = request.sampling.own_prompts
+    reads = [length] * rows if own else [length] * len(request.prompts)
+    chunk = max(1, 2048 // length)
+    passes = [sum(reads[i : i + chunk]) for i in range(0, len(reads), chunk)]
+    passes += [rows] * (request.latent_length - 1) + [2 * rows] + [rows] * (request.max_new_tokens - 1)
+    for size in passes:
+        x = torch.ones(size, model.config.n_embd, device=model.device)
+        for block in model.transformer.h:
+            for conv in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                width = conv.weight.shape[0]
+                x = torch.addmm(conv.bias, x[:, :1].expand(-1, width).contiguous(), conv.weight)
+    for _ in range(request.max_new_tokens):
+        model.lm_head(torch.ones(rows, model.config.n_embd, device=model.device))
+
+
+def random_seconds(device, model, request):
+    """Seconds that the engine spends on random numbers, measured by clocks around them."""
+    spent = 0.0
+
+    def clocked(function):
+        def wrapped(*args):
+            nonlocal spent
+            start = time.perf_counter()
+            result = function(*args)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            spent += time.perf_counter() - start
+            return result
+
+        return wrapped
+
+    with (
+        mock.patch.object(rng, "dropped", clocked(rng.dropped)),
+        mock.patch.object(rng, "normal", clocked(rng.normal)),
+    ):
+        total = timed(device, sample, model, request)
+    return spent / total
+
+
+def peak_memory_mib(device):
+    """Of the device on CUDA, else of the whole process so far."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def measure(device, model, name, questions, n_samples, new_tokens, with_plain):
+    """The figures of one variant."""
+    ids = torch.randint(0, 50000, (questions, 94), generator=torch.Generator().manual_seed(1))
+    request = Request(
+        ids.tolist(), list(range(questions)), n_samples, 6, new_tokens, 0, VARIANTS[name]
+    )
+    warm = Request(ids[:1].tolist(), [0], 4, 2, 2, 0, VARIANTS[name])
+    sample(model, warm)
+    engine = timed(device, sample, model, request)
+    memory = peak_memory_mib(device)
+    found = {
+        "engine_s": round(engine, 2),
+        "answer_tokens_per_s": round(questions * n_samples * new_tokens / engine, 1),
+        "products_share": round(timed(device, products, model, request) / engine, 3),
+        "random_share": round(random_seconds(device, model, request), 4),
+        "peak_memory_mib": round(memory),
+    }
+    if with_plain:
+        plain(model, warm)
+        found["plain_s"] = round(timed(device, plain, model, request), 2)
+        found["ratio"] = round(found["plain_s"] / engine, 2)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="benchmarks.sampling", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--questions", type=int, default=2)
+    parser.add_argument("--n_samples", type=int, default=64)
+    parser.add_argument("--new_tokens", type=int, default=24)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--skip_plain", action="store_true", help="time the engine only")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build_model(device)
+    sizes = (args.questions, args.n_samples, args.new_tokens)
+    figures = {n: measure(device, model, n, *sizes, not args.skip_plain) for n in args.variants}
+    about = {"device": device, "threads": args.threads, "torch": torch.__version__}
+    print(json.dumps(about | {"questions": args.questions, "n_samples": args.n_samples} | figures))
+
+
+if __name__ == "__main__":
+    main()

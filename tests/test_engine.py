@@ -1,0 +1,158 @@
+"""The engine against the plain way, and against itself under other batches."""
+
+import pytest
+import torch
+
+from src.sampling.engine import Request, sample
+from src.sampling.samplers import Sampling
+from tests.reference import sample_one
+
+QUESTIONS = [
+    "Mia has 12 pens and buys 5 more. How many pens does Mia have now?",
+    "How many?",
+    "A train has 7 cars with 9 seats in each car. How many seats does the train have?",
+    "Tom shares 12 eggs equally among 3 friends. How many eggs does each friend get?",
+    "A shirt costs 9 dollars.",
+]
+SAMPLINGS = {
+    "noise": Sampling("noise", noise_std=0.5),
+    "dropout": Sampling("dropout", dropout_p=0.2),
+    "shared prompt": Sampling("dropout", dropout_p=0.2, dropout_prompt=False),
+    "answer too": Sampling("dropout", dropout_p=0.2, dropout_answer=True),
+    "one mask": Sampling("dropout", dropout_p=0.2, dropout_mask="trajectory"),
+    "one mask, shared, answer": Sampling(
+        "dropout", dropout_p=0.3, dropout_prompt=False, dropout_answer=True, dropout_mask="trajectory"
+    ),
+}
+T, A, SEED = 6, 12, 7
+
+
+def prompts_of(tokenizer, model):
+    return [tokenizer(model.format_prompt(question))["input_ids"] for question in QUESTIONS]
+
+
+def run(model, prompts, questions, n_samples, sampling, seed=SEED, latent_length=T):
+    return sample(model, Request(prompts, questions, n_samples, latent_length, A, seed, sampling))
+
+
+def assert_same(one, other):
+    assert one.tokens == other.tokens
+    assert one.finished == other.finished
+    torch.testing.assert_close(one.thoughts, other.thoughts, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_engine_is_the_reference(coconut, name):
+    model, tokenizer = coconut
+    prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
+    found = run(model, prompts, range(len(prompts)), 3, sampling)
+    different = set()
+    with torch.no_grad():
+        for q, prompt in enumerate(prompts):
+            for n in range(3):
+                thoughts, tokens = sample_one(model, prompt, q, n, T, A, SEED, sampling)
+                torch.testing.assert_close(found.thoughts[q, n], thoughts, rtol=1e-4, atol=1e-4)
+                assert found.tokens[q][n] == tokens
+                assert found.finished[q][n] == (len(tokens) < A)
+                different.add(tuple(tokens))
+    assert len(different) > len(prompts)  # the samples do differ
+
+
+def test_engine_is_the_reference_without_sampling(coconut):
+    model, tokenizer = coconut
+    prompts = prompts_of(tokenizer, model)
+    found = run(model, prompts, range(len(prompts)), 1, Sampling())
+    with torch.no_grad():
+        for q, prompt in enumerate(prompts):
+            _, tokens = sample_one(model, prompt, q, 0, T, A, SEED, Sampling())
+            assert found.tokens[q][0] == tokens
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_a_question_does_not_depend_on_its_batch(coconut, name):
+    model, tokenizer = coconut
+    prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
+    together = run(model, prompts, [3, 1, 4, 9, 5], 4, sampling)
+    for q, question in enumerate([3, 1, 4, 9, 5]):
+        alone = run(model, [prompts[q]], [question], 4, sampling)
+        assert alone.tokens[0] == together.tokens[q]
+        torch.testing.assert_close(alone.thoughts[0], together.thoughts[q], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_few_samples_are_the_head_of_many(coconut, name):
+    model, tokenizer = coconut
+    prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
+    few = run(model, prompts, range(5), 4, sampling)
+    many = run(model, prompts, range(5), 64, sampling)
+    assert few.tokens == [answers[:4] for answers in many.tokens]
+    torch.testing.assert_close(few.thoughts, many.thoughts[:, :4], rtol=1e-4, atol=1e-4)
+
+
+def test_strength_zero_is_greedy(coconut):
+    model, tokenizer = coconut
+    prompts = prompts_of(tokenizer, model)
+    greedy = run(model, prompts, range(5), 1, Sampling())
+    assert_same(run(model, prompts, range(5), 1, Sampling("noise", noise_std=0.0)), greedy)
+    assert_same(run(model, prompts, range(5), 1, Sampling("dropout", dropout_p=0.0)), greedy)
+
+
+@pytest.mark.parametrize("name", ["noise", "dropout"])
+def test_seed_and_question_index_matter(coconut, name):
+    model, tokenizer = coconut
+    prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
+    base = run(model, prompts, range(5), 2, sampling).thoughts
+    assert not torch.equal(base, run(model, prompts, range(5), 2, sampling, seed=8).thoughts)
+    assert not torch.equal(base, run(model, prompts, range(1, 6), 2, sampling).thoughts)
+
+
+def test_chunked_prompts_are_the_same(coconut, monkeypatch):
+    model, tokenizer = coconut
+    prompts = prompts_of(tokenizer, model)
+    whole = run(model, prompts, range(5), 4, SAMPLINGS["dropout"])
+    monkeypatch.setitem(__import__("src.sampling.engine", fromlist=["x"]).PREFILL_TOKENS, "cpu", 1)
+    assert_same(run(model, prompts, range(5), 4, SAMPLINGS["dropout"]), whole)
+
+
+@pytest.mark.parametrize("name", ["noise", "dropout"])
+def test_dropping_finished_rows_changes_nothing(coconut, name, monkeypatch):
+    model, tokenizer = coconut
+    prompts = prompts_of(tokenizer, model)
+    dropped = run(model, prompts, range(5), 8, SAMPLINGS[name])
+    lengths = {len(ids) for answers in dropped.tokens for ids in answers}
+    assert len(lengths) > 2  # rows do finish at different times
+    monkeypatch.setattr("src.sampling.engine.COMPACT_BELOW", 0.0)
+    assert_same(run(model, prompts, range(5), 8, SAMPLINGS[name]), dropped)
+
+
+def test_one_thought(coconut):
+    model, tokenizer = coconut
+    prompts = prompts_of(tokenizer, model)
+    sampling = SAMPLINGS["noise"]
+    found = run(model, prompts, range(5), 2, sampling, latent_length=1)
+    with torch.no_grad():
+        assert found.tokens[2][1] == sample_one(model, prompts[2], 2, 1, 1, A, SEED, sampling)[1]
+
+
+def test_impossible_requests(coconut):
+    model, tokenizer = coconut
+    prompts = prompts_of(tokenizer, model)
+    with pytest.raises(ValueError, match="all trajectories are equal"):
+        run(model, prompts, range(5), 2, Sampling())
+    with pytest.raises(ValueError, match="lower max_new_tokens"):
+        sample(model, Request(prompts, range(5), 1, 6, 90, 0, Sampling()))
+    for wrong in ({"by": "dropuot"}, {"dropout_p": 1.0}, {"noise_std": -1.0}, {"dropout_mask": "x"}):
+        with pytest.raises(ValueError, match="must be"):
+            Sampling(**wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_cuda_is_cpu(coconut, name):
+    model, tokenizer = coconut
+    prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
+    cpu = run(model, prompts, range(5), 8, sampling)
+    cuda = run(model.to("cuda"), prompts, range(5), 8, sampling)
+    model.to("cpu")
+    assert cuda.tokens == cpu.tokens
+    torch.testing.assert_close(cuda.thoughts.cpu(), cpu.thoughts, rtol=1e-3, atol=1e-3)
