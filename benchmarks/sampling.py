@@ -133,9 +133,7 @@ def peak_memory_mib(device):
 def measure(device, model, name, questions, n_samples, new_tokens, with_plain):
     """The figures of one variant."""
     ids = torch.randint(0, 50000, (questions, 94), generator=torch.Generator().manual_seed(1))
-    request = Request(
-        ids.tolist(), list(range(questions)), n_samples, 6, new_tokens, 0, VARIANTS[name]
-    )
+    request = Request(ids.tolist(), list(range(questions)), n_samples, 6, new_tokens, 0, VARIANTS[name])
     warm = Request(ids[:1].tolist(), [0], 4, 2, 2, 0, VARIANTS[name])
     sample(model, warm)
     engine = timed(device, sample, model, request)

@@ -15,7 +15,7 @@ import transformers
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from src.sampling.engine import Request, sample
+from src.sampling.engine import Request, check_length, sample
 from utils import records
 from utils.answers import parse_number
 from utils.data import file_sha256, load_dataset
@@ -85,6 +85,12 @@ class Run:
         """Samples what is left of this process's share. Returns its Speed."""
         speed = Speed()
         prompts = tokenizer([model.format_prompt(row["question"]) for row in self.rows])["input_ids"]
+        settings = self.settings
+        try:
+            longest = max(map(len, prompts))
+            check_length(model, longest, settings.latent_length, settings.max_new_tokens)
+        except ValueError as error:
+            raise UserError(f"{settings.data_path}: {error}") from None
         todo = self._share(prompts)
         with progress(
             sum(map(len, todo)), unit="question", disable=not self.processes.is_main_process

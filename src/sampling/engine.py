@@ -70,6 +70,16 @@ def sample(model, request):
     return Trajectories(thoughts, _regroup(tokens, shape), _regroup(finished, shape))
 
 
+def check_length(model, longest_prompt, latent_length, max_new_tokens):
+    """Raises ValueError when prompt, thoughts and answer do not fit the model's positions."""
+    needed = longest_prompt + latent_length + 1 + max_new_tokens
+    if needed > model.config.max_position_embeddings:
+        raise ValueError(
+            f"a prompt of {longest_prompt} tokens, {latent_length} thoughts and the answer need "
+            f"{needed} positions, the model has {model.config.max_position_embeddings}: lower max_new_tokens"
+        )
+
+
 def _regroup(rows, shape):
     return [rows[q * shape[1] : (q + 1) * shape[1]] for q in range(shape[0])]
 
@@ -77,12 +87,8 @@ def _regroup(rows, shape):
 def _check(model, request):
     if request.n_samples > 1 and request.sampling.by is None:
         raise ValueError("without sampling all trajectories are equal: ask for one sample")
-    needed = max(map(len, request.prompts)) + request.latent_length + request.max_new_tokens + 1
-    if needed > model.config.max_position_embeddings:
-        raise ValueError(
-            f"prompt, thoughts and answer need {needed} positions, the model has "
-            f"{model.config.max_position_embeddings}: lower max_new_tokens"
-        )
+    longest = max(map(len, request.prompts))
+    check_length(model, longest, request.latent_length, request.max_new_tokens)
 
 
 def _pad_right(prompts, device):

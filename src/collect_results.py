@@ -1,0 +1,79 @@
+"""One table of all finished runs below a folder: python -m src.collect_results outputs/run_tests_tiny"""
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+
+from utils.errors import UserError, reports_user_errors
+from utils.files import write_text
+
+MEASURES = ("coverage", "voting_accuracy", "mean_accuracy", "unparsable")
+COLUMNS = ("model", "benchmark", "sampler", "strength", "seed", "N", *MEASURES, "seconds")
+
+
+def rows_of(folder):
+    """The table's rows of one run: a dict of COLUMNS for each N; measures as metrics.json has them."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    sampler = settings["sampling_by"] if settings["do_sample"] else "greedy"
+    strength = {"dropout": settings["dropout_p"], "noise": settings["noise_std"]}.get(sampler, "")
+    same = {
+        "model": Path(settings["model_id"]).name,
+        "benchmark": Path(settings["data_path"]).stem,
+        "sampler": sampler,
+        "strength": strength,
+        "seed": settings["seed"],
+        "seconds": metrics["speed"].get("seconds", ""),
+    }
+    for n, summary in metrics["by_n"].items():
+        yield same | {"N": int(n)} | {name: summary[name] for name in MEASURES}
+
+
+def to_markdown(rows):
+    """Measures in percent with their 95 % interval."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        cells = [_cell(row[name]) for name in COLUMNS]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value):
+    if isinstance(value, dict):
+        return f"{value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
+    return str(value)
+
+
+def to_csv(rows):
+    """Each measure in three columns: itself, and the ends of its interval."""
+    ends = [f"{name}_{end}" for name in MEASURES for end in ("low", "high")]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [*COLUMNS, *ends], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        flat = row | {name: row[name]["value"] for name in MEASURES}
+        flat |= {f"{name}_{end}": row[name][end] for name in MEASURES for end in ("low", "high")}
+        writer.writerow(flat)
+    return stream.getvalue()
+
+
+@reports_user_errors
+def main():
+    parser = argparse.ArgumentParser(prog="src.collect_results", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    runs = sorted(path.parent for path in folder.rglob("metrics.json"))
+    if not runs:
+        raise UserError(f"{folder}: no finished run below it (metrics.json)")
+    rows = [row for run in runs for row in rows_of(run)]
+    rows.sort(key=lambda row: [str(row[key]) for key in COLUMNS[:5]] + [row["N"]])
+    write_text(folder / "results.md", to_markdown(rows))
+    write_text(folder / "results.csv", to_csv(rows))
+    print(to_markdown(rows), end="")
+    print(f"wrote {folder}/results.md and {folder}/results.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Runs the project's commands as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def infer_command(*flags, processes=1):
+    """The command line of src.infer_gpt2, under torchrun for several processes."""
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", "-m"]
+    return [*start, "src.infer_gpt2", *map(str, flags)]
+
+
+def run(command, **environment):
+    return subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def outputs(folder):
+    """samples.jsonl as text, and metrics.json without its speed."""
+    metrics = json.loads((Path(folder) / "metrics.json").read_text())
+    metrics.pop("speed")
+    return (Path(folder) / "samples.jsonl").read_text(), metrics

@@ -1,0 +1,102 @@
+import collections
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from src.models.tiny_tokenizer import build_tokenizer
+from src.prepare_data import TINY_SIZES, write_tiny
+from utils.data import load_dataset
+from utils.errors import UserError
+from utils.tiny_problems import TEMPLATES, make_problem
+
+DATA = Path(__file__).parents[1] / "data"
+SPLITS = {name: load_dataset(DATA / f"tiny_{name}.json") for name in TINY_SIZES}
+
+
+def test_files_are_regenerated_byte_for_byte(tmp_path):
+    write_tiny(tmp_path)
+    for name in TINY_SIZES:
+        file = f"tiny_{name}.json"
+        assert (tmp_path / file).read_bytes() == (DATA / file).read_bytes()
+
+
+def test_sizes_and_no_question_twice():
+    assert {name: len(rows) for name, rows in SPLITS.items()} == TINY_SIZES
+    questions = [row["question"] for rows in SPLITS.values() for row in rows]
+    assert len(set(questions)) == len(questions)
+    assert len(TEMPLATES) >= 40
+
+
+@pytest.mark.parametrize("name", ["test", "valid"])
+def test_mix_of_steps(name):
+    counts = collections.Counter(len(row["steps"]) for row in SPLITS[name])
+    for steps, share in {1: 0.10, 2: 0.35, 3: 0.40, 4: 0.15}.items():
+        assert abs(counts[steps] / len(SPLITS[name]) - share) < 0.05
+
+
+def test_companions():
+    assert {len(row["steps"]) for row in SPLITS["multi"]} == {2}
+    assert {len(row["steps"]) for row in SPLITS["hard"]} == {3, 4}
+    largest = [max(map(int, re.findall(r"\d+", " ".join(row["steps"])))) for row in SPLITS["hard"]]
+    assert min(largest) >= 100
+
+
+@pytest.mark.parametrize("name", TINY_SIZES)
+def test_steps_are_right_and_use_the_question(name):
+    for row in SPLITS[name]:
+        known = set(re.findall(r"\d+", row["question"]))
+        for step in row["steps"]:
+            x, op, y, result = re.fullmatch(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", step).groups()
+            exact = {"+": int(x) + int(y), "-": int(x) - int(y), "*": int(x) * int(y)}
+            exact["/"] = int(x) / int(y)
+            assert exact[op] == int(result)
+            assert {x, y} <= known
+            known.add(result)
+        assert row["answer"] == result
+
+
+def test_a_problem_is_a_function_of_its_place():
+    assert make_problem("train", 1, 5) == make_problem("train", 1, 5)
+    assert make_problem("train", 1, 5) != make_problem("train", 1, 6)
+    assert make_problem("train", 1, 5) != make_problem("train", 2, 5)
+
+
+def test_the_tokenizer_knows_every_word():
+    tokenizer = build_tokenizer()
+    for row in SPLITS["test"] + SPLITS["hard"]:
+        ids = tokenizer(" ".join([row["question"], *row["steps"]]))["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(tokenizer("### 1782 -3")["input_ids"]) == "### 1782 - 3"
+
+
+GOOD = {"question": "How many?", "steps": ["<<1+1=2>>"], "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps([GOOD, GOOD])[:60], "not valid JSON"),
+        (json.dumps([]), "non-empty JSON list"),
+        (json.dumps({"a": 1}), "non-empty JSON list"),
+        (json.dumps([GOOD, {"question": "x", "steps": []}]), 'row 1: has no "answer"'),
+        (json.dumps([GOOD, GOOD | {"answer": 2}]), 'row 1: "answer" must be a string'),
+        (json.dumps([GOOD | {"answer": "two"}]), "row 0.*must be a string that holds a number"),
+        (json.dumps([GOOD | {"question": " "}]), "row 0.*non-empty string"),
+        (json.dumps([GOOD | {"steps": "<<1+1=2>>"}]), "row 0.*list of strings"),
+        (json.dumps([GOOD, 3]), "row 1: must be an object"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_says_the_mend(tmp_path):
+    with pytest.raises(UserError, match="prepare_data tiny"):
+        load_dataset(tmp_path / "none.json")

@@ -1,0 +1,97 @@
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from utils import metrics
+from utils.answers import after_hash, parse_number
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_hit():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(itertools.combinations(range(n), k))
+                hits = sum(any(i < c for i in subset) for subset in subsets)
+                assert math.isclose(metrics.pass_at_k(n, c, k), hits / len(subsets))
+
+
+def test_pass_at_k_is_exact_for_large_n():
+    n, c, k = 100_000, 3, 50_000
+    exact = 1 - Fraction(n - k, n) * Fraction(n - k - 1, n - 1) * Fraction(n - k - 2, n - 2)
+    assert metrics.pass_at_k(n, c, k) == float(exact)
+    with pytest.raises(ValueError, match="pass@k needs"):
+        metrics.pass_at_k(4, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "vote"),
+    [
+        ([1.0, 2.0, 2.0], 2.0),
+        ([3.0, 2.0, 2.0, 3.0], 3.0),  # a tie goes to the first that occurred
+        ([None, None, None, 5.0], 5.0),  # the unparsable take no part, however many
+        ([None, None], None),
+        ([0.0, -0.0, 1.0], 0.0),  # one number
+    ],
+)
+def test_majority_vote(predictions, vote):
+    assert metrics.majority_vote(predictions) == vote
+
+
+def test_summary_by_hand():
+    pools = [([1.0, 2.0, 1.0, None], 1.0), ([3.0, 3.0, 4.0, 4.0], 4.0)]
+    summary = metrics.summarize(pools, [1, 4])
+    value = {n: {name: m["value"] for name, m in row.items()} for n, row in summary.items()}
+    assert value["1"] == {
+        "pass@1": 50.0, "coverage": 50.0, "voting_accuracy": 50.0, "mean_accuracy": 50.0,
+        "unparsable": 0.0,
+    }  # fmt: skip
+    assert value["4"]["coverage"] == 100.0
+    assert value["4"]["voting_accuracy"] == 50.0
+    assert value["4"]["mean_accuracy"] == 50.0
+    assert value["4"]["unparsable"] == 12.5
+    assert value["4"]["pass@1"] == 50.0
+    assert value["4"]["pass@2"] == round(100 * (5 / 6), 2)
+    assert value["4"]["pass@4"] == 100.0
+    with pytest.raises(ValueError, match="fewer than 5"):
+        metrics.summarize(pools, [5])
+
+
+def test_bootstrap_interval_is_that_of_a_share():
+    values = np.repeat([0.0, 1.0], [700, 300])
+    low, high = metrics.bootstrap_interval(values)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert abs(low - (0.3 - half)) < 0.01
+    assert abs(high - (0.3 + half)) < 0.01
+    assert metrics.bootstrap_interval(values) == (low, high)
+
+
+def test_powers_of_two():
+    assert metrics.powers_of_two(1) == [1]
+    assert metrics.powers_of_two(64) == [1, 2, 4, 8, 16, 32, 64]
+    assert metrics.powers_of_two(48) == [1, 2, 4, 8, 16, 32, 48]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("<<16-3=13>> ### 18", 18.0),
+        ("### 1,234.50", 1234.5),
+        ("# 3 ### -7", -7.0),
+        ("### 12 dollars", None),
+        ("18", None),
+        ("###", None),
+        ("### nan", None),
+        ("### inf", None),
+        ("### 1_000", None),
+    ],
+)
+def test_answers(text, number):
+    assert after_hash(text) == number
+
+
+def test_parse_number_takes_json_answers():
+    assert parse_number("1,000") == 1000.0
+    assert parse_number("-3.5") == -3.5
