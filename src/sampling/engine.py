@@ -74,9 +74,10 @@ def check_length(model, longest_prompt, latent_length, max_new_tokens):
     """Raises ValueError when prompt, thoughts and answer do not fit the model's positions."""
     needed = longest_prompt + latent_length + 1 + max_new_tokens
     if needed > model.config.max_position_embeddings:
+        limit = model.config.max_position_embeddings
         raise ValueError(
             f"a prompt of {longest_prompt} tokens, {latent_length} thoughts and the answer need "
-            f"{needed} positions, the model has {model.config.max_position_embeddings}: lower max_new_tokens"
+            f"{needed} positions, the model has {limit}: lower max_new_tokens"
         )
 
 

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2Config
 
 from src.models.coconut import COCONUT
 from src.models.special_tokens import add_tokens
 from src.models.tiny_tokenizer import build_tokenizer
+from src.sampling import rng
 from src.training.coconut_loss import CoconutLoss
-from src.training.curriculum import Batch, Stage, batches, make_source
+from src.training.curriculum import Stage, batches, make_source
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.files import atomic_path, write_json, write_text
+from utils.progress import progress
 
 
 @dataclass
@@ -117,6 +118,7 @@ class BackboneTrainer:
 
     def __init__(self, recipe, accelerator):
         self.recipe, self.accelerator = recipe, accelerator
+        self.place = (accelerator.process_index, accelerator.num_processes, accelerator.device)
         if recipe.batch_size % accelerator.num_processes:
             raise UserError(f"batch_size must be a multiple of {accelerator.num_processes} processes")
         torch.manual_seed(recipe.seed)
@@ -151,9 +153,12 @@ class BackboneTrainer:
 
     def _stage(self, stage):
         total = self._steps_per_epoch(stage) * stage.epochs
-        bar = tqdm(total=total, initial=self.cursor.step, mininterval=1, dynamic_ncols=True,
-                   disable=not self.accelerator.is_main_process)  # fmt: skip
-        bar.set_description(f"stage {self.cursor.stage}: {stage.thoughts} thoughts")
+        bar = progress(
+            total,
+            self.cursor.step,
+            f"stage {self.cursor.stage}: {stage.thoughts} thoughts",
+            disable=not self.accelerator.is_main_process,
+        )
         while self.cursor.epoch < stage.epochs:
             self._epoch(stage, total, bar)
             self.cursor.epoch, self.cursor.batch = self.cursor.epoch + 1, 0
@@ -194,7 +199,6 @@ class BackboneTrainer:
 
     def _step(self, batch, stage, total):
         recipe, cursor = self.recipe, self.cursor
-        torch.manual_seed(hash((recipe.seed, cursor.stage, cursor.step, self.accelerator.process_index)))
         final = stage.final_learning_rate or stage.learning_rate
         done = min(1.0, cursor.step / max(1, total))
         rate = stage.learning_rate + (final - stage.learning_rate) * done
@@ -202,18 +206,19 @@ class BackboneTrainer:
             group["lr"] = rate * min(1.0, (cursor.step + 1) / max(1, recipe.warmup_steps))
         self.optimizer.zero_grad()
         with self.accelerator.autocast(), _attention(self.accelerator.device):
-            loss, right = self.wrapped(self._share(batch), stage.thoughts, stage.dropout)
+            share = batch.share(*self.place)
+            loss, right = self.wrapped(share, stage.thoughts, stage.dropout, self._share_keys())
             self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         return loss.detach(), right
 
-    def _share(self, batch):
-        """This process's rows of a batch, on its device."""
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        device = self.accelerator.device
-        parts = (batch.prompt[mine], batch.text[mine], batch.digits[mine])
-        return Batch(*(part.to(device) for part in parts), batch.n_steps[mine])
+    def _share_keys(self):
+        """Random keys of this process's rows: a function of seed, stage, step and row."""
+        process, processes, device = self.place
+        rows = torch.arange(process, self.recipe.batch_size, processes)
+        step = torch.full_like(rows, self.cursor.stage << 32 | self.cursor.step)
+        return rng.row_keys(self.recipe.seed, step, rows, device)
 
     @torch.no_grad()
     def accuracy(self, stage):
@@ -227,9 +232,8 @@ class BackboneTrainer:
         for i, batch in enumerate(found):
             if i % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
-            parts = (x.to(self.accelerator.device) for x in (batch.prompt, batch.text, batch.digits))
             with self.accelerator.autocast():
-                _, right = self.module(Batch(*parts, batch.n_steps), stage.thoughts)
+                _, right = self.module(batch.share(0, 1, self.accelerator.device), stage.thoughts)
             at = torch.tensor(batch.n_steps).clamp(max=31)
             counts[0].index_add_(0, at, right.double().cpu())
             counts[1].index_add_(0, at, torch.ones(len(at), dtype=torch.float64))

@@ -5,21 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from src.models import gpt2
+from src.sampling.samplers import Sampling, masks
 
 _CLASSES = 11  # ten digits, and none
-
-
-class Dropout:
-    """Plain dropout at the sites at which sampling drops; see src.models.gpt2.KeepAll."""
-
-    def __init__(self, p):
-        self.p = p
-
-    def __call__(self, out, layer, site):
-        return F.dropout(out, self.p)
-
-    def at(self, index):
-        return self
 
 
 class CoconutLoss(nn.Module):
@@ -34,16 +22,19 @@ class CoconutLoss(nn.Module):
         self.model, self.probe_weight = model, probe_weight
         self.probe = nn.Linear(model.config.n_embd, 3 * _CLASSES)
 
-    def forward(self, batch, thoughts, dropout=0.0):
+    def forward(self, batch, thoughts, dropout=0.0, keys=None):
         """Loss (scalar), and right (B,): whether each row's text is predicted without a mistake.
 
         With the whole text predicted right token by token, greedy decoding yields just that text.
+        Dropout acts where sampling drops, under masks of the rows' random keys (B,).
         """
-        drop = Dropout(dropout) if dropout else gpt2.KEEP_ALL
-        states, hidden = self._read(batch, thoughts, drop)
+        states, hidden = self._read(batch, thoughts, Sampling("dropout", dropout), keys)
         logits = self.model.lm_head(hidden).float()  # (B, S - 1, V)
         target = batch.text[:, 1:]  # (B, S - 1)
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum"
+        )
+        loss = loss / batch.n_targets
         right = ((logits.argmax(-1) == target) | (target == -100)).all(1)
         # + 0 * probe: every parameter takes part in every step, as data-parallel training asks
         return loss + self.probe_weight * self._probe_loss(states, batch.digits), right
@@ -55,21 +46,26 @@ class CoconutLoss(nn.Module):
         logits = self.probe(read).float().unflatten(-1, (3, _CLASSES))  # (B, K, 3, 11)
         return F.cross_entropy(logits.flatten(0, 2), digits.flatten())
 
-    def _read(self, batch, thoughts, drop):
+    def _read(self, batch, thoughts, sampling, keys):
         """The thoughts, each (B, D), and the hidden states (B, S - 1, D) that predict the text."""
         model, (rows, length) = self.model, batch.prompt.shape
-        lengths = torch.full((rows,), length, device=batch.prompt.device)
-        hidden, prompt = model.prefill(model.embed(batch.prompt), lengths, drop)
+        at = torch.arange(model.config.n_positions, device=batch.prompt.device).expand(rows, -1)
+
+        def hook(positions):
+            return masks(sampling, keys, positions - (length - 1)) if sampling.drops else gpt2.KEEP_ALL
+
+        x = model.embed(batch.prompt)  # (B, L, D)
+        hidden, prompt = model.prefill(x, at[:, 0] + length, hook(at[:, :length]))
         own, states = gpt2.GrowingCache(), []
         for t in range(thoughts):
             if t:
-                at = lengths[:, None] + t - 1
-                hidden = model.extend(states[-1][:, None], at, prompt, own, drop)[:, 0]
+                here = at[:, length + t - 1 : length + t]
+                hidden = model.extend(states[-1][:, None], here, prompt, own, hook(here))[:, 0]
             states.append(model.to_thought(hidden))  # (B, D)
         x = model.embed(batch.text[:, :-1].clamp(min=0))  # (B, S - 1, D)
         if states:
             x = torch.cat((states[-1][:, None].to(x.dtype), x), dim=1)  # (B, S, D)
         start = length + max(0, thoughts - 1)
-        at = torch.arange(start, start + x.shape[1], device=x.device).expand(rows, -1)
-        hidden = model.extend(x, at, prompt, own, drop)
+        here = at[:, start : start + x.shape[1]]
+        hidden = model.extend(x, here, prompt, own, hook(here))
         return states, hidden[:, 1:] if states else hidden

@@ -59,12 +59,21 @@ class FileProblems:
 @dataclass
 class Batch:
     """Problems with prompts of one length. prompt (B, L); text (B, S) from the end-of-thinking token
-    to end-of-text, padded on the right with -100; digits (B, K, 3) of the first K steps' results."""
+    to end-of-text, padded on the right with -100; digits (B, K, 3) of the first K steps' results;
+    n_targets: by how many tokens the cross-entropy is divided."""
 
     prompt: torch.Tensor
     text: torch.Tensor
     digits: torch.Tensor
     n_steps: list
+    n_targets: float
+
+    def share(self, process, processes, device="cpu"):
+        """The rows of one process, on its device. The mean of the processes' gradients is that of
+        the whole batch, however its tokens fall on them."""
+        mine = slice(process, None, processes)
+        parts = (part[mine].to(device) for part in (self.prompt, self.text, self.digits))
+        return Batch(*parts, self.n_steps[mine], self.n_targets / processes)
 
 
 def target_text(row, hidden_steps, eos):
@@ -112,7 +121,8 @@ def _collate(items, n_probed):
     for line, ids in zip(text, texts, strict=True):
         line[: len(ids)] = torch.tensor(ids)
     digits = torch.tensor([_result_digits(row, n_probed) for row in rows])
-    return Batch(torch.tensor(prompts), text, digits, [len(row["steps"]) for row in rows])
+    n_steps = [len(row["steps"]) for row in rows]
+    return Batch(torch.tensor(prompts), text, digits, n_steps, float((text[:, 1:] != -100).sum()))
 
 
 def _result_digits(row, count):

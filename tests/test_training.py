@@ -1,0 +1,209 @@
+"""The curriculum: batches, the loss against the plain way, resume, processes."""
+
+import json
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file
+
+from src.sampling.samplers import Sampling
+from src.training.coconut_loss import CoconutLoss
+from src.training.curriculum import Stage, TinyProblems, batches, make_source, target_text
+from tests.commands import ROOT, run
+from tests.conftest import random_coconut
+from utils.data import load_dataset
+
+ROWS = load_dataset(ROOT / "data/tiny_valid.json")[:200]
+SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+
+
+def some_batches(stage, size=4, **options):
+    model, tokenizer = random_coconut(n_positions=128)
+    found = batches(ROWS, tokenizer, model.format_prompt, stage, size, "seed", **options)
+    return model, tokenizer, list(found)
+
+
+def test_batches_need_no_padding_of_prompts():
+    stage = Stage(4, 2, 1, 1e-3)
+    _, tokenizer, found = some_batches(stage)
+    assert len(found) > 20
+    for batch in found:
+        assert batch.prompt.shape[0] == 4
+        assert tokenizer.pad_token_id not in batch.prompt
+        assert batch.digits.shape == (4, 2, 3)
+    _, _, everything = some_batches(stage, drop_last=False)
+    assert sum(len(batch.prompt) for batch in everything) == len(ROWS)
+
+
+def test_targets_by_stage():
+    row = {"question": "", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
+    assert target_text(row, 0, "E") == "<|end-latent|><<1+2=3>> <<3*4=12>> ### 12E"
+    assert target_text(row, 1, "E") == "<|end-latent|><<3*4=12>> ### 12E"
+    assert target_text(row, 3, "E") == target_text(row, -1, "E") == "<|end-latent|>### 12E"
+
+
+def test_probe_targets_are_the_results_digits():
+    row = {"question": "A shirt costs 9 dollars.", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
+    model, tokenizer = random_coconut()
+    (batch,) = batches([row], tokenizer, model.format_prompt, Stage(6, -1, 1, 1e-3), 1, "s")
+    assert batch.digits.tolist() == [[[3, 10, 10], [2, 1, 10], [2, 1, 10]]]  # the last step repeats
+
+
+def test_the_stream_avoids_held_out_questions():
+    whole = list(TinyProblems(3, 50, []).epoch(1))
+    source = make_source("tiny", 3, 50, [ROOT / "data/tiny_test.json"])
+    assert list(source.epoch(1)) == whole
+    source.held_out = {whole[4]["question"]}
+    assert list(source.epoch(1)) == whole[:4] + whole[5:]
+
+
+def plain_loss(model, batch, thoughts):
+    """One uncached forward a thought over embeddings that grow, by the Hugging Face model itself."""
+    x = model.transformer.wte(batch.prompt)
+    for _ in range(thoughts):
+        state = model.transformer(inputs_embeds=x).last_hidden_state[:, -1:]
+        x = torch.cat((x, state), dim=1)
+    x = torch.cat((x, model.transformer.wte(batch.text[:, :-1].clamp(min=0))), dim=1)
+    hidden = model.transformer(inputs_embeds=x).last_hidden_state
+    logits = model.lm_head(hidden[:, -batch.text.shape[1] + 1 :])
+    return F.cross_entropy(logits.flatten(0, 1), batch.text[:, 1:].flatten(), ignore_index=-100)
+
+
+@pytest.mark.parametrize(("thoughts", "hidden_steps"), [(0, 0), (2, 1), (6, -1)])
+def test_loss_and_gradients_are_the_plain_ones(thoughts, hidden_steps):
+    model, _, found = some_batches(Stage(thoughts, hidden_steps, 1, 1e-3))
+    module = CoconutLoss(model, probe_weight=0.0)
+    loss, _ = module(found[0], thoughts)
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = plain_loss(model, found[0], thoughts)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max().clamp(min=1e-3)
+        assert (gradients[name] - parameter.grad).abs().max() < 1e-3 * scale, name
+
+
+def test_the_probe_trains_the_thoughts():
+    model, _, found = some_batches(Stage(6, -1, 1, 1e-3))
+    module = CoconutLoss(model, probe_weight=1.0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    first = None
+    for _ in range(40):
+        loss, _ = module(found[0], 6)
+        first = first or loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first / 2
+
+
+def test_dropout_is_the_samplers():
+    """Masks in training follow the rows' keys, so that they do not depend on the processes."""
+    model, _, found = some_batches(Stage(6, -1, 1, 1e-3))
+    module = CoconutLoss(model, 0.0)
+    keys = torch.tensor([1, 2, 3, 4])
+    one, _ = module(found[0], 6, 0.1, keys)
+    again, _ = module(found[0], 6, 0.1, keys)
+    other, _ = module(found[0], 6, 0.1, keys + 1)
+    still, _ = module(found[0], 6)
+    assert one == again
+    assert len({one.item(), other.item(), still.item()}) == 3
+    assert Sampling("dropout", 0.1).drops
+
+
+def write_recipe(path, **values):
+    recipe = {
+        "output_dir": str(path.with_suffix("")), "shape": SHAPE, "train": "tiny", "seed": 1,
+        "problems_per_epoch": 600, "valid": "data/tiny_valid.json", "batch_size": 8,
+        "weight_decay": 0.01, "warmup_steps": 5, "probe_weight": 1.0, "save_every": 10,
+        "stages": [
+            {"thoughts": 0, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3},
+            {"thoughts": 4, "hidden_steps": -1, "epochs": 2, "learning_rate": 1e-3,
+             "final_learning_rate": 1e-4, "dropout": 0.1},
+        ],
+    } | values  # fmt: skip
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def train(recipe, processes=1, **environment):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc_per_node={processes}", "-m", "src.train_backbone", str(recipe)]
+    return run(command, **environment)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    recipe = write_recipe(tmp_path_factory.mktemp("training") / "whole.yaml")
+    done = train(recipe)
+    assert done.returncode == 0, done.stderr
+    return recipe.with_suffix("")
+
+
+def test_training_writes_a_checkpoint_with_its_recipe(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["seed"] == 1
+    assert [entry["stage"] for entry in metrics["history"]] == [0, 1, 1]
+    assert 0 <= metrics["valid_accuracy"] <= 100
+    assert (trained / "recipe.yaml").read_text() == trained.with_suffix(".yaml").read_text()
+    assert not (trained / "training_state.pt").exists()
+
+
+def test_resumed_is_uninterrupted(trained, tmp_path, monkeypatch):
+    """Stopped by force after 25 and 110 optimizer steps, with the last save some steps before."""
+    from accelerate import Accelerator
+
+    from src.training.backbone import BackboneTrainer, Recipe
+    from utils.config import load_yaml
+
+    recipe = load_yaml(write_recipe(tmp_path / "resumed.yaml"), Recipe)
+    plain_step = BackboneTrainer._step
+    for allowed in (25, 85, None):
+        taken = 0
+
+        def counted(self, *args, allowed=allowed):
+            nonlocal taken
+            taken += 1
+            if taken == allowed:
+                raise InterruptedError
+            return plain_step(self, *args)
+
+        monkeypatch.setattr(BackboneTrainer, "_step", counted)
+        trainer = BackboneTrainer(recipe, Accelerator(cpu=True))
+        if allowed is None:
+            trainer.run()
+        else:
+            with pytest.raises(InterruptedError):
+                trainer.run()
+    one = load_file(trained / "model.safetensors")
+    other = load_file(tmp_path / "resumed" / "model.safetensors")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_are_one(trained, tmp_path):
+    recipe = write_recipe(tmp_path / "two.yaml")
+    done = train(recipe, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 1
+    one = load_file(trained / "model.safetensors")
+    other = load_file(tmp_path / "two" / "model.safetensors")
+    # Adam turns rounding differences of tiny gradients into steps: compare functions, not bits
+    distance = sum((one[name] - other[name]).pow(2).sum() for name in one).sqrt()
+    size = sum(one[name].pow(2).sum() for name in one).sqrt()
+    assert distance < 2e-3 * size
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["processes"] == 2
+
+
+def test_user_errors(trained, tmp_path):
+    done = train(trained.with_suffix(".yaml"))
+    assert done.returncode != 0
+    assert "holds a finished model" in done.stderr
+    recipe = write_recipe(tmp_path / "odd.yaml", shape=None, base=str(tmp_path / "none"))
+    done = train(recipe)
+    assert "error: base:" in done.stderr
