@@ -40,7 +40,7 @@ def test_companions():
     assert {len(row["steps"]) for row in SPLITS["multi"]} == {2}
     assert {len(row["steps"]) for row in SPLITS["hard"]} == {3, 4}
     largest = [max(map(int, re.findall(r"\d+", " ".join(row["steps"])))) for row in SPLITS["hard"]]
-    assert min(largest) >= 100
+    assert min(largest) >= 200
 
 
 @pytest.mark.parametrize("name", TINY_SIZES)

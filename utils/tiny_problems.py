@@ -121,14 +121,14 @@ class Recipe:
 
     shares: dict[int, float]
     low: int = 1
-    high: int = 100
+    high: int = 200
     large_share: float = 0.0
 
 
-LARGE_RANGE = (100, 250)
+LARGE_RANGE = (200, 500)
 _MIX = {1: 0.10, 2: 0.35, 3: 0.40, 4: 0.15}
 RECIPES = {
-    "train": Recipe(_MIX, large_share=0.1),
+    "train": Recipe(_MIX, large_share=0.15),
     "test": Recipe(_MIX),
     "valid": Recipe(_MIX),
     "multi": Recipe({2: 1.0}),
