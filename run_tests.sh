@@ -44,15 +44,17 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 largest=0
 for n in $NS; do largest=$((n > largest ? n : largest)); done
 
-cell() { # model split seed, then the sampler's flags; the last of them is its strength
-  local model=$1 split=$2 seed=$3 strength=${*: -1}
-  local folder="$OUTPUT_DIR/${model##*/}/$split/$5-$strength-seed$seed"
-  echo "== ${model##*/} $split $5 $strength seed $seed"
-  # shellcheck disable=SC2086  # the lists are meant to be split
-  torchrun --standalone --nproc_per_node "$NPROC" -m src.infer_gpt2 \
+cell() { # model split seed, then the sampler's flags, of which the last is its strength
+  local model=$1 split=$2 seed=$3 sampler=$5 strength=${*: -1}
+  local folder="$OUTPUT_DIR/${model##*/}/$split/$sampler-$strength-n$largest-seed$seed${LIMIT:+-first$LIMIT}"
+  local start=(torchrun --standalone --nproc_per_node "$NPROC")
+  if [ -f "$folder/metrics.json" ]; then start=(python); fi # finished: nothing to sample, only to check
+  echo "== ${model##*/} $split $sampler $strength seed $seed"
+  # shellcheck disable=SC2086  # NS is a list
+  "${start[@]}" -m src.infer_gpt2 \
     --model_type "${model%%:*}" --model_id "${model#*:}" --data_path "data/$split.json" \
     --n_samples "$largest" --report_n $NS --batch_size "$BATCH_SIZE" --seed "$seed" \
-    ${LIMIT:+--limit $LIMIT} --output_dir "$folder" "${@:4}"
+    ${LIMIT:+--limit "$LIMIT"} --output_dir "$folder" "${@:4}"
 }
 
 for model in $MODELS; do

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GPT2Config
 
 from src.models.coconut import COCONUT
 from src.sampling import rng
-from src.sampling.engine import Request, sample
+from src.sampling.engine import PREFILL_TOKENS, Request, sample
 from src.sampling.samplers import Sampling
 
 VARIANTS = {
@@ -84,18 +84,25 @@ def products(model, request):
     rows = len(request.prompts) * request.n_samples
     length = len(request.prompts[0])
     own = request.sampling.own_prompts
-    reads = [length] * rows if own else [length] * len(request.prompts)
-    chunk = max(1, 2048 // length)
-    passes = [sum(reads[i : i + chunk]) for i in range(0, len(reads), chunk)]
-    passes += [rows] * (request.latent_length - 1) + [2 * rows] + [rows] * (request.max_new_tokens - 1)
-    for size in passes:
-        x = torch.ones(size, model.config.n_embd, device=model.device)
-        for block in model.transformer.h:
-            for conv in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
-                width = conv.weight.shape[0]
-                x = torch.addmm(conv.bias, x[:, :1].expand(-1, width).contiguous(), conv.weight)
+    reads = rows if own else len(request.prompts)
+    chunk = max(1, PREFILL_TOKENS[model.device.type] // length)
+    for start in range(0, reads, chunk):
+        _block_products(model, length * min(chunk, reads - start), min(chunk, reads - start))
+    steps = [rows] * (request.latent_length - 1) + [2 * rows] + [rows] * (request.max_new_tokens - 1)
+    for size in steps:
+        _block_products(model, size, size)
     for _ in range(request.max_new_tokens):
         model.lm_head(torch.ones(rows, model.config.n_embd, device=model.device))
+
+
+def _block_products(model, tokens, last_tokens):
+    """Of one forward pass; the last block works on ``last_tokens`` once keys and values are made."""
+    for layer, block in enumerate(model.transformer.h):
+        last = last_tokens if layer == len(model.transformer.h) - 1 else tokens
+        sizes = ((block.attn.c_attn, tokens), (block.attn.c_proj, last))
+        for conv, size in (*sizes, (block.mlp.c_fc, last), (block.mlp.c_proj, last)):
+            x = torch.ones(size, conv.weight.shape[0], device=model.device)
+            torch.addmm(conv.bias, x, conv.weight)
 
 
 def random_seconds(device, model, request):

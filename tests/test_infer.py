@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.commands import ENVIRONMENT, ROOT, infer_command, outputs, run
 from utils.metrics import majority_vote
@@ -195,3 +195,19 @@ def test_a_full_disk_keeps_what_was_finished(whole, flags, tmp_path):
     done = run(command)
     assert done.returncode == 0, done.stderr
     assert outputs(tmp_path / "x") == outputs(whole[0])
+
+
+def test_other_data_or_weights_under_the_same_name(whole, flags, checkpoint, tmp_path):
+    """A run is not mixed with samples of a data file or a checkpoint that has changed since."""
+    folder = shutil.copytree(whole[0], tmp_path / "x")
+    model = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"]["model_id"] = str(model)
+    (folder / "config.json").write_text(json.dumps(config))
+    command = infer_command(
+        *flags, "--model_id", model, "--output_dir", folder, "--save_latents", "true"
+    )
+    assert run(command).returncode == 0
+    weights = load_file(model / "model.safetensors")
+    save_file({name: w + 1 for name, w in weights.items()}, model / "model.safetensors")
+    assert_one_line(run(command), "another weights_sha256")

@@ -1,6 +1,5 @@
 """Data sets: JSON lists of {"question", "steps", "answer"}."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -47,13 +46,3 @@ def _fault(row):
     if not isinstance(row["answer"], str) or parse_number(row["answer"]) is None:
         return f'"answer" must be a string that holds a number, not {row["answer"]!r}'
     return None
-
-
-def file_sha256(path):
-    """Hex digest of a file's bytes, or of all files of a folder in order of their names."""
-    path, digest = Path(path), hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            for part in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(part)
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -29,3 +30,13 @@ def write_text(path, text):
 
 def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(paths):
+    """Hex digest of the bytes of the given files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as stream:
+            for part in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(part)
+    return digest.hexdigest()

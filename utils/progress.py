@@ -4,6 +4,8 @@ import sys
 
 from tqdm import tqdm
 
+_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
 
 class _Lines:
     """A stream that turns tqdm's carriage returns into lines."""
@@ -17,7 +19,7 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(total, initial=0, description="", disable=False, unit="it"):
+def progress(total, initial=0, description="questions", disable=False, unit="it"):
     """A tqdm bar; without a terminal it writes a plain line every 15 seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -29,4 +31,5 @@ def progress(total, initial=0, description="", disable=False, unit="it"):
         dynamic_ncols=terminal,
         mininterval=0.5 if terminal else 15,
         file=None if terminal else _Lines(),
+        bar_format=None if terminal else _LINE,
     )

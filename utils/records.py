@@ -18,6 +18,10 @@ def _part(folder, rank):
     return folder / (NAME if rank == 0 else f"samples.rank{rank}.jsonl")
 
 
+def _text(records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
 def _lines(path):
     """The whole records of a file; a last line that an interruption cut off is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -33,9 +37,10 @@ def gather(folder):
     folder = Path(folder)
     parts = sorted(folder.glob("samples*.jsonl"))
     records = {record["idx"]: record for part in parts for record in _lines(part)}
-    if parts:
-        ordered = (json.dumps(records[idx], ensure_ascii=False) for idx in sorted(records))
-        write_text(folder / NAME, "".join(line + "\n" for line in ordered))
+    ordered = _text(records[idx] for idx in sorted(records))
+    main = folder / NAME
+    if parts and not (main.exists() and main.read_text(encoding="utf-8") == ordered):
+        write_text(main, ordered)
     for part in parts:
         if part.name != NAME:
             part.unlink()
@@ -50,8 +55,7 @@ def read(folder):
 
 def append(folder, rank, records):
     """Appends finished records and hands them to the disk."""
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     with _part(Path(folder), rank).open("a", encoding="utf-8") as stream:
-        stream.write(text)
+        stream.write(_text(records))
         stream.flush()
         os.fsync(stream.fileno())

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from src.sampling.engine import Request, check_length, sample
 from utils import records
 from utils.answers import parse_number
-from utils.data import file_sha256, load_dataset
+from utils.data import load_dataset
 from utils.errors import UserError
-from utils.files import atomic_path, write_json
+from utils.files import atomic_path, sha256, write_json
 from utils.metrics import majority_vote, summarize
 from utils.progress import progress
 
@@ -69,12 +69,13 @@ class Run:
         self.done = records.read(self.folder)
 
     def _identity(self):
-        model = Path(self.settings.model_id)
+        folder = Path(self.settings.model_id)
+        weights = sorted(folder.glob("*.safetensors"))
         return {
             "settings": self.settings.result_settings(),
             "questions": len(self.rows),
-            "data_sha256": file_sha256(self.settings.data_path),
-            "model_sha256": file_sha256(model) if model.is_dir() else None,
+            "data_sha256": sha256([self.settings.data_path]),
+            "weights_sha256": sha256(weights) if weights else None,  # None: a hub id
         }
 
     @property
@@ -102,7 +103,8 @@ class Run:
                 right += sum(r["vote"] is not None and r["vote"] == _gold(r) for r in found)
                 covered += sum(any(r["correct"]) for r in found)
                 bar.set_postfix_str(
-                    f"vote {100 * right / seen:.1f} %, coverage {100 * covered / seen:.1f} %", False
+                    f"vote {100 * right / seen:.1f} %, coverage {100 * covered / seen:.1f} %",
+                    refresh=False,
                 )
                 bar.update(len(batch))
         return speed

@@ -190,7 +190,7 @@ class BackboneTrainer:
             self.cursor.batch, self.cursor.step = position + 1, self.cursor.step + 1
             bar.update()
             if self.cursor.step % 50 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right.float().mean().item():.2f}")
+                bar.set_postfix_str(f"loss {loss:.3f}, right {right.float().mean():.2f}", refresh=False)
             if self.cursor.step % recipe.save_every == 0:
                 self.cursor.seconds += time.monotonic() - clock
                 clock = time.monotonic()

@@ -1,0 +1,65 @@
+"""run_tests.sh, and the tables that it writes."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.commands import ENVIRONMENT, ROOT
+from tests.conftest import random_coconut
+
+
+def sweep(checkpoint, folder, **environment):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    lists = {
+        "MODELS": f"coconut:{checkpoint}", "SPLITS": "tiny_valid", "DROPOUT_PS": "0.1",
+        "NOISE_STDS": "0.5", "NS": "1 4", "SEEDS": "1", "LIMIT": "6", "NPROC": "1",
+        "OUTPUT_DIR": str(folder), "PATH": path,
+    }  # fmt: skip
+    return subprocess.run(
+        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | lists | environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_sweep_writes_one_table_and_skips_what_is_finished(tmp_path_factory, tmp_path):
+    model, tokenizer = random_coconut(n_positions=160)
+    checkpoint = tmp_path_factory.mktemp("checkpoints") / "long-coconut"
+    model.save_pretrained(checkpoint)
+    tokenizer.save_pretrained(checkpoint)
+
+    done = sweep(checkpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    cells = {(r["benchmark"], r["sampler"], r["strength"], r["N"]) for r in rows}
+    assert cells == {
+        ("tiny_valid", *sampler, n)
+        for sampler in (("dropout", "0.1"), ("noise", "0.5"))
+        for n in ("1", "4")
+    }
+    for row in rows:
+        assert float(row["coverage_low"]) <= float(row["coverage"]) <= float(row["coverage_high"])
+    table = (tmp_path / "results.md").read_text()
+    assert table.count("\n") == 2 + len(rows)
+    assert table in done.stdout
+
+    samples = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("samples.jsonl")}
+    lost = min(samples)
+    content = lost.read_text()
+    shutil.rmtree(lost.parent)
+    done = sweep(checkpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert lost.read_text() == content  # made anew, the others left alone
+    assert all(path.stat().st_mtime_ns == at for path, at in samples.items() if path != lost)
+
+
+def test_unknown_profile():
+    done = subprocess.run(
+        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | {"PROFILE": "big"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "PROFILE=big: must be tiny or paper" in done.stderr
