@@ -15,6 +15,10 @@ class COCONUT(LatentReasoner, GPT2LMHeadModel):
 
     parse_answer = staticmethod(after_hash)
 
+    def __init__(self, config):
+        gpt2.check_config(config)
+        super().__init__(config)
+
     @staticmethod
     def format_prompt(question):
         return f"{question}\n<|start-latent|>"

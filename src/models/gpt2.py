@@ -105,7 +105,15 @@ class FixedCache:
 
     def select(self, rows):
         """Keeps the given rows only, an index tensor; its order is the new order."""
-        self.buffer = self.buffer[:, :, rows]
+        old, length = self.buffer, self.length
+        self.buffer = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
+        self.buffer[..., :length, :] = old[:, :, rows, :, :length]  # no page beyond is touched
+
+
+def check_config(config):
+    """Raises ValueError for the rare GPT-2 variants that this forward pass does not compute."""
+    if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+        raise ValueError("attention scaled in GPT-2's uncommon ways is not supported")
 
 
 def _linear(conv, x):
