@@ -10,18 +10,23 @@ from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
 
 MEASURES = ("coverage", "voting_accuracy", "mean_accuracy", "unparsable")
-COLUMNS = ("model", "benchmark", "sampler", "strength", "seed", "N", *MEASURES, "seconds")
+COLUMNS = (
+    "model", "benchmark", "questions", "sampler", "strength", "seed", "N", *MEASURES, "seconds",
+)  # fmt: skip
 
 
 def rows_of(folder):
     """The table's rows of one run: a dict of COLUMNS for each N; measures as metrics.json has them."""
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("settings")
+    if settings is None:  # a checkpoint has files of the same names
+        return
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    sampler = settings["sampling_by"] if settings["do_sample"] else "greedy"
-    strength = {"dropout": settings["dropout_p"], "noise": settings["noise_std"]}.get(sampler, "")
+    sampler = settings["sampling_by"] or "greedy"
+    strength = {"dropout": settings["dropout_p"], "noise": settings["noise_std"]}.get(sampler, 0.0)
     same = {
         "model": Path(settings["model_id"]).name,
         "benchmark": Path(settings["data_path"]).stem,
+        "questions": metrics["questions"],
         "sampler": sampler,
         "strength": strength,
         "seed": settings["seed"],
@@ -65,10 +70,10 @@ def main():
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     runs = sorted(path.parent for path in folder.rglob("metrics.json"))
-    if not runs:
-        raise UserError(f"{folder}: no finished run below it (metrics.json)")
     rows = [row for run in runs for row in rows_of(run)]
-    rows.sort(key=lambda row: [str(row[key]) for key in COLUMNS[:5]] + [row["N"]])
+    if not rows:
+        raise UserError(f"{folder}: no finished run below it (metrics.json)")
+    rows.sort(key=lambda row: [row[key] for key in COLUMNS[: COLUMNS.index("N") + 1]])
     write_text(folder / "results.md", to_markdown(rows))
     write_text(folder / "results.csv", to_csv(rows))
     print(to_markdown(rows), end="")

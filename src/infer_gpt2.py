@@ -15,10 +15,8 @@ def main():
     run = Run(settings, processes)
     speed = Speed()
     if not run.finished:
-        backbone = load_backbone(
-            settings.model_type, settings.model_id, settings.model_dtype, processes.device
-        )
-        speed = run.sample(*backbone)
+        place = (settings.model_dtype, processes.device)
+        speed = run.sample(*load_backbone(settings.model_type, settings.model_id, *place))
     metrics = run.finish(speed)
     if metrics:
         print_report(metrics, run.folder)

@@ -82,7 +82,7 @@ def test_missing(folder, tmp_path):
     fails(tmp_path / "none", "hf download ModalityDance/latent-tts-coconut.*")
     fails(tmp_path / "none", "checkpoints/tiny-coconut")
     (folder / "config.json").unlink()
-    fails(folder, "no checkpoint there")
+    fails(folder, "no config.json there")
 
 
 def test_cut_off_weights(folder):

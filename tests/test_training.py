@@ -9,20 +9,23 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
+from src.sampling import rng
+from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
 from src.training.coconut_loss import CoconutLoss
 from src.training.curriculum import Stage, TinyProblems, batches, make_source, target_text
 from tests.commands import ROOT, run
 from tests.conftest import random_coconut
 from utils.data import load_dataset
+from utils.errors import UserError
 
 ROWS = load_dataset(ROOT / "data/tiny_valid.json")[:200]
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2}
 
 
-def some_batches(stage, size=4, **options):
+def some_batches(stage, size=4, rest="drop"):
     model, tokenizer = random_coconut(n_positions=128)
-    found = batches(ROWS, tokenizer, model.format_prompt, stage, size, "seed", **options)
+    found = batches(ROWS, tokenizer, model.format_prompt, stage, size, "seed", rest)
     return model, tokenizer, list(found)
 
 
@@ -34,8 +37,15 @@ def test_batches_need_no_padding_of_prompts():
         assert batch.prompt.shape[0] == 4
         assert tokenizer.pad_token_id not in batch.prompt
         assert batch.digits.shape == (4, 2, 3)
-    _, _, everything = some_batches(stage, drop_last=False)
-    assert sum(len(batch.prompt) for batch in everything) == len(ROWS)
+        assert set(batch.lengths.tolist()) == {batch.prompt.shape[1]}
+
+
+def test_the_rest_is_padded_or_kept():
+    stage = Stage(4, 2, 1, 1e-3)
+    for rest, expected in (("pad", len(ROWS) - len(ROWS) % 7), ("all", len(ROWS))):
+        _, _, found = some_batches(stage, 7, rest)
+        assert sum(len(batch.prompt) for batch in found) == expected
+    assert any(len(set(batch.lengths.tolist())) > 1 for batch in found)
 
 
 def test_targets_by_stage():
@@ -48,16 +58,16 @@ def test_targets_by_stage():
 def test_probe_targets_are_the_results_digits():
     row = {"question": "A shirt costs 9 dollars.", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
     model, tokenizer = random_coconut()
-    (batch,) = batches([row], tokenizer, model.format_prompt, Stage(6, -1, 1, 1e-3), 1, "s")
+    (batch,) = batches([row], tokenizer, model.format_prompt, Stage(6, -1, 1, 1e-3), 1, "s", "all")
     assert batch.digits.tolist() == [[[3, 10, 10], [2, 1, 10], [2, 1, 10]]]  # the last step repeats
 
 
-def test_the_stream_avoids_held_out_questions():
+def test_the_stream_avoids_held_out_questions(tmp_path):
     whole = list(TinyProblems(3, 50, []).epoch(1))
-    source = make_source("tiny", 3, 50, [ROOT / "data/tiny_test.json"])
-    assert list(source.epoch(1)) == whole
-    source.held_out = {whole[4]["question"]}
-    assert list(source.epoch(1)) == whole[:4] + whole[5:]
+    path = tmp_path / "held_out.json"
+    path.write_text(json.dumps([whole[4], whole[7]]))
+    found = list(make_source("tiny", 3, 50, [path]).epoch(1))
+    assert found == [row for i, row in enumerate(whole) if i not in (4, 7)]
 
 
 def plain_loss(model, batch, thoughts):
@@ -70,6 +80,24 @@ def plain_loss(model, batch, thoughts):
     hidden = model.transformer(inputs_embeds=x).last_hidden_state
     logits = model.lm_head(hidden[:, -batch.text.shape[1] + 1 :])
     return F.cross_entropy(logits.flatten(0, 1), batch.text[:, 1:].flatten(), ignore_index=-100)
+
+
+def test_padded_prompts_change_no_loss():
+    """A batch of different lengths has the losses of its rows alone."""
+    model, tokenizer, _ = some_batches(Stage(6, -1, 1, 1e-3))
+    rows = sorted(ROWS[:8], key=lambda row: len(row["question"]))
+    module = CoconutLoss(model, probe_weight=0.0)
+
+    def loss_of(part):
+        found = list(
+            batches(part, tokenizer, model.format_prompt, Stage(6, -1, 1, 1e-3), len(part), "s", "all")
+        )
+        assert len(found) == 1
+        return module(found[0], 6)[0] * found[0].n_targets, module(found[0], 6)[1].tolist()
+
+    together = loss_of(rows)
+    alone = [loss_of([row]) for row in rows]
+    torch.testing.assert_close(together[0], sum(loss for loss, _ in alone), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("thoughts", "hidden_steps"), [(0, 0), (2, 1), (6, -1)])
@@ -103,17 +131,13 @@ def test_the_probe_trains_the_thoughts():
 
 
 def test_dropout_is_the_samplers():
-    """Masks in training follow the rows' keys, so that they do not depend on the processes."""
+    """Training reads a prompt and thinks under the masks that the sampling engine would use."""
     model, _, found = some_batches(Stage(6, -1, 1, 1e-3))
-    module = CoconutLoss(model, 0.0)
-    keys = torch.tensor([1, 2, 3, 4])
-    one, _ = module(found[0], 6, 0.1, keys)
-    again, _ = module(found[0], 6, 0.1, keys)
-    other, _ = module(found[0], 6, 0.1, keys + 1)
-    still, _ = module(found[0], 6)
-    assert one == again
-    assert len({one.item(), other.item(), still.item()}) == 3
-    assert Sampling("dropout", 0.1).drops
+    sampling = Sampling("dropout", dropout_p=0.1)
+    keys = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
+    states, _ = CoconutLoss(model, 0.0)._read(found[0], 6, sampling, keys)
+    sampled = sample(model, Request(found[0].prompt.tolist(), range(4), 1, 6, 1, 5, sampling))
+    torch.testing.assert_close(torch.stack(states, 1), sampled.thoughts[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def write_recipe(path, **values):
@@ -207,3 +231,39 @@ def test_user_errors(trained, tmp_path):
     recipe = write_recipe(tmp_path / "odd.yaml", shape=None, base=str(tmp_path / "none"))
     done = train(recipe)
     assert "error: base:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 4096}, "no full batch of 4096"),
+        ({"save_every": 0}, "save_every must be at least 1"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be"),
+        ({"shape": SHAPE | {"n_head": 3}}, "multiple of n_head"),
+        ({"shape": SHAPE | {"n_positions": 20}}, "n_positions: the model has 20"),
+        ({"held_out": ["data/none.json"]}, "data/none.json: no such data file"),
+        ({"stages": [{"thoughts": -2, "hidden_steps": 0, "epochs": 1, "learning_rate": 0.1}]}, "thoughts >= 0"),
+        ({"stages": [{"thoughts": 2, "hidden_steps": 0, "epochs": 1, "learning_rate": -1}]}, "learning_rate"),
+        ({"stages": [{"thoughts": 2, "hidden_steps": 0, "epochs": 0, "learning_rate": 0.1}]}, "epochs >= 1"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_impossible_recipes(tmp_path, values, message):
+    from accelerate import Accelerator
+
+    from src.training.backbone import BackboneTrainer, Recipe
+    from utils.config import load_yaml
+
+    path = write_recipe(tmp_path / "odd.yaml", **values)
+    with pytest.raises(UserError, match=message):
+        BackboneTrainer(load_yaml(path, Recipe), Accelerator(cpu=True)).run()
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    recipe = write_recipe(tmp_path / "cut.yaml")
+    state = tmp_path / "cut" / "training_state.pt"
+    state.parent.mkdir()
+    state.write_bytes(b"PK")
+    done = train(recipe)
+    assert f"{state} is damaged" in done.stderr

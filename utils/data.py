@@ -15,8 +15,8 @@ def load_dataset(path):
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such data file; `ls data` shows the shipped ones, "
-            "`python -m src.prepare_data tiny` makes them anew"
+            f"{path}: no such data file; the shipped ones are data/tiny_*.json "
+            "(`python -m src.prepare_data tiny` makes them)"
         )
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))

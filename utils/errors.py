@@ -1,7 +1,11 @@
 """User errors: one clear line and a non-zero exit, never a traceback."""
 
+import errno
 import functools
+import os
 import sys
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -9,7 +13,10 @@ class UserError(Exception):
 
 
 def reports_user_errors(main):
-    """Decorates an entry point: a UserError or a full disk becomes one line on stderr and exit 2."""
+    """Decorates an entry point: a UserError or a full disk becomes one line on stderr and exit 2.
+
+    Of several processes only the first one speaks.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -18,14 +25,16 @@ def reports_user_errors(main):
         except UserError as error:
             sys.exit(_say(f"error: {error}"))
         except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            sys.exit(_say(f"error: {error.strerror or error}{where}; what was finished is kept"))
+            mend = "; make room and run again, what was finished is kept" if error.errno in _FULL else ""
+            where = f"{error.filename}: " if error.filename else ""
+            sys.exit(_say(f"error: {where}{error.strerror or error}{mend}", always=True))
         except KeyboardInterrupt:
-            sys.exit(_say("interrupted; run the same command again to go on", 130))
+            sys.exit(_say("interrupted; run again to go on", status=130))
 
     return wrapped
 
 
-def _say(line, status=2):
-    print(line, file=sys.stderr, flush=True)
+def _say(line, status=2, always=False):
+    if always or os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
     return status

@@ -7,13 +7,15 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+_TEMPORARY = ".tmp"
+
 
 @contextmanager
 def atomic_path(path):
     """Yields a temporary path beside ``path`` that replaces it when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -23,9 +25,24 @@ def atomic_path(path):
         Path(temporary).unlink(missing_ok=True)
 
 
-def write_text(path, text):
+def is_temporary(path):
+    """Whether a file is what a killed process left of an atomic write."""
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
+
+
+def remove_temporary(folder):
+    """Removes what killed processes left of atomic writes below a folder."""
+    for path in filter(is_temporary, Path(folder).rglob("*")):
+        path.unlink()
+
+
+def write_bytes(path, data):
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
+
+
+def write_text(path, text):
+    write_bytes(path, text.encode())
 
 
 def write_json(path, value):

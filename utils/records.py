@@ -12,50 +12,51 @@ from utils.errors import UserError
 from utils.files import write_text
 
 NAME = "samples.jsonl"
+_PARTS = "samples.rank*.jsonl"
 
 
-def _part(folder, rank):
-    return folder / (NAME if rank == 0 else f"samples.rank{rank}.jsonl")
+def parts(folder):
+    """The files that hold records: samples.jsonl and the other processes' parts, if there."""
+    folder = Path(folder)
+    return [path for path in (folder / NAME, *sorted(folder.glob(_PARTS))) if path.is_file()]
 
 
 def _text(records):
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _lines(path):
+def _records(path):
     """The whole records of a file; a last line that an interruption cut off is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is a torn line
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line)
+            yield record["idx"], record
+        except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}: line {number} is damaged; remove the line and run again") from None
 
 
-def gather(folder):
-    """Joins the parts of an earlier run into samples.jsonl, in order; {idx: record}."""
-    folder = Path(folder)
-    parts = sorted(folder.glob("samples*.jsonl"))
-    records = {record["idx"]: record for part in parts for record in _lines(part)}
-    ordered = _text(records[idx] for idx in sorted(records))
-    main = folder / NAME
-    if parts and not (main.exists() and main.read_text(encoding="utf-8") == ordered):
-        write_text(main, ordered)
-    for part in parts:
-        if part.name != NAME:
-            part.unlink()
-    return records
-
-
 def read(folder):
-    """{idx: record} of a gathered run."""
-    path = Path(folder) / NAME
-    return {record["idx"]: record for record in _lines(path)} if path.exists() else {}
+    """{idx: record} of all processes' parts."""
+    return {idx: record for path in parts(folder) for idx, record in _records(path)}
+
+
+def gather(folder):
+    """Joins all parts into samples.jsonl, in order; {idx: record}."""
+    records, found, main = read(folder), parts(folder), Path(folder) / NAME
+    ordered = _text(records[idx] for idx in sorted(records))
+    if found and not (main.exists() and main.read_bytes() == ordered.encode()):
+        write_text(main, ordered)
+    for path in found:
+        if path != main:
+            path.unlink()
+    return records
 
 
 def append(folder, rank, records):
     """Appends finished records and hands them to the disk."""
-    with _part(Path(folder), rank).open("a", encoding="utf-8") as stream:
-        stream.write(_text(records))
+    path = Path(folder) / (NAME if rank == 0 else _PARTS.replace("*", str(rank)))
+    with path.open("ab") as stream:
+        stream.write(_text(records).encode())
         stream.flush()
         os.fsync(stream.fileno())

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import subprocess
 import time
 from dataclasses import asdict, dataclass
@@ -10,17 +9,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import accelerate
+import safetensors.torch
 import torch
 import transformers
-from accelerate.utils import gather_object
-from safetensors.torch import save_file
+from accelerate.utils import broadcast_object_list, gather_object
 
+from src.models.loading import checkpoint_files
 from src.sampling.engine import Request, check_length, sample
 from utils import records
 from utils.answers import parse_number
 from utils.data import load_dataset
 from utils.errors import UserError
-from utils.files import atomic_path, sha256, write_json
+from utils.files import is_temporary, remove_temporary, sha256, write_bytes, write_json
 from utils.metrics import majority_vote, summarize
 from utils.progress import progress
 
@@ -41,42 +41,26 @@ class Speed:
 
 
 class Run:
-    """One run of ``InferenceSettings``: what is asked, what is done, what is left."""
+    """One run of ``InferenceSettings``: what is asked, what is done, what is left.
+
+    Nothing is written before ``sample`` or ``finish``. Raises UserError when the output folder
+    belongs to something else.
+    """
 
     def __init__(self, settings, processes):
         self.settings, self.processes = settings, processes
         self.folder = Path(settings.output_dir)
         self.rows = load_dataset(settings.data_path)[: settings.limit]
-        self._open()
-
-    def _open(self):
-        """Checks the folder's settings against ours and gathers what is done."""
-        main = self.processes.is_main_process
-        if main and self.settings.overwrite:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        identity = self._identity()
-        self.processes.wait_for_everyone()
-        path = self.folder / "config.json"
-        if path.exists():
-            _check_same(path, identity)
-        self.processes.wait_for_everyone()
-        if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                write_json(path, identity | _environment(self.settings, self.processes))
-            records.gather(self.folder)
-        self.processes.wait_for_everyone()
-        self.done = records.read(self.folder)
-
-    def _identity(self):
-        folder = Path(self.settings.model_id)
-        weights = sorted(folder.glob("*.safetensors"))
-        return {
-            "settings": self.settings.result_settings(),
+        self.identity = {
+            "settings": settings.result_settings(),
             "questions": len(self.rows),
-            "data_sha256": sha256([self.settings.data_path]),
-            "weights_sha256": sha256(weights) if weights else None,  # None: a hub id
+            "data_sha256": sha256([settings.data_path]),
+            "model_sha256": sha256(checkpoint_files(settings.model_type, settings.model_id)),
         }
+        _check_folder(self.folder, self.identity, settings.overwrite)
+        self.done = {} if settings.overwrite else records.read(self.folder)
+        if not set(self.done) <= set(range(len(self.rows))):
+            raise UserError(f"{self.folder}: holds samples of other questions; use --overwrite true")
 
     @property
     def finished(self):
@@ -84,7 +68,6 @@ class Run:
 
     def sample(self, model, tokenizer):
         """Samples what is left of this process's share. Returns its Speed."""
-        speed = Speed()
         prompts = tokenizer([model.format_prompt(row["question"]) for row in self.rows])["input_ids"]
         settings = self.settings
         try:
@@ -92,22 +75,33 @@ class Run:
             check_length(model, longest, settings.latent_length, settings.max_new_tokens)
         except ValueError as error:
             raise UserError(f"{settings.data_path}: {error}") from None
-        todo = self._share(prompts)
+        self._open()
+        todo, speed = self._share(prompts), Speed()
+        seen = voted = covered = 0
         with progress(
             sum(map(len, todo)), unit="question", disable=not self.processes.is_main_process
         ) as bar:
-            seen = right = covered = 0
             for batch in todo:
                 found = self._sample_batch(model, tokenizer, prompts, batch, speed)
                 seen += len(found)
-                right += sum(r["vote"] is not None and r["vote"] == _gold(r) for r in found)
+                voted += sum(r["vote"] is not None and r["vote"] == _gold(r) for r in found)
                 covered += sum(any(r["correct"]) for r in found)
-                bar.set_postfix_str(
-                    f"vote {100 * right / seen:.1f} %, coverage {100 * covered / seen:.1f} %",
-                    refresh=False,
-                )
+                shares = f"vote {100 * voted / seen:.1f} %, coverage {100 * covered / seen:.1f} %"
+                bar.set_postfix_str(shares, refresh=False)
                 bar.update(len(batch))
         return speed
+
+    def _open(self):
+        """Prepares the folder and tells all processes what is done, so that they share the rest."""
+        self.processes.wait_for_everyone()  # all have looked at the folder as it was
+        if self.processes.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_temporary(self.folder)
+            if self.settings.overwrite:
+                _remove_run(self.folder)
+            self.done = records.gather(self.folder)
+            write_json(self.folder / "config.json", self.identity | self._environment())
+        (self.done,) = broadcast_object_list([self.done])
 
     def _share(self, prompts):
         """Batches of this process that are not done.
@@ -133,7 +127,12 @@ class Run:
             sampling=settings.sampling,
         )
         start = time.monotonic()
-        trajectories = sample(model, request)
+        try:
+            trajectories = sample(model, request)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of memory on {model.device}: lower --batch_size {settings.batch_size}"
+            ) from None
         speed.seconds += time.monotonic() - start
         speed.latent_steps += len(batch) * settings.n_samples * settings.latent_length
         speed.tokens += sum(len(ids) for answers in trajectories.tokens for ids in answers)
@@ -154,8 +153,8 @@ class Run:
             "latent_embeds": thoughts.float().cpu().contiguous(),  # (N, T, D)
             "corrects": torch.tensor(record["correct"]),  # (N,)
         }
-        with atomic_path(self.folder / "latents" / f"{record['idx']:06d}.safetensors") as temporary:
-            save_file(tensors, temporary)
+        path = self.folder / "latents" / f"{record['idx']:06d}.safetensors"
+        write_bytes(path, safetensors.torch.save(tensors))
 
     def finish(self, speed):
         """Gathers all processes' records, checks them and writes metrics.json. Returns its content."""
@@ -190,6 +189,23 @@ class Run:
             "tokens_per_second": round(sum(s["tokens"] for s in speeds) / seconds, 1),
         }
 
+    def _environment(self):
+        device = self.processes.device
+        cuda = device.type == "cuda"
+        return {
+            "batch_size": self.settings.batch_size,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "accelerate": accelerate.__version__,
+            },
+            "device": torch.cuda.get_device_name(device) if cuda else f"cpu {platform.machine()}",
+            "processes": self.processes.num_processes,
+            "threads_per_process": torch.get_num_threads(),
+            "git_commit": _git_commit(),
+        }
+
 
 def _gold(record):
     return parse_number(record["answer"])
@@ -209,41 +225,44 @@ def _record(idx, row, texts, parse_answer):
     }
 
 
-def _check_same(path, identity):
-    """Raises UserError when the run in the folder was made under other settings."""
+def _check_folder(folder, identity, overwrite):
+    """Raises UserError when the folder holds something else than the run of this identity."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a folder")
+    path = folder / "config.json"
+    if not path.exists():
+        if folder.exists() and not all(is_temporary(file) for file in folder.iterdir()):
+            raise UserError(f"--output_dir {folder}: holds other files; name a new or empty folder")
+        return
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError(f"{path}: damaged; run again with --overwrite true") from None
-    for key, value in identity.items():
-        if key == "settings":
-            keys = [k for k in value if old.get(key, {}).get(k) != value[k]]
-            key = f"--{keys[0]}" if keys else None
-        elif old.get(key) == value:
-            key = None
-        if key:
-            raise UserError(
-                f"{path.parent} holds a run with another {key}; choose another --output_dir or "
-                "--overwrite true"
-            )
+        old_settings = old["settings"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: not the config.json of a run; choose another --output_dir") from None
+    if overwrite:
+        return
+    settings = identity["settings"]
+    other = [f"--{key}" for key in settings if old_settings.get(key) != settings[key]]
+    other += [key for key in identity if key != "settings" and old.get(key) != identity[key]]
+    if other:
+        raise UserError(
+            f"{folder} holds a run with another {other[0]}; choose another --output_dir or "
+            "--overwrite true"
+        )
 
 
-def _environment(settings, processes):
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    device = processes.device
-    cuda = device.type == "cuda"
-    return {
-        "all_settings": asdict(settings),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
-        },
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu {platform.machine()}",
-        "processes": processes.num_processes,
-        "threads_per_process": torch.get_num_threads(),
-        "git_commit": commit.stdout.strip() or None,
-    }
+def _remove_run(folder):
+    """Removes a run's own files; config.json, by which the folder is known, goes last."""
+    for path in (*records.parts(folder), *folder.glob("latents/*.safetensors")):
+        path.unlink()
+    for name in ("metrics.json", "config.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _git_commit():
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # no git on this machine
+        return None
+    return done.stdout.strip() or None

@@ -10,6 +10,13 @@ from src.models.loading import DTYPES
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from utils.metrics import powers_of_two
 
+SAMPLER_DEFAULTS = {
+    "dropout": {
+        "dropout_p": 0.2, "dropout_prompt": True, "dropout_answer": False, "dropout_mask": "step",
+    },
+    "noise": {"noise_std": 0.6},
+}  # fmt: skip
+
 
 def _flag(default, text, choices=None):
     metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
@@ -33,12 +40,12 @@ class InferenceSettings:
     latent_length: int = _flag(6, "thoughts T a trajectory")
     max_new_tokens: int = _flag(64, "answer tokens at most")
     do_sample: bool = _flag(True, "false: one deterministic trajectory a question")
-    sampling_by: str = _flag("dropout", "how thoughts are sampled", SAMPLERS)
-    dropout_p: float = _flag(0.2, "dropout rate, with --sampling_by dropout")
-    noise_std: float = _flag(0.6, "sigma of the noise, with --sampling_by noise")
-    dropout_prompt: bool = _flag(True, "false: all samples share one reading of the question")
-    dropout_answer: bool = _flag(False, "true: dropout in the last thought and the answer too")
-    dropout_mask: str = _flag("step", "a fresh mask every step, or one a trajectory", MASKS)
+    sampling_by: str | None = _flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
+    dropout_p: float | None = _flag(None, "dropout rate, default 0.2")
+    noise_std: float | None = _flag(None, "sigma of the noise, default 0.6")
+    dropout_prompt: bool | None = _flag(None, "false: all samples share one reading of the question")
+    dropout_answer: bool | None = _flag(None, "true: dropout in the last thought and the answer too")
+    dropout_mask: str | None = _flag(None, "a fresh mask every step, or one a trajectory", MASKS)
     seed: int = _flag(42, "with question and sample index it fixes every random number")
     output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
     save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
@@ -50,10 +57,13 @@ class InferenceSettings:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1, not {self.limit}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if not self.do_sample and self.n_samples > 1:
             raise ValueError(
                 f"--do_sample false gives {self.n_samples} equal trajectories: add --n_samples 1"
             )
+        self._resolve_sampler()
         self.report_n = sorted(set(self.report_n or self._default_report()))
         if not 1 <= self.report_n[0] <= self.report_n[-1] <= self.n_samples:
             raise ValueError(f"--report_n must lie between 1 and --n_samples {self.n_samples}")
@@ -63,22 +73,30 @@ class InferenceSettings:
     def _default_report(self):
         return [n for n in powers_of_two(self.n_samples) if n.bit_length() % 2] + [self.n_samples]
 
+    def _resolve_sampler(self):
+        """Fills in the sampler's defaults; a flag that would have no effect is an error."""
+        if self.do_sample and self.sampling_by is None:
+            self.sampling_by = "dropout"
+        defaults = SAMPLER_DEFAULTS.get(self.sampling_by if self.do_sample else None, {})
+        why = f"--sampling_by {self.sampling_by}" if self.do_sample else "--do_sample false"
+        every = {name for flags in SAMPLER_DEFAULTS.values() for name in flags}
+        for name in sorted(every | ({"sampling_by"} if not self.do_sample else set())):
+            if name not in defaults and getattr(self, name) is not None:
+                raise ValueError(f"--{name} has no effect with {why}: leave it out")
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
     @property
     def sampling(self):
         """The sampler's part of the settings."""
-        return Sampling(
-            by=self.sampling_by if self.do_sample else None,
-            dropout_p=self.dropout_p if self.sampling_by == "dropout" else 0.0,
-            noise_std=self.noise_std if self.sampling_by == "noise" else 0.0,
-            dropout_prompt=self.dropout_prompt,
-            dropout_answer=self.dropout_answer,
-            dropout_mask=self.dropout_mask,
-        )
+        flags = SAMPLER_DEFAULTS.get(self.sampling_by, {})
+        return Sampling(by=self.sampling_by, **{name: getattr(self, name) for name in flags})
 
     @property
     def run_name(self):
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
-        strength = f"p{self.dropout_p}" if self.sampling_by == "dropout" else f"s{self.noise_std}"
+        strength = self.dropout_p if self.sampling_by == "dropout" else self.noise_std
         sampler = f"{self.sampling_by}-{strength}" if self.do_sample else "greedy"
         model, data = Path(self.model_id).name, Path(self.data_path).stem
         digest = hashlib.sha256(json.dumps(self.result_settings()).encode()).hexdigest()[:6]

@@ -7,7 +7,10 @@ from transformers import AutoTokenizer
 
 from src.models.special_tokens import missing_tokens, set_token_ids
 from src.sampling.engine import Request, sample
-from src.sampling.samplers import Sampling
+from src.sampling.samplers import DETERMINISTIC, Sampling
+
+# keywords of from_pretrained that say where the files are
+_PLACE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 @dataclass
@@ -29,7 +32,8 @@ class LatentReasoner:
         """As in transformers; the special ids come from the tokenizer in the same place."""
         loaded = super().from_pretrained(path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        same_place = {key: kwargs[key] for key in _PLACE if key in kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(path, **same_place)
         if not missing_tokens(tokenizer):
             set_token_ids(model, tokenizer)
         return loaded
@@ -44,29 +48,37 @@ class LatentReasoner:
         latent_length=6,
         max_new_tokens=64,
         sampling_by="dropout",
+        dropout_p=0.2,
+        noise_std=0.6,
+        dropout_prompt=True,
+        dropout_answer=False,
+        dropout_mask="step",
         seed=0,
         question_ids=None,
         return_dict_in_generate=False,
-        **sampling,
     ):
         """N latent trajectories and greedy answers for each row of ``input_ids`` (B, L).
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
-        ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. Further
-        keywords are the fields of src.sampling.samplers.Sampling (dropout_p, noise_std, ...).
+        ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. What the
+        sampling keywords mean stands at src.sampling.samplers.Sampling; they need ``do_sample``.
         Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on
         impossible settings, TypeError on unknown keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         pairs = zip(input_ids, mask, strict=True)
+        sampling = Sampling(
+            sampling_by, dropout_p, noise_std, dropout_prompt, dropout_answer, dropout_mask
+        )
+        question_ids = range(len(input_ids)) if question_ids is None else question_ids
         request = Request(
             prompts=[row[keep.bool()].tolist() for row, keep in pairs],
-            questions=list(question_ids or range(len(input_ids))),
+            questions=[int(question) for question in question_ids],
             n_samples=num_return_sequences,
             latent_length=latent_length,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            sampling=Sampling(by=sampling_by if do_sample else None, **sampling),
+            sampling=sampling if do_sample else DETERMINISTIC,
         )
         trajectories = sample(self, request)
         middle = [self.config.latent_token_id] * latent_length + [self.config.end_latent_token_id]
@@ -75,7 +87,9 @@ class LatentReasoner:
             for q in range(len(input_ids))
             for ids, done in zip(trajectories.tokens[q], trajectories.finished[q], strict=True)
         ]
-        answers = torch.nn.utils.rnn.pad_sequence(answers, True, self.config.pad_token_id)
+        pad = self.config.pad_token_id
+        pad = self.config.eos_token_id if pad is None else pad  # GPT-2 has none
+        answers = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=pad)
         prompts = input_ids.repeat_interleave(num_return_sequences, dim=0)
         sequences = torch.cat((prompts, answers.to(prompts.device)), dim=1)
         if return_dict_in_generate:

@@ -57,12 +57,15 @@ class PromptCache:
 
     @classmethod
     def join(cls, parts, lengths):
-        """One cache of several, whose prompts, of true lengths (G,), are padded alike."""
-        layers = [
-            tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-            for pairs in zip(*(part.layers for part in parts), strict=True)
-        ]
-        return cls(cls.padding_of(lengths, layers[0][0].shape[2]), layers)
+        """One cache of several, whose prompts, of true lengths (G,), are padded alike.
+
+        The parts are used up layer by layer, so that only one layer exists twice at a time.
+        """
+        longest, layers = parts[0].layers[0][0].shape[2], []
+        while parts[0].layers:
+            pairs = [part.layers.pop(0) for part in parts]
+            layers.append(tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True)))
+        return cls(cls.padding_of(lengths, longest), layers)
 
     def select(self, groups):
         """The cache of the given groups, an index tensor."""

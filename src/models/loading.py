@@ -1,91 +1,124 @@
 """Loads a checkpoint and says in one line what is wrong with it."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from src.models import BACKBONES
-from src.models.special_tokens import missing_tokens, set_token_ids
+from src.models.special_tokens import missing_tokens
 from utils.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "*token*.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
-def load_backbone(model_type, path, dtype="float32", device="cpu"):
-    """The model in evaluation mode and its tokenizer, from a folder or a hub id.
+@cache
+def checkpoint_folder(model_type, model_id):
+    """The folder of a checkpoint; one that is named by its hub id is fetched first.
 
-    Raises UserError when the checkpoint is missing, damaged, of another architecture, without its
-    special tokens, or holds a number that is not finite.
+    Raises UserError when there is none.
     """
-    cls = BACKBONES[model_type]
-    config, tokenizer = _read_config(model_type, path)
-    if config.model_type != cls.config_class.model_type:
-        raise UserError(
-            f"--model_id {path}: config.json says model_type {config.model_type!r}, {model_type} needs "
-            f"{cls.config_class.model_type!r}: choose another --model_type or checkpoint"
-        )
-    _check_tokens(path, tokenizer, config)
-    model = _read_weights(cls, path, DTYPES[dtype])
-    return set_token_ids(model, tokenizer).to(device).eval(), tokenizer
+    path = Path(model_id)
+    if path.is_file():
+        raise UserError(f"--model_id {model_id}: is a file; give the folder that holds it")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise _not_found(model_type, model_id, "no config.json there")
+        return path
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub's errors share no base class
+        reason = "no such folder, and not to be had from the hub"
+        raise _not_found(model_type, model_id, f"{reason} ({type(error).__name__})") from None
 
 
-def _not_found(model_type, path):
+def _not_found(model_type, model_id, reason):
     return UserError(
-        f"--model_id {path}: no checkpoint there; the embedded model is checkpoints/tiny-{model_type}, "
+        f"--model_id {model_id}: {reason}; the embedded model is checkpoints/tiny-{model_type}, "
         f"the published one comes with `hf download ModalityDance/latent-tts-{model_type} "
         f"--local-dir checkpoints/latent-tts-{model_type}`"
     )
 
 
-def _read_config(model_type, path):
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise _not_found(model_type, path)
+def checkpoint_files(model_type, model_id):
+    """The files that determine what a checkpoint computes, in order of their names."""
+    folder = checkpoint_folder(model_type, model_id)
+    return sorted({path for pattern in _FILES for path in folder.glob(pattern)})
+
+
+def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
+    """The model in evaluation mode and its tokenizer, from a folder or a hub id.
+
+    Raises UserError when the checkpoint is missing, damaged, of another architecture, without its
+    special tokens, or holds a number that is not finite.
+    """
+    cls, folder = BACKBONES[model_type], checkpoint_folder(model_type, model_id)
+    tokenizer = _check_config(cls, folder, model_id)
+    model = _read_weights(cls, folder, model_id, DTYPES[dtype])
+    return model.to(device).eval(), tokenizer
+
+
+def _damaged(model_id, error):
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"--model_id {model_id}: the checkpoint can't be read ({reason}); fetch it again")
+
+
+def _check_config(cls, folder, model_id):
+    """The tokenizer, after config and tokenizer are found to suit the backbone ``cls``."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"--model_id {model_id}: no tokenizer.json there; fetch the checkpoint again")
     try:
-        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        if Path(path).is_dir():
-            raise _damaged(path, error) from None
-        raise _not_found(model_type, path) from None
-
-
-def _damaged(path, error):
-    reason = str(error).strip().splitlines()[0]
-    return UserError(f"--model_id {path}: the checkpoint can't be read ({reason}); fetch it again")
-
-
-def _check_tokens(path, tokenizer, config):
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever a spoilt file makes of the parsers
+        raise _damaged(model_id, error) from None
+    needed = cls.config_class.model_type
+    if config.model_type != needed:
+        raise UserError(
+            f"--model_id {model_id}: config.json says model_type {config.model_type!r}, {cls.__name__} "
+            f"needs {needed!r}: choose another --model_type or checkpoint"
+        )
     missing = missing_tokens(tokenizer)
     if missing or tokenizer.eos_token_id is None:
         names = ", ".join(missing) or "an end-of-text token"
         raise UserError(
-            f"--model_id {path}: the tokenizer lacks {names}; it is not a latent reasoning checkpoint"
+            f"--model_id {model_id}: the tokenizer lacks {names}: not a latent reasoning checkpoint; "
+            "choose another"
         )
     if len(tokenizer) > config.vocab_size:
         raise UserError(
-            f"--model_id {path}: the tokenizer has {len(tokenizer)} tokens, the model only "
+            f"--model_id {model_id}: the tokenizer has {len(tokenizer)} tokens, the model only "
             f"{config.vocab_size}: they belong to different checkpoints"
         )
+    return tokenizer
 
 
-def _read_weights(cls, path, dtype):
+def _read_weights(cls, folder, model_id, dtype):
+    how = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
-        model, info = cls.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise _damaged(path, error) from None
+        model, info = cls.from_pretrained(folder, ignore_mismatched_sizes=True, **how)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise _damaged(model_id, error) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             name = sorted(map(str, info[kind]))[0]
             raise UserError(
-                f"--model_id {path}: not a {cls.__name__} checkpoint: {kind.replace('_', ' ')} such as "
-                f"{name}; choose another --model_type or checkpoint"
+                f"--model_id {model_id}: not a {cls.__name__} checkpoint: {kind.replace('_', ' ')} such "
+                f"as {name}; choose another --model_type or checkpoint"
             )
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise UserError(
-                f"--model_id {path}: {name} holds NaN or infinity; fetch the checkpoint again"
+                f"--model_id {model_id}: {name} holds NaN or infinity; fetch the checkpoint again"
             )
     return model

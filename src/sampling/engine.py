@@ -72,9 +72,14 @@ def sample(model, request):
 
 def check_length(model, longest_prompt, latent_length, max_new_tokens):
     """Raises ValueError when prompt, thoughts and answer do not fit the model's positions."""
-    needed = longest_prompt + latent_length + 1 + max_new_tokens
-    if needed > model.config.max_position_embeddings:
-        limit = model.config.max_position_embeddings
+    limit = model.config.max_position_embeddings
+    needed = longest_prompt + latent_length + max_new_tokens  # the last token is never read
+    if longest_prompt + latent_length >= limit:
+        raise ValueError(
+            f"a prompt of {longest_prompt} tokens and {latent_length} thoughts leave no room for an "
+            f"answer in the model's {limit} positions: drop the longest questions"
+        )
+    if needed > limit:
         raise ValueError(
             f"a prompt of {longest_prompt} tokens, {latent_length} thoughts and the answer need "
             f"{needed} positions, the model has {limit}: lower max_new_tokens"
@@ -86,19 +91,23 @@ def _regroup(rows, shape):
 
 
 def _check(model, request):
+    if len(request.questions) != len(request.prompts):
+        raise ValueError(
+            f"{len(request.prompts)} prompts, but {len(request.questions)} question indices"
+        )
     if request.n_samples > 1 and request.sampling.by is None:
         raise ValueError("without sampling all trajectories are equal: ask for one sample")
     longest = max(map(len, request.prompts))
     check_length(model, longest, request.latent_length, request.max_new_tokens)
 
 
-def _pad_right(prompts, device):
-    """Lists of ids to (Q, L) ids, padded on the right with id 0, and (Q,) lengths."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    return ids.to(device), lengths.to(device)
+def pad_right(sequences, fill):
+    """Lists of ids to one tensor (Q, L), padded on the right with ``fill``, and their lengths (Q,)."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    padded = torch.full((len(sequences), int(lengths.max())), fill)
+    for row, ids in zip(padded, sequences, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return padded, lengths
 
 
 def _keys(request, device):
@@ -109,7 +118,7 @@ def _keys(request, device):
 
 def _read_prompts(model, request, keys):
     """Final hidden state (R, D) at the prompt's end, PromptCache, and lengths (R,)."""
-    ids, lengths = _pad_right(request.prompts, keys.device)
+    ids, lengths = (x.to(keys.device) for x in pad_right(request.prompts, 0))
     row_lengths = lengths.repeat_interleave(request.n_samples)
     if not request.sampling.own_prompts:
         hidden, cache = model.prefill(model.embed(ids), lengths)
@@ -130,7 +139,7 @@ def _think(model, request):
     """The latent phase: the state before the last thought's forward, and the T thoughts (R, D)."""
     keys = _keys(request, model.device)
     hidden, prompt, lengths = _read_prompts(model, request, keys)
-    own = model.new_cache(len(keys), request.latent_length + request.max_new_tokens + 1)
+    own = model.new_cache(len(keys), request.latent_length + request.max_new_tokens)
     thoughts = [add_noise(request.sampling, model.to_thought(hidden), keys, 1)]
     for step in range(1, request.latent_length):
         x = thoughts[-1][:, None]  # (R, 1, D)

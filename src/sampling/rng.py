@@ -53,7 +53,7 @@ def _words(keys, site, count):
 def dropped(keys, site, width, p):
     """Bernoulli(p) mask (..., width), true = dropped; p is rounded to a multiple of 2^-16."""
     bits = _words(keys, site, -(-width // 4)).view(torch.int16)[..., :width]
-    return bits < round(p * 65536) - 32768
+    return bits < min(round(p * 65536), 65535) - 32768
 
 
 def normal(keys, site, width):

@@ -1,5 +1,6 @@
 """Training of a COCONUT backbone: stages of the curriculum, validation, checkpoints, resume."""
 
+import io
 import json
 import math
 import time
@@ -19,7 +20,7 @@ from src.training.coconut_loss import CoconutLoss
 from src.training.curriculum import Stage, batches, make_source
 from utils.data import load_dataset
 from utils.errors import UserError
-from utils.files import atomic_path, write_json, write_text
+from utils.files import write_bytes, write_json, write_text
 from utils.progress import progress
 
 
@@ -32,6 +33,12 @@ class Shape:
     n_head: int
     n_positions: int = 128
     initializer_range: float = 0.06
+
+    def __post_init__(self):
+        if min(self.n_embd, self.n_layer, self.n_head, self.n_positions) < 1:
+            raise ValueError("the sizes of shape must be at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"shape.n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
 
 
 @dataclass
@@ -67,8 +74,14 @@ class Recipe:
             raise ValueError("give one of base and shape")
         if not self.stages:
             raise ValueError("stages is empty")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ValueError("mixed_precision must be no, bf16 or fp16")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError("mixed_precision must be no or bf16")
+        for name in ("batch_size", "problems_per_epoch", "validate_every", "save_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("seed", "weight_decay", "warmup_steps", "max_grad_norm", "probe_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative")
         if self.train == "tiny" and self.problems_per_epoch is None:
             raise ValueError("key problems_per_epoch is missing; train: tiny needs it")
 
@@ -91,8 +104,9 @@ def new_model(recipe):
         try:
             tokenizer = AutoTokenizer.from_pretrained(recipe.base)
             model = COCONUT.from_pretrained(recipe.base, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
-        except OSError as error:
-            raise UserError(f"base: {recipe.base}: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # whatever a missing or spoilt checkpoint makes of the parsers
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"base: {recipe.base} can't be loaded ({reason})") from None
         return add_tokens(model, tokenizer), tokenizer
     tokenizer = build_tokenizer()
     eos = tokenizer.eos_token_id
@@ -127,6 +141,7 @@ class BackboneTrainer:
         self.valid = load_dataset(recipe.valid)
         self.output = Path(recipe.output_dir)
         self.state_file = self.output / "training_state.pt"
+        self.clock = time.monotonic()
         self.cursor = Cursor()
         self.module = CoconutLoss(self.model, recipe.probe_weight)
         saved = self._load()
@@ -152,7 +167,7 @@ class BackboneTrainer:
         self._finish()
 
     def _stage(self, stage):
-        total = self._steps_per_epoch(stage) * stage.epochs
+        total = self._steps_per_epoch() * stage.epochs
         bar = progress(
             total,
             self.cursor.step,
@@ -170,7 +185,7 @@ class BackboneTrainer:
     def _global_epoch(self):
         return sum(s.epochs for s in self.recipe.stages[: self.cursor.stage]) + self.cursor.epoch
 
-    def _steps_per_epoch(self, stage):
+    def _steps_per_epoch(self):
         """Optimizer steps of an epoch, exactly known only when its batches are made: an estimate."""
         size = self.recipe.problems_per_epoch or len(self.source.rows)
         return math.ceil(size / self.recipe.batch_size)
@@ -179,10 +194,10 @@ class BackboneTrainer:
         recipe, number = self.recipe, self._global_epoch()
         found = batches(
             self.source.epoch(number), self.tokenizer, self.model.format_prompt, stage,
-            recipe.batch_size, f"{recipe.seed}/{number}",
+            recipe.batch_size, f"{recipe.seed}/{number}", self.source.rest,
         )  # fmt: skip
         self.wrapped.train()
-        clock = time.monotonic()
+        position = None
         for position, batch in enumerate(found):
             if position < self.cursor.batch:
                 continue
@@ -192,14 +207,19 @@ class BackboneTrainer:
             if self.cursor.step % 50 == 0:
                 bar.set_postfix_str(f"loss {loss:.3f}, right {right.float().mean():.2f}", refresh=False)
             if self.cursor.step % recipe.save_every == 0:
-                self.cursor.seconds += time.monotonic() - clock
-                clock = time.monotonic()
                 self._save()
-        self.cursor.seconds += time.monotonic() - clock
+        if position is None:
+            raise UserError(f"batch_size: an epoch holds no full batch of {recipe.batch_size} problems")
 
     def _step(self, batch, stage, total):
         recipe, cursor = self.recipe, self.cursor
-        final = stage.final_learning_rate or stage.learning_rate
+        needed = batch.prompt.shape[1] + stage.thoughts + batch.text.shape[1] - 1
+        if needed > self.model.config.n_positions:
+            raise UserError(
+                f"n_positions: the model has {self.model.config.n_positions} positions, a problem needs "
+                f"{needed}: raise it, or drop the longest problems"
+            )
+        final = stage.learning_rate if stage.final_learning_rate is None else stage.final_learning_rate
         done = min(1.0, cursor.step / max(1, total))
         rate = stage.learning_rate + (final - stage.learning_rate) * done
         for group in self.optimizer.param_groups:
@@ -228,7 +248,7 @@ class BackboneTrainer:
         """
         self.wrapped.eval()
         counts = torch.zeros(2, 32, dtype=torch.float64)  # right and seen, by number of steps
-        found = batches(self.valid, self.tokenizer, self.model.format_prompt, stage, 128, "valid", False)
+        found = batches(self.valid, self.tokenizer, self.model.format_prompt, stage, 128, "valid", "all")
         for i, batch in enumerate(found):
             if i % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
@@ -244,8 +264,15 @@ class BackboneTrainer:
         }
         return round(100 * sum(right) / sum(seen), 2), by_steps
 
+    def _tick(self):
+        """Adds the time since the last call to the seconds of training, over all sessions."""
+        now = time.monotonic()
+        self.cursor.seconds += now - self.clock
+        self.clock = now
+
     def _validate(self, stage, bar):
         overall, by_steps = self.accuracy(stage)
+        self._tick()
         self.cursor.history.append(
             {
                 "stage": self.cursor.stage,
@@ -259,6 +286,7 @@ class BackboneTrainer:
             bar.write(json.dumps(self.cursor.history[-1]))
 
     def _save(self):
+        self._tick()
         if not self.accelerator.is_main_process:
             return
         state = {
@@ -267,16 +295,21 @@ class BackboneTrainer:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_path(self.state_file) as temporary:
-            torch.save(state, temporary)
+        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's
+        torch.save(state, buffer)
+        write_bytes(self.state_file, buffer.getbuffer())
 
     def _load(self):
         """Takes up a saved state; returns the optimizer's part, or None at a fresh start."""
-        if (self.output / "model.safetensors").exists():
-            raise UserError(f"output_dir: {self.output} holds a finished model; move it or name another")
         if not self.state_file.exists():
+            if (self.output / "config.json").exists():
+                raise UserError(f"output_dir: {self.output} holds a finished model; name another folder")
             return None
-        state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a spoilt archive fails in many ways
+            reason = f"{self.state_file} is damaged ({type(error).__name__})"
+            raise UserError(f"{reason}; remove it to start anew") from None
         if state["recipe"] != asdict(self.recipe):
             raise UserError(
                 f"{self.state_file} was made by another recipe; go on with that one or remove the file"
@@ -295,7 +328,7 @@ class BackboneTrainer:
             "seed": self.recipe.seed,
             "valid_accuracy": last.get("valid_accuracy"),
             "valid_accuracy_by_steps": last.get("by_steps"),
-            "training_minutes": round(self.cursor.seconds / 60, 1),
+            "minutes": round(self.cursor.seconds / 60, 1),
             "processes": self.accelerator.num_processes,
             "threads_per_process": torch.get_num_threads(),
             "parameters": self.model.num_parameters(),

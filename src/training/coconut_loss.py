@@ -48,24 +48,26 @@ class CoconutLoss(nn.Module):
 
     def _read(self, batch, thoughts, sampling, keys):
         """The thoughts, each (B, D), and the hidden states (B, S - 1, D) that predict the text."""
-        model, (rows, length) = self.model, batch.prompt.shape
-        at = torch.arange(model.config.n_positions, device=batch.prompt.device).expand(rows, -1)
+        model, lengths = self.model, batch.lengths
+
+        def places(first, count):  # (B, count) positions, counted from the prompt's end
+            return lengths[:, None] + torch.arange(first, first + count, device=lengths.device)
 
         def hook(positions):
-            return masks(sampling, keys, positions - (length - 1)) if sampling.drops else gpt2.KEEP_ALL
+            steps = positions - (lengths[:, None] - 1)
+            return masks(sampling, keys, steps) if sampling.drops else gpt2.KEEP_ALL
 
-        x = model.embed(batch.prompt)  # (B, L, D)
-        hidden, prompt = model.prefill(x, at[:, 0] + length, hook(at[:, :length]))
+        whole = torch.arange(batch.prompt.shape[1], device=lengths.device).expand_as(batch.prompt)
+        hidden, prompt = model.prefill(model.embed(batch.prompt), lengths, hook(whole))
         own, states = gpt2.GrowingCache(), []
         for t in range(thoughts):
             if t:
-                here = at[:, length + t - 1 : length + t]
+                here = places(t - 1, 1)
                 hidden = model.extend(states[-1][:, None], here, prompt, own, hook(here))[:, 0]
             states.append(model.to_thought(hidden))  # (B, D)
         x = model.embed(batch.text[:, :-1].clamp(min=0))  # (B, S - 1, D)
         if states:
             x = torch.cat((states[-1][:, None].to(x.dtype), x), dim=1)  # (B, S, D)
-        start = length + max(0, thoughts - 1)
-        here = at[:, start : start + x.shape[1]]
+        here = places(max(0, thoughts - 1), x.shape[1])
         hidden = model.extend(x, here, prompt, own, hook(here))
         return states, hidden[:, 1:] if states else hidden

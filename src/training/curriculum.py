@@ -1,12 +1,13 @@
 """The COCONUT curriculum (arXiv 2412.06769): from explicit steps to latent thoughts, by stages."""
 
+import itertools
 import random
 from dataclasses import dataclass
 
 import torch
 
+from src.sampling.engine import pad_right
 from utils.data import load_dataset
-from utils.errors import UserError
 from utils.tiny_problems import make_problem
 
 BLOCK = 16384  # problems that are tokenized and batched together
@@ -29,9 +30,23 @@ class Stage:
     final_learning_rate: float | None = None
     dropout: float = 0.0
 
+    def __post_init__(self):
+        if self.thoughts < 0 or self.hidden_steps < -1 or self.epochs < 1:
+            raise ValueError("a stage needs thoughts >= 0, hidden_steps >= -1 and epochs >= 1")
+        rates = (self.learning_rate, self.final_learning_rate or 0.0)
+        if not (self.learning_rate > 0 and all(0 <= rate < 1 for rate in rates)):
+            raise ValueError("a stage needs 0 < learning_rate < 1 and 0 <= final_learning_rate < 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"a stage's dropout must be in [0, 1), not {self.dropout}")
+
 
 class TinyProblems:
-    """Endless training problems of the tiny benchmark, without the questions of its files."""
+    """Endless training problems of the tiny benchmark, without the questions of its files.
+
+    They are free: those that fill no batch of one prompt length are left out.
+    """
+
+    rest = "drop"
 
     def __init__(self, seed, per_epoch, held_out):
         self.seed, self.per_epoch = seed, per_epoch
@@ -47,6 +62,8 @@ class TinyProblems:
 class FileProblems:
     """The rows of a data file, in an order of their own each epoch."""
 
+    rest = "pad"
+
     def __init__(self, seed, path):
         self.seed, self.rows = seed, load_dataset(path)
 
@@ -58,11 +75,15 @@ class FileProblems:
 
 @dataclass
 class Batch:
-    """Problems with prompts of one length. prompt (B, L); text (B, S) from the end-of-thinking token
+    """Problems with prompts of one length, or of similar ones.
+
+    prompt (B, L), padded on the right with 0, lengths (B,); text (B, S) from the end-of-thinking token
     to end-of-text, padded on the right with -100; digits (B, K, 3) of the first K steps' results;
-    n_targets: by how many tokens the cross-entropy is divided."""
+    n_targets: by how many tokens the cross-entropy is divided.
+    """
 
     prompt: torch.Tensor
+    lengths: torch.Tensor
     text: torch.Tensor
     digits: torch.Tensor
     n_steps: list
@@ -72,7 +93,8 @@ class Batch:
         """The rows of one process, on its device. The mean of the processes' gradients is that of
         the whole batch, however its tokens fall on them."""
         mine = slice(process, None, processes)
-        parts = (part[mine].to(device) for part in (self.prompt, self.text, self.digits))
+        tensors = (self.prompt, self.lengths, self.text, self.digits)
+        parts = (part[mine].to(device) for part in tensors)
         return Batch(*parts, self.n_steps[mine], self.n_targets / processes)
 
 
@@ -82,47 +104,48 @@ def target_text(row, hidden_steps, eos):
     return "<|end-latent|>" + " ".join([*left, "###", row["answer"]]) + eos
 
 
-def batches(rows, tokenizer, format_prompt, stage, batch_size, seed, drop_last=True):
-    """Batches of exactly equal prompt length, shuffled, block by block of the rows.
+def batches(rows, tokenizer, format_prompt, stage, batch_size, seed, rest):
+    """Shuffled batches of exactly equal prompt length, block by block of the rows.
 
-    With ``drop_last`` the batches that a block can't fill are left out: every process then has as
-    many, of one size.
+    What a block holds beyond full batches of one length, by ``rest``: "drop" leaves it out, "pad"
+    forms full batches of similar lengths and leaves out less than one batch, "all" keeps that too.
     """
-    block = []
-    for number, row in enumerate(rows, 1):
-        block.append(row)
-        if number % BLOCK == 0:
-            yield from _block_batches(
-                block, tokenizer, format_prompt, stage, batch_size, seed, drop_last
-            )
-            block = []
-    if block:
-        yield from _block_batches(block, tokenizer, format_prompt, stage, batch_size, seed, drop_last)
+    rows = iter(rows)
+    while block := list(itertools.islice(rows, BLOCK)):
+        items = _tokenize(block, tokenizer, format_prompt, stage)
+        found = _cut(items, batch_size, rest)
+        random.Random(f"{seed}/{block[0]['question']}").shuffle(found)
+        yield from (_collate(part, stage.thoughts // 2) for part in found)
 
 
-def _block_batches(rows, tokenizer, format_prompt, stage, batch_size, seed, drop_last):
+def _tokenize(rows, tokenizer, format_prompt, stage):
     prompts = tokenizer([format_prompt(row["question"]) for row in rows])["input_ids"]
     texts = [target_text(row, stage.hidden_steps, tokenizer.eos_token) for row in rows]
-    texts = tokenizer(texts)["input_ids"]
-    by_length = {}
-    for item in zip(rows, prompts, texts, strict=True):
+    return list(zip(rows, prompts, tokenizer(texts)["input_ids"], strict=True))
+
+
+def _cut(items, size, rest):
+    by_length, found, left = {}, [], []
+    for item in items:
         by_length.setdefault(len(item[1]), []).append(item)
-    found = []
-    for items in by_length.values():
-        end = len(items) - len(items) % batch_size if drop_last else len(items)
-        found += [items[i : i + batch_size] for i in range(0, end, batch_size)]
-    random.Random(f"{seed}/{rows[0]['question']}").shuffle(found)
-    return (_collate(items, stage.thoughts // 2) for items in found)
+    for length in by_length if rest == "drop" else sorted(by_length):
+        same = by_length[length]
+        full = len(same) - len(same) % size
+        found += [same[i : i + size] for i in range(0, full, size)]
+        left += same[full:]
+    if rest == "drop":
+        return found
+    end = len(left) if rest == "all" else len(left) - len(left) % size
+    return found + [left[i : min(i + size, end)] for i in range(0, end, size)]
 
 
 def _collate(items, n_probed):
     rows, prompts, texts = zip(*items, strict=True)
-    text = torch.full((len(items), max(map(len, texts))), -100)
-    for line, ids in zip(text, texts, strict=True):
-        line[: len(ids)] = torch.tensor(ids)
+    prompt, lengths = pad_right(prompts, 0)
+    text, _ = pad_right(texts, -100)
     digits = torch.tensor([_result_digits(row, n_probed) for row in rows])
     n_steps = [len(row["steps"]) for row in rows]
-    return Batch(torch.tensor(prompts), text, digits, n_steps, float((text[:, 1:] != -100).sum()))
+    return Batch(prompt, lengths, text, digits, n_steps, float((text[:, 1:] != -100).sum()))
 
 
 def _result_digits(row, count):
@@ -139,8 +162,6 @@ def _digits(number):
 
 def make_source(train, seed, per_epoch, held_out):
     """The training problems that a recipe names: "tiny" or a data file."""
-    if train != "tiny":
-        return FileProblems(seed, train)
-    if per_epoch is None:
-        raise UserError("key problems_per_epoch is missing; train: tiny needs it")
-    return TinyProblems(seed, per_epoch, held_out)
+    if train == "tiny":
+        return TinyProblems(seed, per_epoch, held_out)
+    return FileProblems(seed, train)
