@@ -58,3 +58,29 @@ def test_greedy_and_faults(coconut):
         model.generate(**batch, num_return_sequences=2)
     with pytest.raises(TypeError):
         model.generate(**batch, do_sample=True, noize_std=1.0)
+
+
+def test_question_ids_and_defaults(coconut):
+    model, _ = coconut
+    batch = inputs(coconut, "left")
+    settings = {"do_sample": True, "num_return_sequences": 4, "return_dict_in_generate": True}
+    base = model.generate(**batch, **settings).thoughts
+    assert len({tuple(row.flatten().tolist()) for row in base[0]}) == 4  # they do differ
+    swapped = model.generate(**batch, **settings, question_ids=torch.tensor([1, 0])).thoughts
+    assert not torch.equal(swapped[0], base[0])
+    same = model.generate(**batch, **settings, question_ids=[0, 1]).thoughts
+    assert torch.equal(same, base)
+    with pytest.raises(ValueError, match="2 prompts, but 3 question indices"):
+        model.generate(**batch, question_ids=[0, 1, 2])
+
+
+def test_finished_sequences_end_with_end_of_text(coconut, monkeypatch):
+    model, tokenizer = coconut
+    monkeypatch.setattr(model.config, "pad_token_id", None)  # as GPT-2's own
+    out = model.generate(**inputs(coconut, "left"), do_sample=True, num_return_sequences=16)
+    answers = out[:, inputs(coconut, "left")["input_ids"].shape[1] + 7 :]
+    ended = (answers == tokenizer.eos_token_id).any(1)
+    assert ended.any()
+    for row in answers[ended]:
+        first = int((row == tokenizer.eos_token_id).nonzero()[0])
+        assert (row[first:] == tokenizer.eos_token_id).all()

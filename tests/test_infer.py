@@ -1,21 +1,30 @@
 """python -m src.infer_gpt2: output, resume, processes, errors."""
 
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from tests.commands import ENVIRONMENT, ROOT, infer_command, outputs, run
+from src import infer_gpt2
+from src.inference import runner
+from src.models.loading import load_backbone
+from src.sampling.engine import Request, sample
+from src.sampling.samplers import Sampling
+from tests.commands import ENVIRONMENT, ROOT, infer_command, outputs, run, run_here
+from utils import records
 from utils.metrics import majority_vote
 
 LIMIT, N = 24, 8
 COMMON = ("--data_path", "data/tiny_valid.json", "--limit", LIMIT, "--n_samples", N)
-COMMON += ("--max_new_tokens", 12, "--dropout_p", 0.2)
+COMMON += ("--max_new_tokens", 12)
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +63,23 @@ def test_output(whole):
     assert not list(folder.glob("*rank*"))
 
 
-def test_saved_latents(whole):
+def test_saved_latents(whole, checkpoint):
     folder, _ = whole
     assert len(list((folder / "latents").iterdir())) == LIMIT
     tensors = load_file(folder / "latents" / "000003.safetensors")
-    assert tensors["latent_embeds"].shape == (N, 6, 32)
+    model, tokenizer = load_backbone("coconut", str(checkpoint))
+    question = json.loads((ROOT / "data/tiny_valid.json").read_text())[3]["question"]
+    prompt = tokenizer(model.format_prompt(question))["input_ids"]
+    sampled = sample(model, Request([prompt], [3], N, 6, 12, 42, Sampling("dropout", 0.2)))
+    torch.testing.assert_close(tensors["latent_embeds"], sampled.thoughts[0], rtol=1e-4, atol=1e-4)
+    assert tensors["input_ids"].tolist() == prompt
     record = json.loads((folder / "samples.jsonl").read_text().splitlines()[3])
     assert tensors["corrects"].tolist() == record["correct"]
 
 
 @pytest.mark.parametrize("size", [1, 16])
 def test_batch_size_changes_nothing(whole, flags, tmp_path, size):
-    done = run(infer_command(*flags, "--output_dir", tmp_path / "x", "--batch_size", size))
+    done = run_here(infer_command(*flags, "--output_dir", tmp_path / "x", "--batch_size", size))
     assert done.returncode == 0, done.stderr
     assert outputs(tmp_path / "x") == outputs(whole[0])
 
@@ -79,7 +93,7 @@ def test_two_processes_change_nothing(whole, flags, tmp_path):
 
 
 def test_few_samples_are_the_head_of_many(whole, flags, tmp_path):
-    done = run(infer_command(*flags, "--n_samples", 4, "--output_dir", tmp_path / "x"))
+    done = run_here(infer_command(*flags, "--n_samples", 4, "--output_dir", tmp_path / "x"))
     assert done.returncode == 0, done.stderr
     few = [json.loads(line) for line in (tmp_path / "x/samples.jsonl").read_text().splitlines()]
     many = [json.loads(line) for line in (whole[0] / "samples.jsonl").read_text().splitlines()]
@@ -89,9 +103,11 @@ def test_few_samples_are_the_head_of_many(whole, flags, tmp_path):
 
 
 def test_a_killed_run_goes_on(whole, flags, tmp_path):
-    """Killed again and again at random moments, it ends with the files of an uninterrupted run."""
-    command = infer_command(*flags, "--batch_size", 2, "--output_dir", tmp_path / "x")
-    chance = random.Random(0)
+    """Killed at four random moments, it ends with the files of an uninterrupted run."""
+    command = infer_command(
+        *flags, "--batch_size", 2, "--output_dir", tmp_path / "x", "--save_latents", "true"
+    )
+    chance, kills = random.Random(0), 0
     for _ in range(4):
         process = subprocess.Popen(
             command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -100,12 +116,64 @@ def test_a_killed_run_goes_on(whole, flags, tmp_path):
         before = len(samples.read_bytes().splitlines()) if samples.exists() else 0
         while process.poll() is None:
             if samples.exists() and len(samples.read_bytes().splitlines()) >= before + wanted:
+                time.sleep(chance.random() / 50)
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.002)
-        process.wait()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 2
     done = run(command)
     assert done.returncode == 0, done.stderr
     assert outputs(tmp_path / "x") == outputs(whole[0])
+    assert_same_latents(tmp_path / "x", whole[0])
+
+
+def assert_same_latents(one, other):
+    files = [path.name for path in sorted((other / "latents").iterdir())]
+    assert [path.name for path in sorted((one / "latents").iterdir())] == files
+    for name in files:
+        a, b = load_file(one / "latents" / name), load_file(other / "latents" / name)
+        assert torch.equal(a["input_ids"], b["input_ids"])
+        assert torch.equal(a["corrects"], b["corrects"])
+        torch.testing.assert_close(a["latent_embeds"], b["latent_embeds"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("moment", range(16))
+def test_interrupted_at_any_write(whole, flags, tmp_path, monkeypatch, moment):
+    """An interruption just before or after a write, or between the steps of one."""
+    places = (
+        (os, "replace", 3), (os, "fsync", 3), (Path, "unlink", 3), (runner.records, "append", 3),
+        (runner.records, "gather", 2), (runner, "write_json", 2), (runner, "write_bytes", 3),
+        (runner, "summarize", 1),
+    )  # fmt: skip
+    chance = random.Random(moment)
+    owner, name, most = places[moment % len(places)]
+    calls, fatal, before = 0, chance.randint(1, most), chance.random() < 0.5
+    plain = getattr(owner, name)
+
+    def fails(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == fatal and before:
+            raise KeyboardInterrupt
+        result = plain(*args, **kwargs)
+        if calls == fatal:
+            raise KeyboardInterrupt
+        return result
+
+    command = infer_command(
+        *flags, "--output_dir", tmp_path / "x", "--save_latents", "true", "--batch_size", 6
+    )
+    monkeypatch.setattr("sys.argv", command[2:])
+    (tmp_path / "x").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(SystemExit):
+            infer_gpt2.main()
+    assert calls >= fatal
+    infer_gpt2.main()
+    assert outputs(tmp_path / "x") == outputs(whole[0])
+    assert_same_latents(tmp_path / "x", whole[0])
+    assert not list((tmp_path / "x").rglob("*.tmp"))
 
 
 def test_torn_and_sharded_remains_are_taken_up(whole, flags, tmp_path):
@@ -115,7 +183,7 @@ def test_torn_and_sharded_remains_are_taken_up(whole, flags, tmp_path):
     lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
     (folder / "samples.jsonl").write_text("".join(lines[:5]) + lines[5][:70])
     (folder / "samples.rank1.jsonl").write_text("".join(lines[9:12]))
-    done = run(infer_command(*flags, "--output_dir", folder, "--save_latents", "true"))
+    done = run_here(infer_command(*flags, "--output_dir", folder, "--save_latents", "true"))
     assert done.returncode == 0, done.stderr
     assert outputs(folder) == outputs(whole[0])
 
@@ -124,7 +192,7 @@ def test_a_finished_run_is_reported_again(whole, flags, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "x")
     command = infer_command(*flags, "--output_dir", folder, "--save_latents", "true")
     before = (folder / "metrics.json").read_text()
-    done = run([*command, "--report_n", "2", "8"])
+    done = run_here([*command, "--report_n", "2", "8"])
     assert done.returncode == 0
     assert "Voting Accuracy:" in done.stdout
     after = json.loads((folder / "metrics.json").read_text())
@@ -137,10 +205,10 @@ def test_greedy(flags, tmp_path):
         *flags, "--n_samples", 1, "--do_sample", "false", "--output_dir", tmp_path / "greedy"
     )
     still = infer_command(
-        *flags, "--n_samples", 1, "--sampling_by", "noise", "--noise_std", 0,
+        *flags, "--n_samples", 1, "--sampling_by", "noise", "--noise_std", 0.0,
         "--output_dir", tmp_path / "still",
     )  # fmt: skip
-    assert run(greedy).returncode == run(still).returncode == 0
+    assert run_here(greedy).returncode == run_here(still).returncode == 0
     assert outputs(tmp_path / "greedy") == outputs(tmp_path / "still")
 
 
@@ -158,6 +226,12 @@ def assert_one_line(done, *parts):
     [
         (("--n_sample", 4), ("--n_sample", "did you mean --n_samples?")),
         (("--do_sample", "false"), ("--n_samples 1",)),
+        (("--sampling_by", "noise", "--dropout_mask", "step"), ("--dropout_mask has no effect",)),
+        (("--do_sample", "false", "--n_samples", 1, "--noise_std", 1), ("--noise_std has no effect",)),
+        (("--seed", 2**70), ("--seed must lie",)),
+        (("--output_dir", "README.md"), ("README.md", "is a file")),
+        (("--output_dir", "tests", "--overwrite", "true"), ("holds other files",)),
+        (("--model_id", "README.md"), ("give the folder",)),
         (("--do_sample", "perhaps"), ("--do_sample",)),
         (("--sampling_by", "dropuot"), ("dropout", "noise")),
         (("--dropout_p", 1.5), ("dropout_p must be in [0, 1)",)),
@@ -170,16 +244,18 @@ def assert_one_line(done, *parts):
     ids=lambda value: str(value[0]) if value else "",
 )
 def test_user_errors(flags, tmp_path, wrong, parts):
-    done = run(infer_command(*flags, "--output_dir", tmp_path / "x", *wrong))
+    where = () if "--output_dir" in wrong else ("--output_dir", tmp_path / "x")
+    done = run_here(infer_command(*flags, *where, *wrong))
+    assert not (tmp_path / "x").exists()  # nothing is written before all is checked
     assert_one_line(done, *parts)
 
 
 def test_other_settings_in_the_folder(whole, flags, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "x")
     command = infer_command(*flags, "--output_dir", folder, "--save_latents", "true", "--seed", 1)
-    assert_one_line(run(command), "--seed", "--overwrite true")
+    assert_one_line(run_here(command), "--seed", "--overwrite true")
     assert outputs(folder) == outputs(whole[0])
-    done = run([*command, "--overwrite", "true"])
+    done = run_here([*command, "--overwrite", "true"])
     assert done.returncode == 0, done.stderr
     assert outputs(folder)[0] != outputs(whole[0])[0]
 
@@ -197,17 +273,52 @@ def test_a_full_disk_keeps_what_was_finished(whole, flags, tmp_path):
     assert outputs(tmp_path / "x") == outputs(whole[0])
 
 
-def test_other_data_or_weights_under_the_same_name(whole, flags, checkpoint, tmp_path):
+def test_other_data_or_weights_under_the_same_name(flags, checkpoint, tmp_path):
     """A run is not mixed with samples of a data file or a checkpoint that has changed since."""
-    folder = shutil.copytree(whole[0], tmp_path / "x")
-    model = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
-    config = json.loads((folder / "config.json").read_text())
-    config["settings"]["model_id"] = str(model)
-    (folder / "config.json").write_text(json.dumps(config))
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    data = shutil.copy(ROOT / "data/tiny_valid.json", tmp_path / "data.json")
     command = infer_command(
-        *flags, "--model_id", model, "--output_dir", folder, "--save_latents", "true"
+        *flags, "--limit", 2, "--model_id", model, "--data_path", data, "--output_dir", tmp_path / "x"
     )
-    assert run(command).returncode == 0
+    assert run_here(command).returncode == 0
+    data.write_text(data.read_text().replace("Mia", "Pia"))
+    assert_one_line(run_here(command), "another data_sha256")
+    shutil.copy(ROOT / "data/tiny_valid.json", data)
     weights = load_file(model / "model.safetensors")
     save_file({name: w + 1 for name, w in weights.items()}, model / "model.safetensors")
-    assert_one_line(run(command), "another weights_sha256")
+    assert_one_line(run_here(command), "another model_sha256")
+
+
+def test_foreign_and_damaged_folders(whole, flags, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "x")
+    command = infer_command(*flags, "--output_dir", folder, "--save_latents", "true")
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    for spoilt, message in (
+        ("123\n", "line 1 is damaged"),
+        ('{"idx": 99}\n', "samples of other questions"),
+        (lines[0][:40] + "\n", "line 1 is damaged"),
+    ):
+        (folder / "samples.jsonl").write_text(spoilt)
+        assert_one_line(run_here(command), message)
+    (folder / "config.json").write_text("[]")
+    assert_one_line(run_here(command), "not the config.json of a run")
+    (folder / "config.json").unlink()
+    assert_one_line(run_here([*command, "--overwrite", "true"]), "holds other files")
+
+
+def test_a_line_torn_inside_a_character(tmp_path):
+    """Questions hold signs of several bytes; a cut may fall into one."""
+    records.append(tmp_path, 0, [{"idx": 0, "question": "£5 for a café?"}])
+    records.append(tmp_path, 1, [{"idx": 1, "question": "£6?"}])
+    whole = (tmp_path / "samples.rank1.jsonl").read_bytes()
+    (tmp_path / "samples.rank1.jsonl").write_bytes(whole + whole[: whole.index("£".encode()) + 1])
+    (tmp_path / "samples_backup.jsonl").write_text("mine")
+    assert sorted(records.gather(tmp_path)) == [0, 1]
+    assert (tmp_path / "samples_backup.jsonl").read_text() == "mine"
+    assert not (tmp_path / "samples.rank1.jsonl").exists()
+
+
+def test_a_full_disk_while_latents_are_written(flags, tmp_path):
+    command = infer_command(*flags, "--output_dir", tmp_path / "x", "--save_latents", "true")
+    limited = ["bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "_", *command]
+    assert_one_line(run(limited), "what was finished is kept")

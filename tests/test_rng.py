@@ -57,6 +57,7 @@ def test_dropout_rate():
         lag = (mask[:, 1:] * mask[:, :-1]).mean()  # neighbours are independent
         assert abs(lag - p * p) < 5 * (p * p / mask.numel()) ** 0.5
     assert not rng.dropped(row, 0, 4096, 0.0).any()
+    assert rng.dropped(row, 0, 4096, 0.999999).double().mean() > 0.999
 
 
 def test_normal_numbers():

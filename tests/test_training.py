@@ -20,6 +20,7 @@ from utils.data import load_dataset
 from utils.errors import UserError
 
 ROWS = load_dataset(ROOT / "data/tiny_valid.json")[:200]
+STAGE = {"thoughts": 2, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3}
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2}
 
 
@@ -243,9 +244,10 @@ def test_user_errors(trained, tmp_path):
         ({"shape": SHAPE | {"n_head": 3}}, "multiple of n_head"),
         ({"shape": SHAPE | {"n_positions": 20}}, "n_positions: the model has 20"),
         ({"held_out": ["data/none.json"]}, "data/none.json: no such data file"),
-        ({"stages": [{"thoughts": -2, "hidden_steps": 0, "epochs": 1, "learning_rate": 0.1}]}, "thoughts >= 0"),
-        ({"stages": [{"thoughts": 2, "hidden_steps": 0, "epochs": 1, "learning_rate": -1}]}, "learning_rate"),
-        ({"stages": [{"thoughts": 2, "hidden_steps": 0, "epochs": 0, "learning_rate": 0.1}]}, "epochs >= 1"),
+        ({"stages": [STAGE | {"thoughts": -2}]}, "thoughts >= 0"),
+        ({"stages": [STAGE | {"learning_rate": -1}]}, "learning_rate"),
+        ({"stages": [STAGE | {"epochs": 0}]}, "epochs >= 1"),
+        ({"stages": [STAGE | {"dropout": 1.0}]}, "dropout must be in"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
