@@ -5,7 +5,8 @@
 #   PROFILE=paper ./run_tests.sh    the published checkpoints on the paper's benchmarks
 #
 # Each list can be set from the environment, for instance NOISE_STDS="0.2 0.4 0.8" ./run_tests.sh.
-# A cell that is finished is not run again; one that was interrupted goes on where it stopped.
+# LIMIT: only the first so many questions of each benchmark; LIMIT= (empty) takes all of them.
+# A cell that is finished is not sampled again; one that was interrupted goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -17,6 +18,7 @@ tiny)
   DROPOUT_PS=${DROPOUT_PS-0.1 0.2}
   NOISE_STDS=${NOISE_STDS-0.5 1.0}
   BATCH_SIZE=${BATCH_SIZE:-16}
+  LIMIT=${LIMIT-300}
   ;;
 paper)
   MODELS=${MODELS-coconut:ModalityDance/latent-tts-coconut}
@@ -24,6 +26,7 @@ paper)
   DROPOUT_PS=${DROPOUT_PS-0.2}
   NOISE_STDS=${NOISE_STDS-0.6}
   BATCH_SIZE=${BATCH_SIZE:-8}
+  LIMIT=${LIMIT-}
   ;;
 *)
   echo "error: PROFILE=$PROFILE: must be tiny or paper" >&2
@@ -32,8 +35,14 @@ paper)
 esac
 NS=${NS-1 4 16 64}                  # sizes of the pool; all come from one run at the largest
 SEEDS=${SEEDS-42}
-LIMIT=${LIMIT:-}                    # only the first so many questions of each benchmark
 OUTPUT_DIR=${OUTPUT_DIR:-outputs/run_tests_$PROFILE}
+
+for split in $SPLITS; do
+  [ -f "data/$split.json" ] || {
+    echo "error: SPLITS: data/$split.json: no such file; data/tiny_*.json are shipped" >&2
+    exit 2
+  }
+done
 
 # One process a GPU; without one, a process a core, up to four.
 if [ -z "${NPROC:-}" ]; then
@@ -47,8 +56,10 @@ for n in $NS; do largest=$((n > largest ? n : largest)); done
 cell() { # model split seed, then the sampler's flags, of which the last is its strength
   local model=$1 split=$2 seed=$3 sampler=$5 strength=${*: -1}
   local folder="$OUTPUT_DIR/${model##*/}/$split/$sampler-$strength-n$largest-seed$seed${LIMIT:+-first$LIMIT}"
-  local start=(torchrun --standalone --nproc_per_node "$NPROC")
-  if [ -f "$folder/metrics.json" ]; then start=(python); fi # finished: nothing to sample, only to check
+  local start=(python)
+  if [ "$NPROC" -gt 1 ] && [ ! -f "$folder/metrics.json" ]; then # finished cells are only checked
+    start=(torchrun --standalone --nproc_per_node "$NPROC")
+  fi
   echo "== ${model##*/} $split $sampler $strength seed $seed"
   # shellcheck disable=SC2086  # NS is a list
   "${start[@]}" -m src.infer_gpt2 \

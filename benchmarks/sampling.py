@@ -10,6 +10,7 @@ import json
 import platform
 import resource
 import time
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -105,36 +106,46 @@ def _block_products(model, tokens, last_tokens):
             torch.addmm(conv.bias, x, conv.weight)
 
 
-def random_seconds(device, model, request):
-    """Seconds that the engine spends on random numbers, measured by clocks around them."""
-    spent = 0.0
+def random_share(device, model, request):
+    """Share of a run that goes into random numbers, keys and all, by clocks around them."""
+    spent, depth = 0.0, 0
 
     def clocked(function):
         def wrapped(*args):
-            nonlocal spent
+            nonlocal spent, depth
+            depth += 1
             start = time.perf_counter()
             result = function(*args)
             if device == "cuda":
                 torch.cuda.synchronize()
-            spent += time.perf_counter() - start
+            depth -= 1
+            if depth == 0:  # not counted twice where one calls another
+                spent += time.perf_counter() - start
             return result
 
         return wrapped
 
-    with (
-        mock.patch.object(rng, "dropped", clocked(rng.dropped)),
-        mock.patch.object(rng, "normal", clocked(rng.normal)),
-    ):
+    names = ("row_keys", "fold", "dropped", "normal")
+    with mock.patch.multiple(rng, **{name: clocked(getattr(rng, name)) for name in names}):
         total = timed(device, sample, model, request)
     return spent / total
 
 
+def reset_peak_memory(device):
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif platform.system() == "Linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mib(device):
-    """Of the device on CUDA, else of the whole process so far."""
+    """Of the device since the reset on CUDA; else of the whole process (on Linux since the reset)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if platform.system() == "Darwin" else 1024  # bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    if platform.system() == "Linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def measure(device, model, name, questions, n_samples, new_tokens, with_plain):
@@ -143,18 +154,21 @@ def measure(device, model, name, questions, n_samples, new_tokens, with_plain):
     request = Request(ids.tolist(), list(range(questions)), n_samples, 6, new_tokens, 0, VARIANTS[name])
     warm = Request(ids[:1].tolist(), [0], 4, 2, 2, 0, VARIANTS[name])
     sample(model, warm)
+    reset_peak_memory(device)
     engine = timed(device, sample, model, request)
     memory = peak_memory_mib(device)
     found = {
         "engine_s": round(engine, 2),
         "answer_tokens_per_s": round(questions * n_samples * new_tokens / engine, 1),
         "products_share": round(timed(device, products, model, request) / engine, 3),
-        "random_share": round(random_seconds(device, model, request), 4),
+        "random_share": round(random_share(device, model, request), 4),
         "peak_memory_mib": round(memory),
     }
     if with_plain:
         plain(model, warm)
+        reset_peak_memory(device)
         found["plain_s"] = round(timed(device, plain, model, request), 2)
+        found["plain_peak_memory_mib"] = round(peak_memory_mib(device))
         found["ratio"] = round(found["plain_s"] / engine, 2)
     return found
 

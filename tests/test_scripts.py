@@ -63,3 +63,12 @@ def test_unknown_profile():
     )  # fmt: skip
     assert done.returncode == 2
     assert "PROFILE=big: must be tiny or paper" in done.stderr
+
+
+def test_missing_benchmark():
+    done = subprocess.run(
+        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | {"SPLITS": "tiny_test nope"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "data/nope.json: no such file" in done.stderr
