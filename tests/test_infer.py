@@ -212,6 +212,13 @@ def test_greedy(flags, tmp_path):
     assert outputs(tmp_path / "greedy") == outputs(tmp_path / "still")
 
 
+def test_bfloat16(flags, tmp_path):
+    command = infer_command(*flags, "--model_dtype", "bfloat16", "--output_dir", tmp_path / "x")
+    done = run_here(command)
+    assert done.returncode == 0, done.stderr
+    assert outputs(tmp_path / "x")[1]["questions"] == LIMIT
+
+
 def assert_one_line(done, *parts):
     assert done.returncode != 0
     message = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -31,16 +31,13 @@ class CoconutLoss(nn.Module):
         states, hidden = self._read(batch, thoughts, Sampling("dropout", dropout), keys)
         logits = self.model.lm_head(hidden).float()  # (B, S - 1, V)
         target = batch.text[:, 1:]  # (B, S - 1)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum"
-        )
-        loss = loss / batch.n_targets
+        flat = (logits.flatten(0, 1), target.flatten())
+        loss = F.cross_entropy(*flat, ignore_index=-100, reduction="sum") / batch.n_targets
         right = ((logits.argmax(-1) == target) | (target == -100)).all(1)
-        # + 0 * probe: every parameter takes part in every step, as data-parallel training asks
         return loss + self.probe_weight * self._probe_loss(states, batch.digits), right
 
     def _probe_loss(self, states, digits):
-        if not digits.numel():
+        if not digits.numel():  # all parameters take part in every step: data-parallel training asks it
             return 0.0 * self.probe.weight.sum() + 0.0 * self.probe.bias.sum()
         read = torch.stack(states[1::2], dim=1)  # (B, K, D)
         logits = self.probe(read).float().unflatten(-1, (3, _CLASSES))  # (B, K, 3, 11)
