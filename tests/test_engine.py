@@ -141,6 +141,10 @@ def test_impossible_requests(coconut):
         run(model, prompts, range(5), 2, Sampling())
     with pytest.raises(ValueError, match="lower max_new_tokens"):
         sample(model, Request(prompts, range(5), 1, 6, 90, 0, Sampling()))
+    with pytest.raises(ValueError, match="at least one each"):
+        run(model, prompts, range(5), 1, Sampling(), latent_length=0)
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        run(model, [[]], [0], 1, Sampling())
     for wrong in ({"by": "dropuot"}, {"dropout_p": 1.0}, {"noise_std": -1.0}, {"dropout_mask": "x"}):
         with pytest.raises(ValueError, match="must be"):
             Sampling(**wrong)

@@ -4,6 +4,7 @@ from transformers import GPT2LMHeadModel
 
 from src.models import gpt2
 from src.models.base import LatentReasoner
+from src.sampling.samplers import KEEP_ALL
 from utils.answers import after_hash
 
 
@@ -27,10 +28,10 @@ class COCONUT(LatentReasoner, GPT2LMHeadModel):
         """Token ids to embeddings (..., D), without positions."""
         return self.transformer.wte(ids)
 
-    def prefill(self, x, lengths, drop=gpt2.KEEP_ALL):
+    def prefill(self, x, lengths, drop=KEEP_ALL):
         return gpt2.prefill(self.transformer, x, lengths, drop)
 
-    def extend(self, x, positions, prompt, own, drop=gpt2.KEEP_ALL):
+    def extend(self, x, positions, prompt, own, drop=KEEP_ALL):
         return gpt2.extend(self.transformer, x, positions, prompt, own, drop)
 
     def new_cache(self, rows, capacity):

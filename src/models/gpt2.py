@@ -15,24 +15,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from src.sampling.samplers import KEEP_ALL
+
 ATTENTION, MLP = range(2)  # dropout sites of a block: after attention, after the MLP
-
-
-class KeepAll:
-    """The dropout hook that drops nothing.
-
-    A hook maps a block's output (R, S, D) to the same shape; ``at`` gives the hook for the chosen
-    positions only, an index pair into (R, S).
-    """
-
-    def __call__(self, out, layer, site):
-        return out
-
-    def at(self, index):
-        return self
-
-
-KEEP_ALL = KeepAll()
 
 
 @dataclass

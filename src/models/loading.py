@@ -7,6 +7,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging
 
 from src.models import BACKBONES
 from src.models.special_tokens import missing_tokens
@@ -104,6 +105,7 @@ def _check_config(cls, folder, model_id):
 
 
 def _read_weights(cls, folder, model_id, dtype):
+    logging.disable_progress_bar()  # a bar for every process and start says nothing
     how = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         model, info = cls.from_pretrained(folder, ignore_mismatched_sizes=True, **how)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from src.sampling import rng
-from src.sampling.samplers import DETERMINISTIC, Sampling, add_noise, masks
+from src.sampling.samplers import DETERMINISTIC, Sampling, add_noise, dropout_hook
 
 # Tokens of one prefill when every sample reads its own prompt: bounds the memory of activations.
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 65536}
@@ -97,6 +97,10 @@ def _check(model, request):
         )
     if request.n_samples > 1 and request.sampling.by is None:
         raise ValueError("without sampling all trajectories are equal: ask for one sample")
+    if min(request.n_samples, request.latent_length, request.max_new_tokens) < 1:
+        raise ValueError("samples, thoughts and answer tokens must be at least one each")
+    if not all(map(len, request.prompts)):
+        raise ValueError("a prompt is empty")
     longest = max(map(len, request.prompts))
     check_length(model, longest, request.latent_length, request.max_new_tokens)
 
@@ -129,7 +133,8 @@ def _read_prompts(model, request, keys):
     for row in torch.arange(len(keys), device=keys.device).split(chunk):
         x = model.embed(ids[row_of[row]])  # (r, L, D)
         steps = torch.arange(ids.shape[1], device=ids.device) - (row_lengths[row, None] - 1)
-        parts.append(model.prefill(x, row_lengths[row], masks(request.sampling, keys[row], steps)))
+        drop = dropout_hook(request.sampling, keys[row], steps)
+        parts.append(model.prefill(x, row_lengths[row], drop))
     hidden = torch.cat([part for part, _ in parts])
     caches = [cache for _, cache in parts]
     return hidden, type(caches[0]).join(caches, row_lengths), row_lengths
@@ -144,16 +149,10 @@ def _think(model, request):
     for step in range(1, request.latent_length):
         x = thoughts[-1][:, None]  # (R, 1, D)
         positions = lengths[:, None] + (step - 1)
-        drop = _hook(request.sampling, request.sampling.drops, keys, lengths, positions)
-        hidden = model.extend(x, positions, prompt, own, **drop)[:, 0]  # (R, D)
+        drop = dropout_hook(request.sampling, keys, torch.full_like(positions, step))
+        hidden = model.extend(x, positions, prompt, own, drop)[:, 0]  # (R, D)
         thoughts.append(add_noise(request.sampling, model.to_thought(hidden), keys, step + 1))
     return _State(thoughts[-1], keys, lengths, prompt, own), thoughts
-
-
-def _hook(sampling, active, keys, lengths, positions):
-    if not active:
-        return {}
-    return {"drop": masks(sampling, keys, positions - (lengths[:, None] - 1))}
 
 
 def _answer(model, request, state):
@@ -168,10 +167,9 @@ def _answer(model, request, state):
     row = torch.arange(rows, device=model.device)  # where each row in flight came from
     alive = torch.ones(rows, dtype=torch.bool, device=model.device)
     for step in range(request.max_new_tokens):
-        drop = _hook(
-            sampling, sampling.drops and sampling.dropout_answer, state.keys, state.lengths, positions
-        )
-        hidden = model.extend(x, positions, state.prompt, state.own, **drop)[:, -1]  # (R, D)
+        steps = positions - (state.lengths[:, None] - 1)
+        drop = dropout_hook(sampling, state.keys, steps, active=sampling.dropout_answer)
+        hidden = model.extend(x, positions, state.prompt, state.own, drop)[:, -1]  # (R, D)
         token = model.lm_head(hidden).argmax(-1)  # (R,)
         alive = alive & (token != model.config.eos_token_id)
         written[row[alive], step] = token[alive]

@@ -58,12 +58,27 @@ class Sampling:
 DETERMINISTIC = Sampling()
 
 
+class KeepAll:
+    """The dropout hook that drops nothing.
+
+    A hook is what a backbone calls with the output of a block's part, (R, S, D), the layer and the
+    site in the block; it returns the same shape. ``at`` gives the hook for chosen positions only, an
+    index pair into (R, S).
+    """
+
+    def __call__(self, out, layer, site):
+        return out
+
+    def at(self, index):
+        return self
+
+
+KEEP_ALL = KeepAll()
+
+
 @dataclass
 class Masks:
-    """The dropout hook of the backbones (see src/models/gpt2.py) for keyed rows.
-
-    keys (R, S), or (R, 1) when one mask serves all positions of a row.
-    """
+    """The hook that drops: keys (R, S), or (R, 1) when one mask serves all positions of a row."""
 
     keys: torch.Tensor
     p: float
@@ -77,8 +92,10 @@ class Masks:
         return self if shared else Masks(self.keys[index], self.p)
 
 
-def masks(sampling, rows, steps):
-    """The dropout hook for rows of keys (R,) at the given steps (R, S)."""
+def dropout_hook(sampling, rows, steps, active=True):
+    """The hook for rows of keys (R,) at the given steps (R, S), where dropout is ``active``."""
+    if not (active and sampling.drops):
+        return KEEP_ALL
     if sampling.dropout_mask == "trajectory":
         steps = torch.full_like(steps[:, :1], _WHOLE_TRAJECTORY)
     return Masks(rng.fold(rows[:, None], steps), sampling.dropout_p)

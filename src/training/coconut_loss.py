@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from src.models import gpt2
-from src.sampling.samplers import Sampling, masks
+from src.sampling.samplers import Sampling, dropout_hook
 
 _CLASSES = 11  # ten digits, and none
 
@@ -52,7 +52,7 @@ class CoconutLoss(nn.Module):
 
         def hook(positions):
             steps = positions - (lengths[:, None] - 1)
-            return masks(sampling, keys, steps) if sampling.drops else gpt2.KEEP_ALL
+            return dropout_hook(sampling, keys, steps)
 
         whole = torch.arange(batch.prompt.shape[1], device=lengths.device).expand_as(batch.prompt)
         hidden, prompt = model.prefill(model.embed(batch.prompt), lengths, hook(whole))
