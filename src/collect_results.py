@@ -10,9 +10,9 @@ from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
 
 MEASURES = ("coverage", "voting_accuracy", "mean_accuracy", "unparsable")
-COLUMNS = (
-    "model", "benchmark", "questions", "sampler", "strength", "seed", "N", *MEASURES, "seconds",
-)  # fmt: skip
+RUN = ("model", "benchmark", "questions", "sampler", "strength", "seed")
+COLUMNS = (*RUN, "N", *MEASURES, "seconds")
+SHOWN = {"coverage": "coverage", "voting_accuracy": "vote"}
 
 
 def rows_of(folder):
@@ -37,18 +37,23 @@ def rows_of(folder):
 
 
 def to_markdown(rows):
-    """Measures in percent with their 95 % interval."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    """A line a run: coverage and voting accuracy for each N, in percent +- half the 95 % interval."""
+    sizes = sorted({row["N"] for row in rows})
+    runs = {}
     for row in rows:
-        cells = [_cell(row[name]) for name in COLUMNS]
-        lines.append("| " + " | ".join(cells) + " |")
+        runs.setdefault(tuple(row[key] for key in RUN), {})[row["N"]] = row
+    measured = [(name, title, n) for name, title in SHOWN.items() for n in sizes]
+    header = [*RUN, *(f"{title} @{n}" for _, title, n in measured), "seconds"]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for key, by_n in runs.items():
+        cells = [_cell(by_n[n][name]) if n in by_n else "" for name, _, n in measured]
+        seconds = next(iter(by_n.values()))["seconds"]
+        lines.append("| " + " | ".join(map(str, [*key, *cells, seconds])) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(value):
-    if isinstance(value, dict):
-        return f"{value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
-    return str(value)
+def _cell(measure):
+    return f"{measure['value']:.1f} ±{(measure['high'] - measure['low']) / 2:.1f}"
 
 
 def to_csv(rows):
@@ -73,7 +78,7 @@ def main():
     rows = [row for run in runs for row in rows_of(run)]
     if not rows:
         raise UserError(f"{folder}: no finished run below it (metrics.json)")
-    rows.sort(key=lambda row: [row[key] for key in COLUMNS[: COLUMNS.index("N") + 1]])
+    rows.sort(key=lambda row: [row[key] for key in (*RUN, "N")])
     write_text(folder / "results.md", to_markdown(rows))
     write_text(folder / "results.csv", to_csv(rows))
     print(to_markdown(rows), end="")

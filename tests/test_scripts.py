@@ -43,7 +43,10 @@ def test_sweep_writes_one_table_and_skips_what_is_finished(tmp_path_factory, tmp
     for row in rows:
         assert float(row["coverage_low"]) <= float(row["coverage"]) <= float(row["coverage_high"])
     table = (tmp_path / "results.md").read_text()
-    assert table.count("\n") == 2 + len(rows)
+    assert table.count("\n") == 2 + 2  # a line a run
+    first = next(row for row in rows if row["sampler"] == "dropout" and row["N"] == "4")
+    half = (float(first["coverage_high"]) - float(first["coverage_low"])) / 2
+    assert f"| {float(first['coverage']):.1f} ±{half:.1f} |" in table
     assert table in done.stdout
 
     samples = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("samples.jsonl")}
