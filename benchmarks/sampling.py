@@ -2,7 +2,9 @@
 
 GPT-2-small shape with random weights; every trajectory has 6 thoughts and exactly 24 answer tokens.
 The plain way is what one writes first: the prompt repeated for every sample, a growing cache, and
-Hugging Face's own forward pass. Times are of one run after a short warm-up.
+calls of the Hugging Face language model for hidden states, which compute logits at every position
+that they read; with --plain last_logits only at the last one, as careful code would. Times are of one run
+after a short warm-up.
 """
 
 import argparse
@@ -38,25 +40,30 @@ def build_model(device):
 
 
 @torch.inference_mode()
-def plain(model, request):
+def plain(model, request, last_logits=False):
     """The plain way, with torch's own generator; returns the answer ids (R, A)."""
     sampling = request.sampling
     ids = torch.tensor(request.prompts, device=model.device)
     ids = ids.repeat_interleave(request.n_samples, dim=0)  # (R, L)
     cache, drops = DynamicCache(), sampling.by == "dropout"
+
+    def read(**inputs):
+        return model(
+            **inputs, past_key_values=cache, output_hidden_states=True, logits_to_keep=int(last_logits)
+        )
+
     _set_dropout(model, sampling.dropout_p if drops and sampling.dropout_prompt else 0)
-    hidden = model.transformer(ids, past_key_values=cache).last_hidden_state[:, -1:]  # (R, 1, D)
+    hidden = read(input_ids=ids).hidden_states[-1][:, -1:]  # (R, 1, D)
     _set_dropout(model, sampling.dropout_p if drops else 0)
     for step in range(request.latent_length):
         thought = hidden + sampling.noise_std * torch.randn_like(hidden) * (not drops)
         if step == request.latent_length - 1:
             _set_dropout(model, 0)
-        hidden = model.transformer(inputs_embeds=thought, past_key_values=cache).last_hidden_state
+        hidden = read(inputs_embeds=thought).hidden_states[-1]
     token = torch.full_like(ids[:, :1], model.config.end_latent_token_id)
     tokens = []
     for _ in range(request.max_new_tokens):
-        hidden = model.transformer(token, past_key_values=cache).last_hidden_state[:, -1:]
-        token = model.lm_head(hidden).argmax(-1)
+        token = read(input_ids=token).logits[:, -1:].argmax(-1)
         tokens.append(token)
     return torch.cat(tokens, dim=1)
 
@@ -148,7 +155,7 @@ def peak_memory_mib(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
-def measure(device, model, name, questions, n_samples, new_tokens, with_plain):
+def measure(device, model, name, questions, n_samples, new_tokens, plain_way):
     """The figures of one variant."""
     ids = torch.randint(0, 50000, (questions, 94), generator=torch.Generator().manual_seed(1))
     request = Request(ids.tolist(), list(range(questions)), n_samples, 6, new_tokens, 0, VARIANTS[name])
@@ -164,10 +171,11 @@ def measure(device, model, name, questions, n_samples, new_tokens, with_plain):
         "random_share": round(random_share(device, model, request), 4),
         "peak_memory_mib": round(memory),
     }
-    if with_plain:
-        plain(model, warm)
+    if plain_way != "skip":
+        last = plain_way == "last_logits"
+        plain(model, warm, last)
         reset_peak_memory(device)
-        found["plain_s"] = round(timed(device, plain, model, request), 2)
+        found["plain_s"] = round(timed(device, plain, model, request, last), 2)
         found["plain_peak_memory_mib"] = round(peak_memory_mib(device))
         found["ratio"] = round(found["plain_s"] / engine, 2)
     return found
@@ -180,13 +188,13 @@ def main():
     parser.add_argument("--n_samples", type=int, default=64)
     parser.add_argument("--new_tokens", type=int, default=24)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--skip_plain", action="store_true", help="time the engine only")
+    parser.add_argument("--plain", choices=["all_logits", "last_logits", "skip"], default="all_logits")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model(device)
     sizes = (args.questions, args.n_samples, args.new_tokens)
-    figures = {n: measure(device, model, n, *sizes, not args.skip_plain) for n in args.variants}
+    figures = {n: measure(device, model, n, *sizes, args.plain) for n in args.variants}
     about = {"device": device, "threads": args.threads, "torch": torch.__version__}
     print(json.dumps(about | {"questions": args.questions, "n_samples": args.n_samples} | figures))
 

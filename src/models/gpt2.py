@@ -41,16 +41,17 @@ class PromptCache:
         return self.layers[0][0].shape[0]
 
     @classmethod
-    def join(cls, parts, lengths):
-        """One cache of several, whose prompts, of true lengths (G,), are padded alike.
-
-        The parts are used up layer by layer, so that only one layer exists twice at a time.
-        """
-        longest, layers = parts[0].layers[0][0].shape[2], []
-        while parts[0].layers:
-            pairs = [part.layers.pop(0) for part in parts]
-            layers.append(tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True)))
+    def room(cls, part, lengths):
+        """Empty room for the prompts of true lengths (G,), of which ``part`` holds a first few."""
+        count, longest = len(lengths), part.layers[0][0].shape[2]
+        layers = [tuple(x.new_empty(count, *x.shape[1:]) for x in pair) for pair in part.layers]
         return cls(cls.padding_of(lengths, longest), layers)
+
+    def put(self, first, part):
+        """Copies the prompts of ``part`` to the places from ``first`` on."""
+        for to, pair in zip(self.layers, part.layers, strict=True):
+            for old, new in zip(to, pair, strict=True):
+                old[first : first + len(new)] = new
 
     def select(self, groups):
         """The cache of the given groups, an index tensor."""

@@ -129,15 +129,16 @@ def _read_prompts(model, request, keys):
         return hidden.repeat_interleave(request.n_samples, dim=0), cache, row_lengths
     row_of = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
     chunk = max(1, PREFILL_TOKENS.get(keys.device.type, 2048) // ids.shape[1])
-    parts = []
+    states, cache = [], None
     for row in torch.arange(len(keys), device=keys.device).split(chunk):
         x = model.embed(ids[row_of[row]])  # (r, L, D)
         steps = torch.arange(ids.shape[1], device=ids.device) - (row_lengths[row, None] - 1)
         drop = dropout_hook(request.sampling, keys[row], steps)
-        parts.append(model.prefill(x, row_lengths[row], drop))
-    hidden = torch.cat([part for part, _ in parts])
-    caches = [cache for _, cache in parts]
-    return hidden, type(caches[0]).join(caches, row_lengths), row_lengths
+        hidden, part = model.prefill(x, row_lengths[row], drop)
+        cache = cache or part.room(part, row_lengths)
+        cache.put(sum(map(len, states)), part)
+        states.append(hidden)
+    return torch.cat(states), cache, row_lengths
 
 
 def _think(model, request):

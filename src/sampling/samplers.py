@@ -62,7 +62,7 @@ class KeepAll:
     """The dropout hook that drops nothing.
 
     A hook is what a backbone calls with the output of a block's part, (R, S, D), the layer and the
-    site in the block; it returns the same shape. ``at`` gives the hook for chosen positions only, an
+    site in the block; it returns the same shape, and may do so in place. ``at`` gives the hook for chosen positions only, an
     index pair into (R, S).
     """
 
@@ -85,7 +85,7 @@ class Masks:
 
     def __call__(self, out, layer, site):
         mask = rng.dropped(self.keys, 2 * layer + site, out.shape[-1], self.p)
-        return out.masked_fill(mask, 0).mul_(1 / (1 - self.p))
+        return out.masked_fill_(mask, 0).mul_(1 / (1 - self.p))
 
     def at(self, index):
         shared = self.keys.shape[1] == 1
