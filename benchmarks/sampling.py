@@ -3,8 +3,8 @@
 GPT-2-small shape with random weights; every trajectory has 6 thoughts and exactly 24 answer tokens.
 The plain way is what one writes first: the prompt repeated for every sample, a growing cache, and
 calls of the Hugging Face language model for hidden states, which compute logits at every position
-that they read; with --plain last_logits only at the last one, as careful code would. Times are of one run
-after a short warm-up.
+that they read; with --plain last_logits only at the last one, as careful code would. Times are of one
+run after a short warm-up.
 """
 
 import argparse

@@ -62,8 +62,8 @@ class KeepAll:
     """The dropout hook that drops nothing.
 
     A hook is what a backbone calls with the output of a block's part, (R, S, D), the layer and the
-    site in the block; it returns the same shape, and may do so in place. ``at`` gives the hook for chosen positions only, an
-    index pair into (R, S).
+    site in the block; it returns the same shape, and may do so in place. ``at`` gives the hook for
+    chosen positions only, an index pair into (R, S).
     """
 
     def __call__(self, out, layer, site):
