@@ -16,7 +16,7 @@ tiny)
   MODELS=${MODELS-coconut:checkpoints/tiny-coconut}
   SPLITS=${SPLITS-tiny_test tiny_multi tiny_hard}
   DROPOUT_PS=${DROPOUT_PS-0.1 0.2}
-  NOISE_STDS=${NOISE_STDS-0.5 1.0}
+  NOISE_STDS=${NOISE_STDS-0.4 0.8}
   BATCH_SIZE=${BATCH_SIZE:-16}
   LIMIT=${LIMIT-300}
   ;;
