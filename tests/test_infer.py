@@ -28,6 +28,11 @@ COMMON += ("--max_new_tokens", 12)
 
 
 @pytest.fixture(scope="module")
+def checkpoint():
+    return ROOT / "checkpoints/tiny-coconut"
+
+
+@pytest.fixture(scope="module")
 def flags(checkpoint):
     return ("--model_id", checkpoint, *COMMON)
 
