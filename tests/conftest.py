@@ -26,6 +26,10 @@ def random_coconut(seed=0, **shape):
     return model.eval(), tokenizer
 
 
+# as the commands that the tests start: other thread counts round differently
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def coconut():
     return random_coconut()
