@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.commands import ENVIRONMENT, ROOT
 from tests.conftest import random_coconut
 
@@ -59,19 +61,17 @@ def test_sweep_writes_one_table_and_skips_what_is_finished(tmp_path_factory, tmp
     assert all(path.stat().st_mtime_ns == at for path, at in samples.items() if path != lost)
 
 
-def test_unknown_profile():
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PROFILE": "big"}, "PROFILE=big: must be tiny or paper"),
+        ({"SPLITS": "tiny_test nope"}, "data/nope.json: no such file"),
+    ],
+)
+def test_impossible_sweeps(environment, message):
     done = subprocess.run(
-        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | {"PROFILE": "big"},
+        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | environment,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "PROFILE=big: must be tiny or paper" in done.stderr
-
-
-def test_missing_benchmark():
-    done = subprocess.run(
-        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | {"SPLITS": "tiny_test nope"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "data/nope.json: no such file" in done.stderr
+    assert message in done.stderr
