@@ -17,10 +17,13 @@ def to_json(rows):
     return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 
-def write_tiny(folder):
-    """Writes the four files of the tiny benchmark; no question occurs twice among them."""
+def write_tiny(folder, train):
+    """Writes the four files of the tiny benchmark, and ``train`` problems to annotate.
+
+    No question occurs twice among them.
+    """
     taken = set()
-    for name, size in TINY_SIZES.items():
+    for name, size in (TINY_SIZES | ({"train": train} if train else {})).items():
         path = folder / f"tiny_{name}.json"
         write_text(path, to_json(make_split(name, TINY_SEED, size, taken)))
         print(f"{path}: {size} questions")
@@ -31,8 +34,9 @@ def main():
     parser = argparse.ArgumentParser(prog="src.prepare_data", description=__doc__)
     parser.add_argument("benchmark", choices=["tiny"])
     parser.add_argument("--output_dir", type=Path, default=Path("data"))
+    parser.add_argument("--train", type=int, default=0, help="also tiny_train.json, so many questions")
     args = parser.parse_args()
-    write_tiny(args.output_dir)
+    write_tiny(args.output_dir, args.train)
 
 
 if __name__ == "__main__":

@@ -28,20 +28,33 @@ def _mapping(loader, node):
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def read_yaml(path):
+    """The keys and values of a YAML file. Raises UserError naming file and fault."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; settings are in training_args/")
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (UserError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: the file must hold keys and values")
+    return values
+
+
 def load_yaml(path, cls):
     """The YAML file ``path`` as an instance of dataclass ``cls``; nested dataclasses are filled too.
 
     Raises UserError naming file, key and mend.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; settings are in training_args/")
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-        return build(cls, values)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (UserError, ValueError) as error:
+        return build(cls, read_yaml(path))
+    except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+    except UserError as error:
+        line = str(error)
+        raise UserError(line if line.startswith(str(path)) else f"{path}: {line}") from None
 
 
 def build(cls, values, prefix=""):

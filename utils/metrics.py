@@ -27,6 +27,42 @@ def majority_vote(predictions):
     return max(counts, key=counts.get, default=None)  # dicts keep the order of first occurrence
 
 
+def softmax(scores):
+    """Weights (N,) that sum to 1."""
+    scores = np.asarray(scores, dtype=np.float64)
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+def weighted_vote(predictions, weights):
+    """The number with the largest sum of weights; the first to occur wins a tie; None takes no part."""
+    sums = {}
+    for number, weight in zip(predictions, weights, strict=True):
+        if number is not None:
+            sums[number] = sums.get(number, 0.0) + float(weight)
+    return max(sums, key=sums.get, default=None)
+
+
+def best_of_n(predictions, scores):
+    """The answer with the highest score, the first of equals; None takes no part."""
+    found = [i for i, number in enumerate(predictions) if number is not None]
+    best = max(found, key=lambda i: scores[i], default=None)
+    return None if best is None else predictions[best]
+
+
+def pairwise_auc(scores, corrects):
+    """How often a right trajectory scores above a wrong one of the same question, ties half.
+
+    scores (Q, N), corrects (Q, N) bool; mean over the questions that have both, NaN without any.
+    """
+    shares = []
+    for score, right in zip(scores, corrects, strict=True):
+        if right.any() and not right.all():
+            gap = score[right][:, None] - score[~right][None]
+            shares.append(((gap > 0) + 0.5 * (gap == 0)).mean())
+    return float(np.mean(shares)) if shares else math.nan
+
+
 def powers_of_two(n):
     """1, 2, 4 .. below n, and n itself."""
     return sorted({2**i for i in range(n.bit_length()) if 2**i < n} | {n})
@@ -65,12 +101,12 @@ def summarize(pools, report_n):
 
 
 def _summary(scores):
-    summary = {}
-    for name in scores[0]:
-        values = [row[name] for row in scores]
-        low, high = bootstrap_interval(values)
-        value = sum(values) / len(values)
-        summary[name] = {
-            key: round(100 * x, 2) for key, x in (("value", value), ("low", low), ("high", high))
-        }
-    return summary
+    return {name: measured([row[name] for row in scores]) for name in scores[0]}
+
+
+def measured(values):
+    """{"value", "low", "high"}: the mean over questions with its interval, in percent."""
+    values = np.asarray(values, dtype=np.float64)
+    low, high = bootstrap_interval(values)
+    found = (("value", values.mean()), ("low", low), ("high", high))
+    return {key: round(100 * float(x), 2) for key, x in found}

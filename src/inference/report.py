@@ -17,3 +17,15 @@ def print_report(metrics, folder):
     print("Pass@k: " + ", ".join(passes))
     print(f"Coverage: {largest['coverage']['value']:.2f}")
     print(f"Voting Accuracy: {largest['voting_accuracy']['value']:.2f}")
+
+
+def print_reward_report(metrics, folder):
+    """Every accuracy for every N, with its gain over the majority vote where it is measured."""
+    print(f"{metrics['questions']} questions, percent [95 % interval]; files in {folder}")
+    for n, summary in metrics["by_n"].items():
+        print(f"N = {n}")
+        for name, measure in summary.items():
+            if name.startswith("pass@") or name.endswith("_gain"):
+                continue
+            gain = summary.get(f"{name}_gain")
+            print(f"{name:>22}{_cell(measure):>22}" + (f"   gain {_cell(gain)}" if gain else ""))

@@ -1,12 +1,13 @@
-"""The flags of src.infer_gpt2."""
+"""The flags of the commands that sample."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from src.models import BACKBONES
 from src.models.loading import DTYPES
+from src.sampling.engine import Request
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from utils.metrics import powers_of_two
 
@@ -16,6 +17,11 @@ SAMPLER_DEFAULTS = {
     },
     "noise": {"noise_std": 0.6},
 }  # fmt: skip
+PRM_MODES = ("best_of_n", "beam_search")
+MODE_DEFAULTS = {
+    "best_of_n": {"num_return_sequences": 64, "bayesian_vote": True, "report_n": None, "pool": None},
+    "beam_search": {"num_beams": 4, "num_beam_candidates": 4},
+}
 
 
 def _flag(default, text, choices=None):
@@ -24,22 +30,18 @@ def _flag(default, text, choices=None):
 
 
 @dataclass
-class InferenceSettings:
-    """Sampled inference with majority voting. Raises ValueError on impossible combinations."""
+class SamplingSettings:
+    """What determines how latent thoughts are sampled. Raises ValueError on impossible combinations.
 
-    model_type: str = _flag("coconut", "backbone", BACKBONES)
-    model_id: str = _flag("checkpoints/tiny-coconut", "folder or hub id of the checkpoint")
+    Subclasses hold ``model_type``, ``model_id`` and ``n_samples``, as flags or as properties.
+    """
+
     model_dtype: str = _flag("float32", "number format of the weights", DTYPES)
     data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
-    n_samples: int = _flag(64, "trajectories N a question")
-    report_n: list[int] = field(
-        default=None, metadata={"help": "sizes of the pool to report, default 1 4 16 64 up to N"}
-    )
     batch_size: int = _flag(8, "questions a batch")
     limit: int | None = _flag(None, "only the first so many questions")
     latent_length: int = _flag(6, "thoughts T a trajectory")
     max_new_tokens: int = _flag(64, "answer tokens at most")
-    do_sample: bool = _flag(True, "false: one deterministic trajectory a question")
     sampling_by: str | None = _flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
     dropout_p: float | None = _flag(None, "dropout rate, default 0.2")
     noise_std: float | None = _flag(None, "sigma of the noise, default 0.6")
@@ -47,39 +49,33 @@ class InferenceSettings:
     dropout_answer: bool | None = _flag(None, "true: dropout in the last thought and the answer too")
     dropout_mask: str | None = _flag(None, "a fresh mask every step, or one a trajectory", MASKS)
     seed: int = _flag(42, "with question and sample index it fixes every random number")
-    output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
-    save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
-    overwrite: bool = _flag(False, "true: remove what --output_dir holds first")
+    overwrite: bool = _flag(False, "true: remove what the output folder holds first")
+
+    do_sample = True
+    sampler_defaults = SAMPLER_DEFAULTS
+    free = ("batch_size", "overwrite")  # flags that do not change the results
 
     def __post_init__(self):
-        for name in ("n_samples", "batch_size", "latent_length", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit must be at least 1, not {self.limit}")
+        for name in ("batch_size", "latent_length", "max_new_tokens"):
+            self._at_least(name, 1)
+        if self.limit is not None:
+            self._at_least("limit", 1)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
-        if not self.do_sample and self.n_samples > 1:
-            raise ValueError(
-                f"--do_sample false gives {self.n_samples} equal trajectories: add --n_samples 1"
-            )
         self._resolve_sampler()
-        self.report_n = sorted(set(self.report_n or self._default_report()))
-        if not 1 <= self.report_n[0] <= self.report_n[-1] <= self.n_samples:
-            raise ValueError(f"--report_n must lie between 1 and --n_samples {self.n_samples}")
         self.sampling  # noqa: B018  checks its values
-        self.output_dir = self.output_dir or f"outputs/{self.run_name}"
 
-    def _default_report(self):
-        return [n for n in powers_of_two(self.n_samples) if n.bit_length() % 2] + [self.n_samples]
+    def _at_least(self, name, least):
+        if getattr(self, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
 
     def _resolve_sampler(self):
         """Fills in the sampler's defaults; a flag that would have no effect is an error."""
         if self.do_sample and self.sampling_by is None:
             self.sampling_by = "dropout"
-        defaults = SAMPLER_DEFAULTS.get(self.sampling_by if self.do_sample else None, {})
+        defaults = self._sampler_defaults()
         why = f"--sampling_by {self.sampling_by}" if self.do_sample else "--do_sample false"
-        every = {name for flags in SAMPLER_DEFAULTS.values() for name in flags}
+        every = {name for flags in self.sampler_defaults.values() for name in flags}
         for name in sorted(every | ({"sampling_by"} if not self.do_sample else set())):
             if name not in defaults and getattr(self, name) is not None:
                 raise ValueError(f"--{name} has no effect with {why}: leave it out")
@@ -87,11 +83,26 @@ class InferenceSettings:
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
+    def _sampler_defaults(self):
+        return self.sampler_defaults.get(self.sampling_by if self.do_sample else None, {})
+
     @property
     def sampling(self):
         """The sampler's part of the settings."""
-        flags = SAMPLER_DEFAULTS.get(self.sampling_by, {})
-        return Sampling(by=self.sampling_by, **{name: getattr(self, name) for name in flags})
+        flags = {name: getattr(self, name) for name in self._sampler_defaults()}
+        return Sampling(by=self.sampling_by, **flags)
+
+    def request(self, prompts, questions):
+        """The engine's Request for a batch: lists of token ids, and the questions' indices."""
+        return Request(
+            prompts=prompts,
+            questions=questions,
+            n_samples=self.n_samples,
+            latent_length=self.latent_length,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            sampling=self.sampling,
+        )
 
     @property
     def run_name(self):
@@ -104,5 +115,145 @@ class InferenceSettings:
 
     def result_settings(self):
         """What determines the samples: a run may be resumed under these and no others."""
-        free = {"batch_size", "report_n", "output_dir", "overwrite"}
-        return {key: value for key, value in asdict(self).items() if key not in free}
+        return {key: value for key, value in asdict(self).items() if key not in self.free}
+
+
+def report_sizes(report_n, n_samples):
+    """The sorted sizes of the pool to report. Raises ValueError when one is impossible."""
+    default = [n for n in powers_of_two(n_samples) if n.bit_length() % 2] + [n_samples]
+    sizes = sorted(set(report_n or default))
+    if not 1 <= sizes[0] <= sizes[-1] <= n_samples:
+        raise ValueError(f"--report_n must lie between 1 and --n_samples {n_samples}")
+    return sizes
+
+
+@dataclass
+class InferenceSettings(SamplingSettings):
+    """The flags of src.infer_gpt2: sampled inference with majority voting."""
+
+    model_type: str = _flag("coconut", "backbone", BACKBONES)
+    model_id: str = _flag("checkpoints/tiny-coconut", "folder or hub id of the checkpoint")
+    n_samples: int = _flag(64, "trajectories N a question")
+    report_n: list[int] = field(
+        default=None, metadata={"help": "sizes of the pool to report, default 1 4 16 64 up to N"}
+    )
+    do_sample: bool = _flag(True, "false: one deterministic trajectory a question")
+    bayesian_vote: bool = _flag(False, "true: also vote by the mean probability of each answer")
+    output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
+    save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
+
+    free = ("batch_size", "overwrite", "report_n", "output_dir")
+
+    def __post_init__(self):
+        self._at_least("n_samples", 1)
+        if not self.do_sample and self.n_samples > 1:
+            raise ValueError(
+                f"--do_sample false gives {self.n_samples} equal trajectories: add --n_samples 1"
+            )
+        super().__post_init__()
+        self.report_n = report_sizes(self.report_n, self.n_samples)
+        self.output_dir = self.output_dir or f"outputs/{self.run_name}"
+
+
+@dataclass
+class AnnotationSettings(SamplingSettings):
+    """The flags of src.annotate_data."""
+
+    save_path: str = _flag("outputs/annotated", "folder of the pools")
+    name: str | None = _flag(None, "the pool's folder in it, default: a name made of the settings")
+    model_type: str = _flag("coconut", "backbone", BACKBONES)
+    model_id: str = _flag("checkpoints/tiny-coconut", "folder or hub id of the checkpoint")
+    n_samples: int = _flag(8, "trajectories n a question")
+    n_samples_per_step: int = _flag(64, "rollouts M from every thought; 0: labels are the outcome")
+    dropout_embedding: bool | None = _flag(None, "dropout after the embedding too, default true")
+    shard_size: int = _flag(64, "questions a file")
+
+    sampler_defaults = SAMPLER_DEFAULTS | {
+        "dropout": SAMPLER_DEFAULTS["dropout"] | {"dropout_embedding": True}
+    }
+    free = ("batch_size", "overwrite", "save_path", "name")
+
+    def __post_init__(self):
+        for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
+            self._at_least(name, least)
+        super().__post_init__()
+        self.name = self.name or self.run_name
+
+    @property
+    def folder(self):
+        return Path(self.save_path) / self.name
+
+
+@dataclass
+class RewardSettings(SamplingSettings):
+    """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
+
+    prm_id: str = _flag("checkpoints/tiny-latentRM-coconut", "folder or hub id of the reward model")
+    prm_mode: str = _flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
+    generator_type: str = _flag("coconut", "backbone", BACKBONES)
+    generator_id: str = _flag("checkpoints/tiny-coconut", "folder or hub id of the backbone")
+    num_return_sequences: int | None = _flag(None, "best_of_n: trajectories N, default 64")
+    report_n: list[int] = field(
+        default=None, metadata={"help": "best_of_n: sizes of the pool to report, default 1 4 16 64"}
+    )
+    pool: str | None = _flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true instead")
+    bayesian_vote: bool | None = _flag(None, "best_of_n: also the Bayesian vote, default true")
+    num_beams: int | None = _flag(None, "beam_search: beams B, default 4")
+    num_beam_candidates: int | None = _flag(None, "beam_search: candidates C of each, default 4")
+    output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
+
+    free = ("batch_size", "overwrite", "report_n", "output_dir")
+
+    def __post_init__(self):
+        self._resolve_mode()
+        if self.pool is not None:
+            self._take_from_pool()
+        super().__post_init__()
+        if self.prm_mode == "best_of_n":
+            self.report_n = report_sizes(self.report_n, self.n_samples)
+        self.output_dir = self.output_dir or f"outputs/{Path(self.prm_id).name}-{self.run_name}"
+
+    def _resolve_mode(self):
+        """Fills in the mode's defaults; a flag of the other mode is an error."""
+        other = next(mode for mode in PRM_MODES if mode != self.prm_mode)
+        for name in MODE_DEFAULTS[other]:
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} has no effect with --prm_mode {self.prm_mode}: leave it out")
+        for name, value in MODE_DEFAULTS[self.prm_mode].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+            if type(value) is int:
+                self._at_least(name, 1)
+
+    def _take_from_pool(self):
+        """The settings under which the pool was sampled; a flag that contradicts it is an error."""
+        for name, default in _defaults(self).items():
+            stays = name in (*self.free, "prm_id", "prm_mode", "pool", *MODE_DEFAULTS["best_of_n"])
+            if not stays and getattr(self, name) != default:
+                raise ValueError(f"--{name} has no effect with --pool: leave it out")
+        try:
+            pool = json.loads((Path(self.pool) / "config.json").read_text(encoding="utf-8"))["settings"]
+            for name in _defaults(self):
+                if name in pool and name not in self.free:
+                    setattr(self, name, pool[name])
+            self.generator_type, self.generator_id = pool["model_type"], pool["model_id"]
+            self.num_return_sequences = pool["n_samples"]
+            self.bayesian_vote = pool["bayesian_vote"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"--pool {self.pool}: no run there; sample one, src.infer_gpt2 --save_latents true"
+            ) from None
+        if not pool["save_latents"]:
+            raise ValueError(f"--pool {self.pool}: sampled without --save_latents true; sample it again")
+
+    model_type = property(lambda self: self.generator_type)
+    model_id = property(lambda self: self.generator_id)
+
+    @property
+    def n_samples(self):
+        """Trajectories a question."""
+        return self.num_beams * self.num_beam_candidates if self.num_beams else self.num_return_sequences
+
+
+def _defaults(settings):
+    return {field.name: field.default for field in fields(settings)}

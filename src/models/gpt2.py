@@ -10,6 +10,7 @@ the padding, and a longer neighbour in the batch does not move a question's own 
 Shapes: G groups, R rows, S new positions, L prompt length, H heads, K head width, D model width.
 """
 
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +55,7 @@ class PromptCache:
                 old[first : first + len(new)] = new
 
     def select(self, groups):
-        """The cache of the given groups, an index tensor."""
+        """The cache of the given groups, an index tensor or a slice."""
         padding = None if self.padding is None else self.padding[groups]
         return PromptCache(padding, [(k[groups], v[groups]) for k, v in self.layers])
 
@@ -92,11 +93,22 @@ class FixedCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def select(self, rows):
-        """Keeps the given rows only, an index tensor; its order is the new order."""
-        old, length = self.buffer, self.length
-        self.buffer = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
-        self.buffer[..., :length, :] = old[:, :, rows, :, :length]  # no page beyond is touched
+    def fork(self):
+        """A cache that ends here, over the same buffer: of two forks one must be done with before the
+        other goes on."""
+        return copy(self)
+
+    def select(self, rows, length=None):
+        """A cache of the given rows, an index tensor; its order is the new order, rows may repeat.
+
+        ``length``: only so many of their positions.
+        """
+        new, old = copy(self), self.buffer
+        new.length = self.length if length is None else length
+        new.buffer = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
+        # no page beyond is touched
+        new.buffer[..., : new.length, :] = old[:, :, rows, :, : new.length]
+        return new
 
 
 def check_config(config):
@@ -168,7 +180,7 @@ def prefill(transformer, x, lengths, drop=KEEP_ALL):
     """
     n_head, act = transformer.config.n_head, _activation(transformer)
     rows = torch.arange(x.shape[0], device=x.device)
-    x = x + transformer.wpe.weight[: x.shape[1]].to(x.dtype)  # (G, L, D)
+    x = drop.embedding(x + transformer.wpe.weight[: x.shape[1]].to(x.dtype))  # (G, L, D)
     cache = PromptCache(PromptCache.padding_of(lengths, x.shape[1]))
     for layer, block in enumerate(transformer.h):
         qkv = _linear(block.attn.c_attn, block.ln_1(x)).split(x.shape[-1], dim=-1)
@@ -191,7 +203,7 @@ def extend(transformer, x, positions, prompt, own, drop=KEEP_ALL):
     FixedCache or GrowingCache. Returns the final hidden states (R, S, D).
     """
     n_head, act = transformer.config.n_head, _activation(transformer)
-    x = x + transformer.wpe(positions).to(x.dtype)  # (R, S, D)
+    x = drop.embedding(x + transformer.wpe(positions).to(x.dtype))  # (R, S, D)
     for layer, block in enumerate(transformer.h):
         qkv = _linear(block.attn.c_attn, block.ln_1(x)).split(x.shape[-1], dim=-1)
         q, k, v = (_heads(part, n_head) for part in qkv)  # (R, H, S, K)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from src.models import BACKBONES
+from src.models.latent_rm import LatentRM
 from src.models.special_tokens import missing_tokens
 from utils.errors import UserError
 
@@ -25,36 +26,36 @@ _FILES = (
 
 
 @cache
-def checkpoint_folder(model_type, model_id):
+def checkpoint_folder(kind, model_id, flag="--model_id"):
     """The folder of a checkpoint; one that is named by its hub id is fetched first.
 
-    Raises UserError when there is none.
+    kind: the name of a backbone, or "rm" for a reward model. Raises UserError when there is none.
     """
     path = Path(model_id)
     if path.is_file():
-        raise UserError(f"--model_id {model_id}: is a file; give the folder that holds it")
+        raise UserError(f"{flag} {model_id}: is a file; give the folder that holds it")
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise _not_found(model_type, model_id, "no config.json there")
+            raise _not_found(kind, f"{flag} {model_id}", "no config.json there")
         return path
     try:
         return Path(snapshot_download(model_id, allow_patterns=list(_FILES)))
     except Exception as error:  # the hub's errors share no base class
-        reason = "no such folder, and not to be had from the hub"
-        raise _not_found(model_type, model_id, f"{reason} ({type(error).__name__})") from None
+        reason = f"no such folder, and not to be had from the hub ({type(error).__name__})"
+        raise _not_found(kind, f"{flag} {model_id}", reason) from None
 
 
-def _not_found(model_type, model_id, reason):
+def _not_found(kind, given, reason):
+    embedded = "checkpoints/tiny-latentRM-*" if kind == "rm" else f"checkpoints/tiny-{kind}"
     return UserError(
-        f"--model_id {model_id}: {reason}; the embedded model is checkpoints/tiny-{model_type}, "
-        f"the published one comes with `hf download ModalityDance/latent-tts-{model_type} "
-        f"--local-dir checkpoints/latent-tts-{model_type}`"
+        f"{given}: {reason}; the embedded model is {embedded}, the published one comes with "
+        f"`hf download ModalityDance/latent-tts-{kind} --local-dir checkpoints/latent-tts-{kind}`"
     )
 
 
-def checkpoint_files(model_type, model_id):
+def checkpoint_files(kind, model_id, flag="--model_id"):
     """The files that determine what a checkpoint computes, in order of their names."""
-    folder = checkpoint_folder(model_type, model_id)
+    folder = checkpoint_folder(kind, model_id, flag)
     return sorted({path for pattern in _FILES for path in folder.glob(pattern)})
 
 
@@ -66,13 +67,40 @@ def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
     """
     cls, folder = BACKBONES[model_type], checkpoint_folder(model_type, model_id)
     tokenizer = _check_config(cls, folder, model_id)
-    model = _read_weights(cls, folder, model_id, DTYPES[dtype])
+    model = _read_weights(cls, folder, f"--model_id {model_id}", DTYPES[dtype])
     return model.to(device).eval(), tokenizer
 
 
-def _damaged(model_id, error):
+def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"):
+    """The LatentRM in evaluation mode that is to judge the thoughts of ``backbone``.
+
+    Raises UserError when the checkpoint is missing, damaged, no LatentRM, or belongs to a backbone of
+    another width or vocabulary.
+    """
+    given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id, "--prm_id")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # whatever a spoilt file makes of the parser
+        raise _damaged(given, error) from None
+    if config.model_type != LatentRM.config_class.model_type:
+        raise UserError(
+            f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
+        )
+    width = getattr(config, "latent_hidden_size", None) or config.n_embd
+    if width != backbone.config.hidden_size:
+        raise UserError(
+            f"{given}: reads thoughts of width {width}, the backbone has {backbone.config.hidden_size}; "
+            "choose the reward model of this backbone"
+        )
+    if config.vocab_size < len(tokenizer):
+        raise UserError(f"{given}: knows {config.vocab_size} tokens, the backbone {len(tokenizer)}; "
+                        "choose the reward model of this backbone")  # fmt: skip
+    return _read_weights(LatentRM, folder, given, DTYPES[dtype]).to(device).eval()
+
+
+def _damaged(given, error):
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return UserError(f"--model_id {model_id}: the checkpoint can't be read ({reason}); fetch it again")
+    return UserError(f"{given}: the checkpoint can't be read ({reason}); fetch it again")
 
 
 def _check_config(cls, folder, model_id):
@@ -82,7 +110,7 @@ def _check_config(cls, folder, model_id):
     try:
         config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever a spoilt file makes of the parsers
-        raise _damaged(model_id, error) from None
+        raise _damaged(f"--model_id {model_id}", error) from None
     needed = cls.config_class.model_type
     if config.model_type != needed:
         raise UserError(
@@ -104,23 +132,21 @@ def _check_config(cls, folder, model_id):
     return tokenizer
 
 
-def _read_weights(cls, folder, model_id, dtype):
+def _read_weights(cls, folder, given, dtype):
     logging.disable_progress_bar()  # a bar for every process and start says nothing
     how = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         model, info = cls.from_pretrained(folder, ignore_mismatched_sizes=True, **how)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise _damaged(model_id, error) from None
+        raise _damaged(given, error) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             name = sorted(map(str, info[kind]))[0]
             raise UserError(
-                f"--model_id {model_id}: not a {cls.__name__} checkpoint: {kind.replace('_', ' ')} such "
-                f"as {name}; choose another --model_type or checkpoint"
+                f"{given}: not a {cls.__name__} checkpoint: {kind.replace('_', ' ')} such "
+                f"as {name}; choose another checkpoint"
             )
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
-            raise UserError(
-                f"--model_id {model_id}: {name} holds NaN or infinity; fetch the checkpoint again"
-            )
+            raise UserError(f"{given}: {name} holds NaN or infinity; fetch the checkpoint again")
     return model

@@ -7,7 +7,7 @@ A backbone offers ``embed``, ``prefill``, ``extend``, ``to_thought``, ``lm_head`
 see src/models. Q questions, N samples, R = Q * N rows, T thoughts, A answer tokens, D model width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -45,14 +45,22 @@ class Trajectories:
 
 
 @dataclass
-class _State:
-    """Rows between two forward passes. thought (R, D), keys (R,), lengths (R,) of their prompts."""
+class State:
+    """Rows between two forward passes: of prompt and earlier thoughts all is cached.
+
+    thought (R, D) is the next input, keys (R,) are the rows' random keys, lengths (R,) those of
+    their prompts.
+    """
 
     thought: torch.Tensor
     keys: torch.Tensor
     lengths: torch.Tensor
     prompt: object
     own: object
+
+    def fork(self):
+        """The same state once more, to go on from here after this one is done with."""
+        return replace(self, own=self.own.fork())
 
 
 @torch.inference_mode()
@@ -62,12 +70,22 @@ def sample(model, request):
     Sample n of question q under seed s is the same whatever else is in the request.
     Raises ValueError when the sequence would not fit the model's positions.
     """
+    state, thoughts = think(model, request)
+    return decode(model, request, state, thoughts)
+
+
+def think(model, request):
+    """The latent phase: the state before the last thought's forward, and the thoughts (R, T, D)."""
     _check(model, request)
-    state, thoughts = _think(model, request)
-    tokens, finished = _answer(model, request, state)
+    state = start(model, request)
+    return state, torch.stack([state.thought, *think_on(model, request, state, 1)], dim=1)
+
+
+def decode(model, request, state, thoughts):
+    """The Trajectories of what ``think`` returned; consumes the state."""
+    tokens, finished = answer(model, request, state)
     shape = (len(request.prompts), request.n_samples)
-    thoughts = torch.stack(thoughts, dim=1).unflatten(0, shape)  # (Q, N, T, D)
-    return Trajectories(thoughts, _regroup(tokens, shape), _regroup(finished, shape))
+    return Trajectories(thoughts.unflatten(0, shape), _regroup(tokens, shape), _regroup(finished, shape))
 
 
 def check_length(model, longest_prompt, latent_length, max_new_tokens):
@@ -141,23 +159,37 @@ def _read_prompts(model, request, keys):
     return torch.cat(states), cache, row_lengths
 
 
-def _think(model, request):
-    """The latent phase: the state before the last thought's forward, and the T thoughts (R, D)."""
+def start(model, request):
+    """The state whose thought is the first one, of all R rows."""
     keys = _keys(request, model.device)
     hidden, prompt, lengths = _read_prompts(model, request, keys)
     own = model.new_cache(len(keys), request.latent_length + request.max_new_tokens)
-    thoughts = [add_noise(request.sampling, model.to_thought(hidden), keys, 1)]
-    for step in range(1, request.latent_length):
-        x = thoughts[-1][:, None]  # (R, 1, D)
-        positions = lengths[:, None] + (step - 1)
-        drop = dropout_hook(request.sampling, keys, torch.full_like(positions, step))
-        hidden = model.extend(x, positions, prompt, own, drop)[:, 0]  # (R, D)
-        thoughts.append(add_noise(request.sampling, model.to_thought(hidden), keys, step + 1))
-    return _State(thoughts[-1], keys, lengths, prompt, own), thoughts
+    thought = add_noise(request.sampling, model.to_thought(hidden), keys, 1)  # (R, D)
+    return State(thought, keys, lengths, prompt, own)
 
 
-def _answer(model, request, state):
-    """Greedy decoding after the forced end-of-thinking token; rows that are done are dropped."""
+def think_on(model, request, state, first):
+    """The thoughts after thought number ``first``, which is the state's, up to the last: (R, D) each."""
+    found = []
+    for step in range(first, request.latent_length):
+        hidden = read_thought(model, request.sampling, state, step)  # (R, D)
+        state.thought = add_noise(request.sampling, model.to_thought(hidden), state.keys, step + 1)
+        found.append(state.thought)
+    return found
+
+
+def read_thought(model, sampling, state, step):
+    """The final hidden state (R, D) at the state's thought, which is number ``step``."""
+    positions = state.lengths[:, None] + (step - 1)  # (R, 1)
+    drop = dropout_hook(sampling, state.keys, torch.full_like(positions, step))
+    return model.extend(state.thought[:, None], positions, state.prompt, state.own, drop)[:, 0]
+
+
+def answer(model, request, state):
+    """Greedy decoding after the forced end-of-thinking token; rows that are done are dropped.
+
+    Returns R lists of token ids, and whether each came to its end-of-text. Consumes the state.
+    """
     sampling, rows = request.sampling, len(state.keys)
     end = torch.full((rows,), model.config.end_latent_token_id, device=model.device)
     x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
@@ -202,6 +234,6 @@ def _compact(state, alive):
     keep = (left[:, None] * per_group.shape[1] + order).flatten()
     if len(left) < groups:
         state.prompt = state.prompt.select(left)
-    state.own.select(keep)
+    state.own = state.own.select(keep)
     state.keys, state.lengths = state.keys[keep], state.lengths[keep]
     return keep

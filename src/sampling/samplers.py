@@ -4,7 +4,7 @@ Steps count forward passes from the prompt's last token, which is step 0 and yie
 forward of thought t is step t, earlier prompt tokens have negative steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from src.sampling import rng
 SAMPLERS = ("dropout", "noise")
 MASKS = ("step", "trajectory")
 _NOISE_SITE = -1
+_EMBEDDING_SITE = -2
 _WHOLE_TRAJECTORY = -(1 << 40)  # stands for the step where one mask serves them all
 
 
@@ -24,7 +25,8 @@ class Sampling:
     MLP of each block. noise_std: sigma of the noise on every thought that is fed back.
     dropout_prompt: every sample reads the question under masks of its own (the paper's evaluation),
     or all share one reading without dropout. dropout_answer: dropout also in the last thought's
-    forward and in the answer. dropout_mask: a fresh mask every position ("step") or one for the
+    forward and in the answer. dropout_embedding: also after the embedding (the paper's annotation).
+    dropout_mask: a fresh mask every position ("step") or one for the
     whole trajectory ("trajectory", Dropout-GRPO, arXiv 2606.10184).
     """
 
@@ -33,6 +35,7 @@ class Sampling:
     noise_std: float = 0.0
     dropout_prompt: bool = True
     dropout_answer: bool = False
+    dropout_embedding: bool = False
     dropout_mask: str = "step"
 
     def __post_init__(self):
@@ -69,6 +72,10 @@ class KeepAll:
     def __call__(self, out, layer, site):
         return out
 
+    def embedding(self, x):
+        """The same for the sum of token (or thought) and position embedding."""
+        return x
+
     def at(self, index):
         return self
 
@@ -82,14 +89,21 @@ class Masks:
 
     keys: torch.Tensor
     p: float
+    with_embedding: bool = False
 
     def __call__(self, out, layer, site):
-        mask = rng.dropped(self.keys, 2 * layer + site, out.shape[-1], self.p)
+        return self._drop(out, 2 * layer + site)
+
+    def embedding(self, x):
+        return self._drop(x, _EMBEDDING_SITE) if self.with_embedding else x
+
+    def _drop(self, out, site):
+        mask = rng.dropped(self.keys, site, out.shape[-1], self.p)
         return out.masked_fill_(mask, 0).mul_(1 / (1 - self.p))
 
     def at(self, index):
         shared = self.keys.shape[1] == 1
-        return self if shared else Masks(self.keys[index], self.p)
+        return self if shared else replace(self, keys=self.keys[index])
 
 
 def dropout_hook(sampling, rows, steps, active=True):
@@ -98,7 +112,8 @@ def dropout_hook(sampling, rows, steps, active=True):
         return KEEP_ALL
     if sampling.dropout_mask == "trajectory":
         steps = torch.full_like(steps[:, :1], _WHOLE_TRAJECTORY)
-    return Masks(rng.fold(rows[:, None], steps), sampling.dropout_p)
+    keys = rng.fold(rows[:, None], steps)
+    return Masks(keys, sampling.dropout_p, sampling.dropout_embedding)
 
 
 def add_noise(sampling, thought, rows, step):

@@ -4,18 +4,17 @@ import io
 import json
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, GPT2Config
 
 from src.models.coconut import COCONUT
 from src.models.special_tokens import add_tokens
 from src.models.tiny_tokenizer import build_tokenizer
 from src.sampling import rng
+from src.training.attention import training_attention
 from src.training.coconut_loss import CoconutLoss
 from src.training.curriculum import Stage, batches, make_source
 from utils.data import load_dataset
@@ -122,11 +121,6 @@ def new_model(recipe):
     return add_tokens(COCONUT(config), tokenizer), tokenizer
 
 
-def _attention(device):
-    """On a CPU the fused attention's backward pass is slower than the plain one: 30 % of a step."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
 class BackboneTrainer:
     """Runs a recipe from its cursor to its end. One object a process; ``accelerator`` joins them."""
 
@@ -225,7 +219,7 @@ class BackboneTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (cursor.step + 1) / max(1, recipe.warmup_steps))
         self.optimizer.zero_grad()
-        with self.accelerator.autocast(), _attention(self.accelerator.device):
+        with self.accelerator.autocast(), training_attention(self.accelerator.device):
             share = batch.share(*self.place)
             loss, right = self.wrapped(share, stage.thoughts, stage.dropout, self._share_keys())
             self.accelerator.backward(loss)

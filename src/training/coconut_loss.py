@@ -6,8 +6,9 @@ from torch import nn
 
 from src.models import gpt2
 from src.sampling.samplers import Sampling, dropout_hook
+from src.training.curriculum import DIGITS, NO_DIGIT
 
-_CLASSES = 11  # ten digits, and none
+CLASSES = NO_DIGIT + 1
 
 
 class CoconutLoss(nn.Module):
@@ -20,7 +21,7 @@ class CoconutLoss(nn.Module):
     def __init__(self, model, probe_weight):
         super().__init__()
         self.model, self.probe_weight = model, probe_weight
-        self.probe = nn.Linear(model.config.n_embd, 3 * _CLASSES)
+        self.probe = nn.Linear(model.config.n_embd, DIGITS * CLASSES)
 
     def forward(self, batch, thoughts, dropout=0.0, keys=None):
         """Loss (scalar), and right (B,): whether each row's text is predicted without a mistake.
@@ -40,7 +41,7 @@ class CoconutLoss(nn.Module):
         if not digits.numel():  # all parameters take part in every step: data-parallel training asks it
             return 0.0 * self.probe.weight.sum() + 0.0 * self.probe.bias.sum()
         read = torch.stack(states[1::2], dim=1)  # (B, K, D)
-        logits = self.probe(read).float().unflatten(-1, (3, _CLASSES))  # (B, K, 3, 11)
+        logits = self.probe(read).float().unflatten(-1, (DIGITS, CLASSES))  # (B, K, 3, 11)
         return F.cross_entropy(logits.flatten(0, 2), digits.flatten())
 
     def _read(self, batch, thoughts, sampling, keys):

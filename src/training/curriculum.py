@@ -11,7 +11,8 @@ from utils.data import load_dataset
 from utils.tiny_problems import make_problem
 
 BLOCK = 16384  # problems that are tokenized and batched together
-_DIGITS = 3  # of a step's result that the probe reads; class 10 is "no digit"
+DIGITS = 3  # of a step's result that the probe reads
+NO_DIGIT = 10  # the class of a digit that is not there
 
 
 @dataclass
@@ -143,21 +144,22 @@ def _collate(items, n_probed):
     rows, prompts, texts = zip(*items, strict=True)
     prompt, lengths = pad_right(prompts, 0)
     text, _ = pad_right(texts, -100)
-    digits = torch.tensor([_result_digits(row, n_probed) for row in rows])
+    digits = torch.tensor([result_digits(row, n_probed) for row in rows])
     n_steps = [len(row["steps"]) for row in rows]
     return Batch(prompt, lengths, text, digits, n_steps, float((text[:, 1:] != -100).sum()))
 
 
-def _result_digits(row, count):
+def result_digits(row, count):
     """The last three digits of the results of steps 1 .. count, ones first; the last step repeats."""
     results = [step.rpartition("=")[2].rstrip(">") for step in row["steps"]] or [row["answer"]]
     results += results[-1:] * (count - len(results))
-    return [_digits(result) for result in results[:count]]
+    return [digits_of(result) for result in results[:count]]
 
 
-def _digits(number):
-    ones_first = [int(x) if x.isdigit() else 10 for x in number[::-1]]
-    return (ones_first + [10] * _DIGITS)[:_DIGITS]
+def digits_of(number):
+    """The last three digits of a number's text, ones first; NO_DIGIT where there is none."""
+    ones_first = [int(x) if x.isdigit() else NO_DIGIT for x in number[::-1]]
+    return (ones_first + [NO_DIGIT] * DIGITS)[:DIGITS]
 
 
 def make_source(train, seed, per_epoch, held_out):

@@ -1,0 +1,198 @@
+"""How a batch of questions is answered: by sampling and voting, by best-of-N, by beam search."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from src.models.latent_rm import PrefixScorer
+from src.sampling.beam_search import beam_search
+from src.sampling.candidates import sample_with_candidates
+from src.sampling.engine import check_length, pad_right, sample
+from utils import records
+from utils.answers import parse_number
+from utils.errors import UserError
+from utils.files import write_bytes
+from utils.metrics import majority_vote
+
+SCORE_ROWS = {"cpu": 512, "cuda": 8192}  # trajectories that the reward model reads at once
+
+
+class Sampler:
+    """Samples a pool a question, with the probabilities of its answers for --bayesian_vote true.
+
+    work counts trajectories, latent_steps (forward passes that yield a thought), tokens (answer tokens
+    written or read), and seconds, of this process in this session.
+    """
+
+    def __init__(self, settings, rows, model, tokenizer):
+        self.settings, self.rows, self.model, self.tokenizer = settings, rows, model, tokenizer
+        self.prompts = tokenizer([model.format_prompt(row["question"]) for row in rows])["input_ids"]
+        self.work = Counter()
+        longest = max(map(len, self.prompts))
+        try:
+            check_length(model, longest, settings.latent_length, settings.max_new_tokens)
+        except ValueError as error:
+            raise UserError(f"{settings.data_path}: {error}") from None
+
+    def batch(self, batch):
+        request = self.settings.request([self.prompts[i] for i in batch], batch)
+        start = time.monotonic()
+        try:
+            trajectories, candidates, extra = self._sample(request)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of memory on {self.model.device}: lower --batch_size {self.settings.batch_size}"
+            ) from None
+        self.work["seconds"] += time.monotonic() - start
+        self.work["tokens"] += sum(len(ids) for answers in trajectories.tokens for ids in answers)
+        found = []
+        for q, i in enumerate(batch):
+            texts = self.tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
+            record = new_record(i, self.rows[i], texts, self.model.parse_answer)
+            if candidates:
+                self.work["tokens"] += candidates[q].passes
+                record["candidates"] = candidates[q].numbers
+                record["log_probs"] = _rounded(candidates[q].log_probs)  # (N, K)
+            found.append(record | extra(q))
+            if getattr(self.settings, "save_latents", False):
+                self._save_latents(record, self.prompts[i], trajectories.thoughts[q])
+        return found
+
+    def _sample(self, request):
+        """Trajectories, Candidates or None, and what else a question's record holds."""
+        count = len(request.prompts) * request.n_samples
+        self.work.update(trajectories=count, latent_steps=count * request.latent_length)
+        if self.settings.bayesian_vote:
+            return *sample_with_candidates(self.model, request, self._parse), lambda q: {}
+        return sample(self.model, request), None, lambda q: {}
+
+    def _parse(self, ids):
+        return self.model.parse_answer(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _save_latents(self, record, prompt, thoughts):
+        tensors = {
+            "input_ids": torch.tensor(prompt),  # (L,)
+            "latent_embeds": thoughts.float().cpu().contiguous(),  # (N, T, D)
+            "corrects": torch.tensor(record["correct"]),  # (N,)
+        }
+        write_bytes(
+            latents_path(self.settings.output_dir, record["idx"]), safetensors.torch.save(tensors)
+        )
+
+
+class BestOfN(Sampler):
+    """Samples a pool and scores every thought of it with the reward model."""
+
+    def __init__(self, settings, rows, model, tokenizer, reward_model):
+        super().__init__(settings, rows, model, tokenizer)
+        self.reward_model = reward_model
+
+    def _sample(self, request):
+        trajectories, candidates, _ = super()._sample(request)
+        scores = score_pool(self.reward_model, request.prompts, trajectories.thoughts)
+        return trajectories, candidates, lambda q: {"scores": _rounded(scores[q])}
+
+
+class BeamSearch(Sampler):
+    """Guides the latent phase by the reward model; the best beam answers."""
+
+    def __init__(self, settings, rows, model, tokenizer, reward_model):
+        super().__init__(settings, rows, model, tokenizer)
+        self.scorer = PrefixScorer(reward_model)
+
+    def _sample(self, request):
+        settings = self.settings
+        beams = beam_search(
+            self.model, request, settings.num_beams, settings.num_beam_candidates, self.scorer
+        )
+        count = len(request.prompts) * settings.num_beams
+        self.work.update(trajectories=count, latent_steps=beams.passes)
+        return beams.trajectories, None, lambda q: {"scores": _rounded(beams.scores[q])}
+
+    def batch(self, batch):
+        return [found | {"vote": found["predictions"][0]} for found in super().batch(batch)]
+
+
+def read_pool(folder, identity):
+    """The records of a saved pool, in order, for the run of this identity.
+
+    Raises UserError when the pool is not whole or was made from other questions or another backbone.
+    """
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    for key, what in (("data_sha256", "question file"), ("model_sha256", "backbone")):
+        if config.get(key) != identity[key]:
+            raise UserError(f"--pool {folder}: its {what} has changed since; sample the pool again")
+    found = records.read(folder)
+    if sorted(found) != list(range(config["questions"])):
+        raise UserError(
+            f"--pool {folder}: {len(found)} of {config['questions']} questions; finish it first"
+        )
+    return [found[i] for i in sorted(found)]
+
+
+class SavedPool:
+    """Scores the trajectories that a run of src.infer_gpt2 --save_latents true has left."""
+
+    def __init__(self, settings, pool, reward_model):
+        self.settings, self.pool, self.reward_model = settings, pool, reward_model
+        self.work = Counter()
+        self.prompts = [self._latents(i)["input_ids"].tolist() for i in range(len(pool))]
+
+    def _latents(self, i):
+        path = latents_path(self.settings.pool, i)
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError):
+            raise UserError(f"{path}: missing or damaged; sample the pool again") from None
+
+    def batch(self, batch):
+        found, start = [], time.monotonic()
+        for i in batch:
+            latents, record = self._latents(i), self.pool[i]
+            thoughts = latents["latent_embeds"]  # (N, T, D)
+            if latents["corrects"].tolist() != record["correct"]:
+                path = latents_path(self.settings.pool, i)
+                raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
+            scores = score_pool(self.reward_model, [self.prompts[i]], thoughts[None])
+            found.append(record | {"scores": _rounded(scores[0])})
+            self.work.update(trajectories=len(thoughts))
+        self.work["seconds"] += time.monotonic() - start
+        return found
+
+
+@torch.inference_mode()
+def score_pool(reward_model, prompts, thoughts):
+    """r_t (Q, N, T) of thoughts (Q, N, T, D) under prompts, Q lists of ids; each prompt is read once."""
+    device = reward_model.device
+    ids, lengths = (x.to(device) for x in pad_right(prompts, 0))
+    mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    size = max(1, SCORE_ROWS.get(device.type, 512) // thoughts.shape[1])
+    parts = zip(ids.split(size), mask.split(size), thoughts.to(device).split(size), strict=True)
+    return torch.cat([reward_model(*part).float().cpu() for part in parts])
+
+
+def latents_path(folder, idx):
+    return Path(folder) / "latents" / f"{idx:06d}.safetensors"
+
+
+def new_record(idx, row, texts, parse_answer):
+    """What samples.jsonl holds of a question, from its N answer texts."""
+    predictions = [parse_answer(text) for text in texts]
+    gold = parse_number(row["answer"])
+    return {
+        "idx": idx,
+        "question": row["question"],
+        "answer": row["answer"],
+        "texts": texts,
+        "predictions": predictions,
+        "correct": [p == gold for p in predictions],
+        "vote": majority_vote(predictions),
+    }
+
+
+def _rounded(values):
+    return [[round(x, 4) for x in row] for row in values.tolist()]

@@ -1,0 +1,106 @@
+"""LatentRM (You et al., arXiv 2510.07745): a scalar reward r_t at the position of every thought."""
+
+import torch
+from torch import nn
+from transformers import GPT2Model, GPT2PreTrainedModel
+
+from src.models import gpt2
+from src.sampling.engine import pad_right
+
+
+class LatentRM(GPT2PreTrainedModel):
+    """r_t = g(x, h_1 .. h_t); a trajectory's score is the sum of its r_t.
+
+    Published layout: ``transformer.*`` as GPT-2, ``classifier.{weight,bias}`` with one output. Where
+    ``config.latent_hidden_size`` is set, thoughts of that width enter through ``latent_projection``
+    (a reward model wider than its generator); otherwise they are as wide as the model and enter as
+    they are.
+
+    Shapes: Q questions, N trajectories of each, R = Q * N rows, T thoughts, D width of a thought.
+    """
+
+    def __init__(self, config):
+        gpt2.check_config(config)
+        super().__init__(config)
+        self.transformer = GPT2Model(config)
+        width = getattr(config, "latent_hidden_size", None)
+        self.latent_projection = nn.Linear(width, config.n_embd) if width else nn.Identity()
+        self.classifier = nn.Linear(config.n_embd, 1)
+        self.post_init()
+
+    @property
+    def thought_width(self):
+        """D, the width of the generator whose thoughts the model reads."""
+        return getattr(self.config, "latent_hidden_size", None) or self.config.n_embd
+
+    def forward(self, input_ids, attention_mask, latent_embeds):
+        """Scores r_t (Q, N, T) of latent_embeds (Q, N, T, D) under the prompts input_ids (Q, L).
+
+        The prompt is read once for its N trajectories. Padding may stand on either side.
+        """
+        return self.classify(self.hidden_states(input_ids, attention_mask, latent_embeds))
+
+    def hidden_states(self, input_ids, attention_mask, latent_embeds):
+        """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width."""
+        ids, lengths = _to_the_left(input_ids, attention_mask)
+        prompt = self.read_prompts(ids, lengths)
+        count, thoughts = latent_embeds.shape[1:3]
+        rows = latent_embeds.flatten(0, 1)  # (R, T, D)
+        positions = lengths.repeat_interleave(count)[:, None] + torch.arange(thoughts, device=ids.device)
+        hidden = self.extend(rows, positions, prompt, gpt2.GrowingCache())
+        return hidden.unflatten(0, latent_embeds.shape[:2])
+
+    def classify(self, hidden):
+        """Scores (...) of hidden states (..., W)."""
+        return self.classifier(hidden).squeeze(-1)
+
+    def read_prompts(self, ids, lengths):
+        """The PromptCache of prompts ids (Q, L), padded on the right, of true lengths (Q,)."""
+        return gpt2.prefill(self.transformer, self.transformer.wte(ids), lengths)[1]
+
+    def extend(self, thoughts, positions, prompt, own):
+        """Reads the next S thoughts of every row: hidden states (R, S, W) for thoughts (R, S, D).
+
+        positions (R, S) count from the start of the prompt, without padding; the row's keys and
+        values are added to the cache ``own``, so that a prefix is never read twice.
+        """
+        x = self.latent_projection(thoughts.to(self.dtype))  # (R, S, W)
+        return gpt2.extend(self.transformer, x, positions, prompt, own)
+
+
+def _to_the_left(input_ids, attention_mask):
+    """The rows' tokens moved to the left, whatever side was padded, and their numbers (Q,)."""
+    order = attention_mask.logical_not().byte().argsort(dim=1, stable=True)  # (Q, L)
+    lengths = attention_mask.sum(1)
+    return input_ids.gather(1, order)[:, : int(lengths.max())], lengths
+
+
+class PrefixScorer:
+    """Scores prefixes as they grow (beam search): a thought is read once, a prompt once a question."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def begin(self, prompts, capacity):
+        """prompts: Q lists of token ids; capacity: thoughts T to come."""
+        ids, lengths = (x.to(self.model.device) for x in pad_right(prompts, 0))
+        self.prompt = self.model.read_prompts(ids, lengths)
+        self.lengths, self.capacity, self.own = lengths, capacity, None
+
+    def extend(self, thoughts, parents=None):
+        """r_t (R,) of the next thought (R, D) of every row; a question's rows are adjacent.
+
+        parents (R,): the rows, as they were, that the new rows continue; None at the first thought.
+        """
+        model, rows = self.model, len(thoughts)
+        if parents is None:
+            self.own = gpt2.FixedCache(model.config, rows, self.capacity, model.dtype, model.device)
+        else:
+            self.own = self.own.select(parents)
+        positions = self.lengths.repeat_interleave(rows // len(self.lengths)) + self.own.length  # (R,)
+        hidden = model.extend(thoughts[:, None], positions[:, None], self.prompt, self.own)
+        return model.classify(hidden)[:, 0].float()
+
+    def select(self, rows):
+        """Keeps the given rows, an index tensor, in its order."""
+        self.own = self.own.select(rows)

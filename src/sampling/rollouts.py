@@ -1,0 +1,108 @@
+"""Labels of thoughts by stochastic rollouts (You et al., arXiv 2510.07745, section 4).
+
+The label of thought t is the share of M stochastic completions from the prefix h_1 .. h_t that reach
+the right answer. A completion goes on from the trajectory's own keys and values.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from src.sampling import rng
+from src.sampling.engine import State, Trajectories, answer, decode, think, think_on
+
+ROLLOUT_ROWS = {"cpu": 512, "cuda": 8192}  # completions in flight: bounds the memory of their caches
+_ROLLOUT = 1 << 41  # folded into a trajectory's key, so that completions draw numbers of their own
+
+
+@dataclass
+class Labelled:
+    """Trajectories of Q questions with the outcome of each and the labels of its thoughts.
+
+    corrects (Q, N) bool. estimations (Q, N, T): share of completions that are right, or the outcome
+    where no rollouts were asked for; of a skipped question it is not to be used.
+    skipped (Q,) bool: all trajectories are right, or none, so that rollouts were not spent on it.
+    """
+
+    trajectories: Trajectories
+    corrects: torch.Tensor
+    estimations: torch.Tensor
+    skipped: torch.Tensor
+
+
+@torch.inference_mode()
+def annotate(model, request, n_rollouts, is_right):
+    """Samples ``request`` and labels every thought by ``n_rollouts`` completions.
+
+    is_right(q, ids): whether answer ``ids`` is right for the request's question number q. With
+    ``n_rollouts`` 0 the labels are the outcome and no question is skipped.
+    """
+    state, thoughts = think(model, request)
+    begun = state.fork()
+    trajectories = decode(model, request, state, thoughts)
+    corrects = torch.tensor(
+        [[is_right(q, ids) for ids in answers] for q, answers in enumerate(trajectories.tokens)]
+    )  # (Q, N)
+    estimations = corrects[..., None].float().repeat(1, 1, request.latent_length)  # (Q, N, T)
+    skipped = torch.zeros(len(corrects), dtype=torch.bool)
+    if n_rollouts:
+        skipped = corrects.all(1) | ~corrects.any(1)
+        mixed = (~skipped).nonzero()[:, 0].tolist()
+        if mixed:
+            part = _select(begun, thoughts, mixed, request.n_samples)
+            shares = _roll_out(model, request, *part, n_rollouts, lambda q, ids: is_right(mixed[q], ids))
+            estimations[mixed] = shares
+    return Labelled(trajectories, corrects, estimations, skipped)
+
+
+def _select(state, thoughts, questions, n_samples):
+    """State and thoughts (R', T, D) of some questions only, a list of their places."""
+    questions = torch.tensor(questions, device=thoughts.device)
+    samples = torch.arange(n_samples, device=thoughts.device)
+    rows = (questions[:, None] * n_samples + samples).flatten()
+    groups = questions if state.prompt.groups < len(state.keys) else rows
+    chosen = State(
+        thought=None,
+        keys=state.keys[rows],
+        lengths=state.lengths[rows],
+        prompt=state.prompt.select(groups),
+        own=state.own.select(rows, thoughts.shape[1] - 1),
+    )
+    return chosen, thoughts[rows]
+
+
+def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
+    """Shares (Q, N, T) of right completions from each prefix of each row's thoughts (R, T, D).
+
+    Completions keep dropout to their end, other than the trajectories themselves (as the release).
+    """
+    request = replace(request, sampling=replace(request.sampling, dropout_answer=True))
+    rows, length = len(state.keys), request.latent_length
+    shares = torch.zeros(rows, length)
+    chunk = max(1, ROLLOUT_ROWS.get(thoughts.device.type, 512) // rows)
+    for step in range(1, length + 1):
+        # without dropout nothing is random after the last thought
+        count = n_rollouts if step < length or request.sampling.drops else 1
+        for first in range(0, count, chunk):
+            members = torch.arange(first, min(first + chunk, count), device=thoughts.device)
+            answers = _complete(model, request, state, thoughts[:, step - 1], step, members)
+            for r in range(rows):
+                mine = answers[r * len(members) : (r + 1) * len(members)]
+                right = sum(is_right(r // request.n_samples, ids) for ids in mine)
+                shares[r, step - 1] += right / count
+    return shares.unflatten(0, (-1, request.n_samples))
+
+
+def _complete(model, request, state, thought, step, members):
+    """Answers of the completions ``members`` of every row, whose thought number ``step`` is given."""
+    repeat = torch.arange(len(state.keys), device=members.device).repeat_interleave(len(members))
+    keys = rng.fold(state.keys, _ROLLOUT + step)[repeat]
+    begun = State(
+        thought=thought[repeat],
+        keys=rng.fold(keys, members.repeat(len(state.keys))),
+        lengths=state.lengths[repeat],
+        prompt=state.prompt,
+        own=state.own.select(repeat, step - 1),
+    )
+    think_on(model, request, begun, step)
+    return answer(model, request, begun)[0]

@@ -1,0 +1,24 @@
+"""Trains LatentRM: accelerate launch -m src.train training_args/train_*.yaml"""
+
+import argparse
+from pathlib import Path
+
+from src.training.reward import load_recipe, train
+from utils.errors import reports_user_errors
+from utils.files import write_text
+
+
+@reports_user_errors
+def main():
+    parser = argparse.ArgumentParser(prog="src.train", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="a YAML file, see training_args/")
+    path = parser.parse_args().recipe
+    recipe, arguments = load_recipe(path)
+    train(recipe, arguments)
+    if arguments.process_index == 0:
+        write_text(Path(recipe.output_dir) / "recipe.yaml", path.read_text(encoding="utf-8"))
+        print(f"wrote {recipe.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Training of LatentRM on the Hugging Face Trainer: recipe, evaluation on pools, resume."""
+
+import math
+import shutil
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    GPT2Config,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from src.models.loading import load_backbone
+from src.training.attention import training_attention
+from src.training.reward_data import LABELS, Groups, LengthSampler, collate
+from src.training.reward_loss import LOSSES, TrainedLatentRM
+from utils.config import build, read_yaml
+from utils.errors import UserError
+from utils.files import write_json, write_text
+from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
+
+_COMPLETE = "complete"  # stands in a checkpoint that was written to its end
+
+
+@dataclass
+class RewardRecipe:
+    """The keys of training_args/train_*.yaml beside those of transformers.TrainingArguments.
+
+    model_type, model_id: the backbone that the model starts from, and whose thoughts it reads.
+    train_pools, eval_pools: folders of src.annotate_data; an eval pool named P gives the metrics
+    ``P_recall_at_1`` and so on. loss: weights of contrastive and bce. labels: rollout or outcome.
+    train_weights false: the paper's random head, nothing is trained. latent_hidden_size: width of the
+    thoughts where it is not the model's. digits_weight: weight of the training-only digit heads.
+    keep_unmixed: train also on questions that all trajectories solve, or none. store_dtype: number
+    format of the finished checkpoint.
+    """
+
+    output_dir: str
+    model_id: str
+    train_pools: list[str]
+    eval_pools: dict
+    model_type: str = "coconut"
+    loss: dict = field(default_factory=lambda: {"contrastive": 1.0})
+    labels: str = "rollout"
+    train_weights: bool = True
+    latent_hidden_size: int | None = None
+    digits_weight: float = 0.0
+    keep_unmixed: bool = False
+    early_stopping_patience: int | None = None
+    store_dtype: str = "float32"
+
+    def __post_init__(self):
+        if not self.train_pools or not self.eval_pools:
+            raise ValueError("train_pools and eval_pools must name at least one pool each")
+        if not self.loss or not set(self.loss) <= set(LOSSES):
+            raise ValueError(f"loss must give weights to {' and '.join(LOSSES)}, not {self.loss!r}")
+        if self.labels not in LABELS:
+            raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {self.labels!r}")
+        if self.store_dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError("store_dtype must be float32, float16 or bfloat16")
+
+
+def load_recipe(path):
+    """The RewardRecipe and the TrainingArguments of a YAML file. Raises UserError naming the key."""
+    values = read_yaml(path)
+    own = {field.name for field in fields(RewardRecipe)}
+    known = {field.name for field in fields(TrainingArguments)}
+    for key in values:
+        if key not in own | known:
+            raise UserError(
+                f"{path}: unknown key {key}; known keys: {', '.join(sorted(own))}, and those of "
+                "transformers.TrainingArguments"
+            )
+    try:
+        recipe = build(RewardRecipe, {key: values[key] for key in values if key in own})
+        rest = {key: value for key, value in values.items() if key not in own}
+        arguments = _arguments(recipe, rest)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    return recipe, arguments
+
+
+def _arguments(recipe, values):
+    defaults = {
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_drop_last": True,
+        "save_total_limit": 2,
+        "label_names": ["corrects", "predictions"],
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": False,
+        "greater_is_better": True if "metric_for_best_model" in values else None,
+    }
+    return TrainingArguments(output_dir=recipe.output_dir, **(defaults | values))
+
+
+def new_model(recipe, seed):
+    """The reward model before training, from its backbone's weights and a random head."""
+    torch.manual_seed(seed)
+    backbone, tokenizer = load_backbone(recipe.model_type, recipe.model_id)
+    config = GPT2Config.from_dict(backbone.config.to_dict())
+    config.architectures = ["LatentRM"]
+    if recipe.latent_hidden_size:
+        config.latent_hidden_size = recipe.latent_hidden_size
+    model = TrainedLatentRM(config, recipe.loss, recipe.digits_weight)
+    model.transformer.load_state_dict(backbone.transformer.state_dict())
+    return model, tokenizer
+
+
+def check_width(model, groups):
+    """Raises UserError when the model does not read thoughts of the pools' width."""
+    if groups.shape[2] != model.thought_width:
+        raise UserError(
+            f"{groups.pools[0].folder}: thoughts of width {groups.shape[2]}, the model reads "
+            f"{model.thought_width}: set latent_hidden_size, or choose another model_id"
+        )
+    longest = max(groups.lengths) + groups.shape[1]
+    if longest > model.config.n_positions:
+        raise UserError(
+            f"{groups.pools[0].folder}: a prompt with its thoughts takes {longest} positions, the model "
+            f"has {model.config.n_positions}: choose another model_id"
+        )
+
+
+def pool_metrics(prediction):
+    """Percent over the questions of a pool, from scores (Q, N, T), corrects (Q, N) and predictions.
+
+    recall_at_1 is best-of-N accuracy (the release's name for it); auc is pairwise, from 0 to 1.
+    """
+    corrects, answers = prediction.label_ids
+    scores = np.asarray(prediction.predictions, dtype=np.float64).sum(-1)  # (Q, N)
+    found = {"recall_at_1": [], "weighted_vote": [], "vote": [], "coverage": [], "mean_accuracy": []}
+    for right, numbers, score in zip(corrects.astype(bool), answers, scores, strict=True):
+        parsed = [None if math.isnan(number) else number for number in numbers.tolist()]
+        gold = {n for n, ok in zip(parsed, right, strict=True) if ok}  # the right answer, if any gave it
+        found["recall_at_1"].append(best_of_n(parsed, score) in gold)
+        found["weighted_vote"].append(weighted_vote(parsed, softmax(score)) in gold)
+        found["vote"].append(majority_vote(parsed) in gold)
+        found["coverage"].append(bool(right.any()))
+        found["mean_accuracy"].append(right.mean())
+    metrics = {name: round(100 * float(np.mean(values)), 2) for name, values in found.items()}
+    return metrics | {"auc": round(pairwise_auc(scores, corrects.astype(bool)), 4)}
+
+
+class RewardTrainer(Trainer):
+    """Trainer with batches of similar length, the fastest attention, and atomic checkpoints."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return LengthSampler(dataset.lengths, size, self.args.seed)
+
+    def training_step(self, *args, **kwargs):
+        with training_attention(self.args.device):
+            return super().training_step(*args, **kwargs)
+
+
+class _MarkComplete(TrainerCallback):
+    """Marks a checkpoint once all of it is on the disk: a kill may leave half of one."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, "")
+
+
+def last_checkpoint(folder):
+    """The newest whole checkpoint of a folder, or None."""
+    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{_COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _remove_torn(folder):
+    for path in Path(folder).glob("checkpoint-*"):
+        if not (path / _COMPLETE).is_file():
+            shutil.rmtree(path)
+
+
+def train(recipe, arguments):
+    """Trains to the end, going on from the newest checkpoint; writes the model and its metrics."""
+    output = Path(recipe.output_dir)
+    if (output / "config.json").exists():
+        raise UserError(f"output_dir: {output} holds a finished model; name another folder")
+    model, tokenizer = new_model(recipe, arguments.seed)
+    groups = Groups(recipe.train_pools, recipe.labels, not recipe.keep_unmixed, recipe.digits_weight > 0)
+    with_digits = recipe.digits_weight > 0
+    pools = {name: Groups([path], with_digits=with_digits) for name, path in recipe.eval_pools.items()}
+    for part in (groups, *pools.values()):
+        check_width(model, part)
+    if len(groups) < arguments.train_batch_size * arguments.world_size:
+        raise UserError(f"train_pools: {len(groups)} questions fill no batch; annotate more")
+    callbacks = [_MarkComplete()]
+    if recipe.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    trainer = RewardTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=groups,
+        eval_dataset=pools,
+        compute_metrics=pool_metrics,
+        callbacks=callbacks,
+    )
+    if recipe.train_weights:
+        with arguments.main_process_first(desc="clearing checkpoints"):
+            if trainer.is_world_process_zero():
+                _remove_torn(output)
+        last = last_checkpoint(output)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    metrics = {}
+    for name, pool in pools.items():
+        metrics |= trainer.evaluate(pool, metric_key_prefix=name)
+    if trainer.is_world_process_zero():
+        _finish(recipe, trainer, tokenizer, metrics)
+    return metrics
+
+
+def _finish(recipe, trainer, tokenizer, metrics):
+    """Writes the published layout: without the heads that only training has."""
+    output, model = Path(recipe.output_dir), trainer.accelerator.unwrap_model(trainer.model)
+    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith("digit_heads.")}
+    kept = {k: v for k, v in metrics.items() if not k.endswith(("_runtime", "_per_second"))}
+    minutes = sum(log.get("train_runtime", 0) for log in trainer.state.log_history) / 60
+    write_json(
+        output / "metrics.json",
+        {
+            "final": kept,
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+            "questions": len(trainer.train_dataset),
+            "minutes_of_last_session": round(minutes, 1),
+            "parameters": sum(value.numel() for value in tensors.values()),
+            "history": [log for log in trainer.state.log_history if any("recall" in k for k in log)],
+        },
+    )
+    tokenizer.save_pretrained(output)
+    model.to(getattr(torch, recipe.store_dtype)).save_pretrained(
+        output, state_dict={k: v.to(getattr(torch, recipe.store_dtype)) for k, v in tensors.items()}
+    )

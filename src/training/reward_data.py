@@ -1,0 +1,133 @@
+"""What LatentRM is trained on: groups of trajectories from pools, their labels, batches."""
+
+import math
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from src.training.curriculum import digits_of, result_digits
+from utils.data import load_dataset
+from utils.errors import UserError
+from utils.shards import Pool
+
+LABELS = ("rollout", "outcome")
+
+
+class Groups(Dataset):
+    """The questions of some pools, each with its N trajectories.
+
+    labels: "rollout" (the pools' estimations) or "outcome" (their corrects). mixed_only: without the
+    questions that all trajectories solve, or none. with_digits: also the digits of the true results.
+    Raises UserError when pools do not go together.
+    """
+
+    def __init__(self, folders, labels="outcome", mixed_only=False, with_digits=False):
+        self.pools = [Pool(folder) for folder in folders]
+        self.labels = labels
+        self.places = [
+            (p, place)
+            for p, pool in enumerate(self.pools)
+            for place in range(len(pool))
+            if not mixed_only or _mixed(pool.tensor(place, "corrects"))
+        ]
+        if not self.places:
+            raise UserError(f"{folders[0]}: no question whose trajectories differ; annotate more")
+        self.shape = tuple(self.pools[0].tensor(0, "latent_embeds").shape)  # (N, T, D)
+        for pool in self.pools:
+            if tuple(pool.tensor(0, "latent_embeds").shape) != self.shape:
+                raise UserError(f"{pool.folder}: trajectories of another shape than {folders[0]}")
+            if labels == "rollout" and not pool.manifest["settings"]["n_samples_per_step"]:
+                raise UserError(
+                    f"{pool.folder}: has no rollouts; set labels: outcome or annotate with them"
+                )
+        rows = [load_dataset(pool.manifest["data_path"]) for pool in self.pools]
+        self.rows = rows if with_digits else None
+        self.answers = [[row["answer"] for row in part] for part in rows]
+
+    @property
+    def lengths(self):
+        """Prompt tokens of every question."""
+        return [self.pools[p].length(place) for p, place in self.places]
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, i):
+        p, place = self.places[i]
+        found = self.pools[p][place]
+        corrects = found["corrects"]
+        labels = corrects.float()[:, None].expand(self.shape[:2])  # (N, T)
+        item = {
+            "input_ids": found["input_ids"][0],  # (L,)
+            "latent_embeds": found["latent_embeds"],  # (N, T, D)
+            "labels": found["estimations"] if self.labels == "rollout" else labels,
+            "corrects": corrects,
+            "predictions": found["predictions"],
+        }
+        if self.rows is not None:
+            item["digits"] = self._digits(self.rows[p][found["idx"]], found["predictions"])
+        return item
+
+    def _digits(self, row, predictions):
+        own = [_number_digits(number) for number in predictions.tolist()]
+        return {
+            "step": torch.tensor(result_digits(row, self.shape[1] // 2)),  # (T // 2, 3)
+            "true": torch.tensor(digits_of(row["answer"].replace(",", ""))),  # (3,)
+            "own": torch.tensor(own),  # (N, 3)
+        }
+
+
+def _mixed(corrects):
+    return bool(corrects.any()) and not bool(corrects.all())
+
+
+def _number_digits(number):
+    return digits_of("" if math.isnan(number) else str(abs(round(number))))
+
+
+def collate(items):
+    """A batch: prompts (Q, L) padded on the right, everything else stacked."""
+    prompts = [item["input_ids"] for item in items]
+    ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # (Q, L)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+        "digits": None,
+    }
+    if "digits" in items[0]:
+        names = items[0]["digits"]
+        batch["digits"] = {k: torch.stack([item["digits"][k] for item in items]) for k in names}
+    for key in ("latent_embeds", "labels", "corrects", "predictions"):
+        batch[key] = torch.stack([item[key] for item in items])
+    return batch
+
+
+class LengthSampler(Sampler):
+    """Places in an order of their own each epoch, by batches of prompts of similar length.
+
+    The order is a function of (seed, epoch, batch size over all processes), so a resumed run and any
+    number of processes see the same batches. What fills no batch is left out of the epoch.
+    """
+
+    BLOCK = 64  # batches that are sorted by length together
+
+    def __init__(self, lengths, batch_size, seed):
+        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.lengths) // self.batch_size * self.batch_size
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)[: len(self)]
+        batches = []
+        for block in order.split(self.BLOCK * self.batch_size):
+            block = block[self.lengths[block].argsort(stable=True)]
+            batches += block.split(self.batch_size)
+        for k in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[k].tolist()

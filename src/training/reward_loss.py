@@ -1,0 +1,70 @@
+"""The losses of LatentRM (You et al., arXiv 2510.07745, section 4), and its training-only targets."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from src.models.latent_rm import LatentRM
+from src.training.coconut_loss import CLASSES
+from src.training.curriculum import DIGITS
+
+
+def contrastive(scores, labels):
+    """- sum_n y_t^(n) log p_t^(n), p_t = softmax over the N trajectories of r_t; mean over steps.
+
+    scores and labels (Q, N, T); returns the loss of each question (Q,), which nothing else in the
+    batch moves.
+    """
+    return -(labels * scores.log_softmax(1)).sum(1).mean(1)
+
+
+def bce(scores, labels):
+    """Binary cross-entropy of every r_t with its label (the paper's ablation), (Q,)."""
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="none").mean((1, 2))
+
+
+LOSSES = {"contrastive": contrastive, "bce": bce}
+
+
+class TrainedLatentRM(LatentRM):
+    """LatentRM with its loss and, for ``digits_weight`` > 0, heads that only training has.
+
+    From thought 2 k they read the digits of step k's true result, from the last thought those of the
+    true answer and of the trajectory's own answer: to judge, a reward model must know both.
+    """
+
+    def __init__(self, config, loss_weights=None, digits_weight=0.0):
+        super().__init__(config)
+        self.loss_weights, self.digits_weight = loss_weights or {"contrastive": 1.0}, digits_weight
+        if digits_weight:
+            self.digit_heads = nn.ModuleDict(
+                {name: nn.Linear(config.n_embd, DIGITS * CLASSES) for name in ("step", "true", "own")}
+            )
+
+    def forward(self, input_ids, attention_mask, latent_embeds, labels, digits, corrects, predictions):
+        """{"loss": scalar, "scores": (Q, N, T)} for labels (Q, N, T).
+
+        digits: {"step": (Q, T // 2, 3), "true": (Q, 3), "own": (Q, N, 3)} or None. corrects and
+        predictions (Q, N) go to the metrics.
+        """
+        hidden = self.hidden_states(input_ids, attention_mask, latent_embeds)  # (Q, N, T, W)
+        scores = self.classify(hidden).float()
+        loss = sum(w * LOSSES[name](scores, labels).mean() for name, w in self.loss_weights.items())
+        if self.digits_weight:
+            loss = loss + self.digits_weight * self._digits_loss(hidden, digits)
+        return {"loss": loss, "scores": scores}
+
+    def _digits_loss(self, hidden, digits):
+        last, members = hidden[:, :, -1], hidden.shape[1]
+
+        def loss(name, states, target):  # states (Q, N, ..., W), target (Q, N, ..., 3)
+            logits = self.digit_heads[name](states).float().unflatten(-1, (DIGITS, CLASSES))
+            return F.cross_entropy(logits.flatten(0, -2), target.flatten())
+
+        def each(target):  # the same for all trajectories of a question
+            return target[:, None].expand(-1, members, *target.shape[1:])
+
+        return (
+            loss("step", hidden[:, :, 1::2], each(digits["step"]))
+            + loss("true", last, each(digits["true"]))
+            + loss("own", last, digits["own"])
+        )

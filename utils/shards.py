@@ -1,0 +1,135 @@
+"""Shards of sampled and labelled trajectories, in the published key layout.
+
+A pool is a folder of ``shard_<number>.safetensors`` and a ``manifest.json``. Shard ``k`` holds the
+questions from ``k * shard_size`` on. For question ``i``: ``i.input_ids`` (n, len) int64,
+``i.latent_embeds`` (n, T, D) f32, ``i.estimations`` (n, T) f32, ``i.corrects`` (n,) bool, and beyond
+the published keys ``i.predictions`` (n,) f64, the parsed answers, NaN where there is none. Of a
+question that all trajectories solve, or none, there is only a 0-d ``i.input_ids``: how many solve it.
+"""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+
+from utils.errors import UserError
+from utils.files import sha256, write_bytes, write_json
+
+MANIFEST = "manifest.json"
+_KEYS = ("input_ids", "latent_embeds", "estimations", "corrects", "predictions")
+
+
+def shard_path(folder, number):
+    return Path(folder) / f"shard_{number:05d}.safetensors"
+
+
+def shard_questions(number, shard_size, total):
+    """The question indices of a shard."""
+    return range(number * shard_size, min((number + 1) * shard_size, total))
+
+
+def write_shard(folder, number, questions):
+    """questions: {index: {key: tensor}}; a skipped question has ``input_ids`` only."""
+    tensors = {f"{i}.{key}": value for i, found in questions.items() for key, value in found.items()}
+    write_bytes(shard_path(folder, number), safetensors.torch.save(tensors))
+
+
+def count_mixed(path):
+    """How many questions of a shard are labelled, and not skipped."""
+    with safe_open(path, "pt") as shard:
+        return sum(key.endswith(".latent_embeds") for key in shard.keys())  # noqa: SIM118
+
+
+def write_manifest(folder, identity):
+    """Closes a pool whose shards are all there: manifest.json names each with its digest."""
+    total, size = identity["questions"], identity["shard_size"]
+    paths = [shard_path(folder, k) for k in range(math.ceil(total / size))]
+    shards = [
+        {"name": path.name, "labelled": count_mixed(path), "sha256": sha256([path])} for path in paths
+    ]
+    labelled = sum(shard["labelled"] for shard in shards)
+    write_json(Path(folder) / MANIFEST, identity | {"labelled": labelled, "shards": shards})
+
+
+class Pool:
+    """The labelled questions of a finished pool, read one at a time.
+
+    Raises UserError when the folder is no finished pool, or when a shard is missing, cut off, changed
+    or of something else, or when the question file is no longer the one that was sampled.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.manifest = _manifest(self.folder)
+        self._check_questions()
+        self.shards = [self._check_shard(entry) for entry in self.manifest["shards"]]
+        self.places = [
+            (shard, int(key.partition(".")[0]))
+            for shard in self.shards
+            for key in _open(shard).keys()  # noqa: SIM118
+            if key.endswith(".latent_embeds")
+        ]
+        self.places.sort(key=lambda place: place[1])
+        if len(self.places) != self.manifest["labelled"]:
+            raise UserError(f"{self.folder}: {len(self.places)} labelled questions, manifest.json "
+                            f"says {self.manifest['labelled']}; annotate again")  # fmt: skip
+
+    def _check_questions(self):
+        path = self.manifest["data_path"]
+        if not Path(path).is_file() or sha256([path]) != self.manifest["data_sha256"]:
+            raise UserError(
+                f"{self.folder}: made from {path}, which has changed or is gone; restore that file or "
+                "annotate again"
+            )
+
+    def _check_shard(self, entry):
+        path = self.folder / entry["name"]
+        if not path.is_file():
+            raise UserError(f"{path}: missing; run the annotation again, it goes on")
+        if sha256([path]) != entry["sha256"]:
+            raise UserError(f"{path}: damaged or not of this pool; remove it and annotate again")
+        return path
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, place):
+        """{key: tensor} of the keys above, and "idx", for the place-th labelled question."""
+        path, idx = self.places[place]
+        shard = _open(path)
+        return {"idx": idx} | {key: shard.get_tensor(f"{idx}.{key}") for key in _KEYS}
+
+    def tensor(self, place, key):
+        """One tensor of the place-th labelled question."""
+        path, idx = self.places[place]
+        return _open(path).get_tensor(f"{idx}.{key}")
+
+    def length(self, place):
+        """The number of prompt tokens of the place-th labelled question."""
+        path, idx = self.places[place]
+        return _open(path).get_slice(f"{idx}.input_ids").get_shape()[1]
+
+
+@lru_cache(maxsize=256)
+def _open(path):
+    try:
+        return safe_open(path, "pt").__enter__()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a shard ({error}); annotate again") from None
+
+
+def _manifest(folder):
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no finished pool there (manifest.json); make one with src.annotate_data"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["shards"], manifest["labelled"], manifest["data_path"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not the manifest of a pool; annotate again") from None
+    return manifest
