@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config
 
 from src.models.coconut import COCONUT
+from src.models.latent_rm import LatentRM
 from src.models.special_tokens import set_token_ids
 from src.models.tiny_tokenizer import build_tokenizer
 
@@ -43,3 +44,15 @@ def checkpoint(tmp_path_factory):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def random_latent_rm(seed=1, thought_width=32, **shape):
+    """A small random reward model for the thoughts of ``random_coconut``."""
+    torch.manual_seed(seed)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96} | shape
+    config = GPT2Config(
+        vocab_size=len(build_tokenizer()), initializer_range=0.3, bos_token_id=1, eos_token_id=1, **shape
+    )
+    if thought_width != shape["n_embd"]:
+        config.latent_hidden_size = thought_width
+    return LatentRM(config).eval()

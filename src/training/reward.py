@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def _arguments(recipe, values):
         "save_total_limit": 2,
         "label_names": ["corrects", "predictions"],
         "use_cpu": not torch.cuda.is_available(),
-        "disable_tqdm": False,
+        "disable_tqdm": not sys.stderr.isatty(),  # a bar, or plain lines in a log
         "greater_is_better": True if "metric_for_best_model" in values else None,
     }
     return TrainingArguments(output_dir=recipe.output_dir, **(defaults | values))

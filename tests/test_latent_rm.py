@@ -1,0 +1,152 @@
+"""LatentRM: shared prompts, padding, prefixes, gradients, checkpoints."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from src.models.latent_rm import LatentRM, PrefixScorer
+from src.models.loading import load_reward_model
+from src.training.reward_loss import bce, contrastive
+from tests.conftest import random_coconut, random_latent_rm
+from utils.errors import UserError
+
+Q, N, T = 3, 4, 5
+PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]
+
+
+def padded(side="right", extra=0):
+    """Prompts (Q, L) and their mask, padded on one side by ``extra`` more than it takes."""
+    length = max(map(len, PROMPTS)) + extra
+    ids, mask = torch.full((Q, length), 9), torch.zeros(Q, length, dtype=torch.int64)
+    for row, prompt in enumerate(PROMPTS):
+        where = slice(None, len(prompt)) if side == "right" else slice(length - len(prompt), None)
+        ids[row, where], mask[row, where] = torch.tensor(prompt), 1
+    return ids, mask
+
+
+def thoughts(width=32):
+    return torch.randn(Q, N, T, width, generator=torch.Generator().manual_seed(0))
+
+
+def plain_scores(model, embeds):
+    """Every branch with a prompt of its own, by the Hugging Face model: (Q, N, T)."""
+    rows = []
+    for prompt, branches in zip(PROMPTS, embeds, strict=True):
+        text = model.transformer.wte(torch.tensor(prompt)).expand(N, -1, -1)
+        x = torch.cat((text, model.latent_projection(branches)), dim=1)
+        hidden = model.transformer(inputs_embeds=x).last_hidden_state[:, -T:]
+        rows.append(model.classifier(hidden)[..., 0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("width", [32, 20])
+def test_scores_and_gradients_are_the_plain_way_s(width):
+    labels = torch.rand(Q, N, T, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for way in ("shared", "plain"):
+        model = random_latent_rm(thought_width=width)
+        scores = (
+            model(*padded(), thoughts(width))
+            if way == "shared"
+            else plain_scores(model, thoughts(width))
+        )
+        contrastive(scores, labels).mean().backward()
+        found[way] = scores, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found["shared"][0], found["plain"][0], rtol=1e-4, atol=1e-4)
+    assert found["shared"][1].keys() == found["plain"][1].keys()
+    for name, gradient in found["shared"][1].items():
+        scale = found["plain"][1][name].abs().max()
+        assert (gradient - found["plain"][1][name]).abs().max() <= 1e-5 * max(1, scale), name
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("extra", [0, 6])
+def test_padding_never_changes_a_score(side, extra):
+    model = random_latent_rm()
+    with torch.no_grad():
+        plain = model(*padded(), thoughts())
+        torch.testing.assert_close(model(*padded(side, extra), thoughts()), plain, rtol=1e-5, atol=1e-5)
+        ids, mask = padded(side, extra)
+        alone = model(ids[1:2], mask[1:2], thoughts()[1:2, 2:3])
+    torch.testing.assert_close(alone[0, 0], plain[1, 2], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_prefix_scores_are_full_scores():
+    model = random_latent_rm()
+    full, scorer = model(*padded(), thoughts()), PrefixScorer(model)
+    for t in range(1, T + 1):
+        torch.testing.assert_close(model(*padded(), thoughts()[:, :, :t]), full[..., :t])
+    scorer.begin(PROMPTS, T)
+    rows, parents = thoughts().flatten(0, 1), None
+    for t in range(T):
+        found = scorer.extend(rows[:, t], parents)
+        torch.testing.assert_close(found.view(Q, N), full[..., t], rtol=1e-4, atol=1e-4)
+        parents = torch.arange(Q * N)
+
+
+def test_losses_by_hand():
+    scores = torch.tensor([[[1.0, 0.0], [2.0, 3.0]]])  # (1, 2, 2)
+    labels = torch.tensor([[[1.0, 0.25], [0.0, 0.5]]])
+    first = -torch.log(torch.e ** torch.tensor(1.0) / (torch.e + torch.e**2))
+    second = -0.25 * torch.log(1 / (1 + torch.e ** torch.tensor(3.0)))
+    second = second - 0.5 * torch.log(torch.e ** torch.tensor(3.0) / (1 + torch.e**3))
+    torch.testing.assert_close(contrastive(scores, labels), ((first + second) / 2)[None])
+    plain = torch.nn.BCEWithLogitsLoss()(scores, labels)
+    torch.testing.assert_close(bce(scores, labels), plain[None])
+
+
+@pytest.mark.parametrize("width", [32, 20])
+def test_a_checkpoint_has_the_published_layout_and_comes_back(tmp_path, width):
+    model, (backbone, tokenizer) = random_latent_rm(thought_width=width), random_coconut(n_embd=width)
+    model.save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    extra = {"latent_projection.weight", "latent_projection.bias"} if width != 32 else set()
+    assert {n for n in names if not n.startswith("transformer.")} == {
+        "classifier.weight", "classifier.bias", *extra
+    }  # fmt: skip
+    loaded = load_reward_model(tmp_path, backbone, tokenizer)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+def _spoil(path, fault):
+    weights = path / "model.safetensors"
+    if fault == "cut":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    if fault == "no classifier":
+        save_file({k: v for k, v in load_file(weights).items() if "classifier" not in k}, weights)
+    if fault == "nan":
+        tensors = load_file(weights)
+        tensors["classifier.weight"][0, 0] = float("nan")
+        save_file(tensors, weights)
+    if fault == "llama":
+        (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("cut", "can't be read"), ("no classifier", "classifier"), ("nan", "NaN"), ("llama", "llama"),
+        ("width", "width 16"), ("vocabulary", "tokens"), ("none", "no such folder"),
+    ],
+)  # fmt: skip
+def test_a_wrong_reward_model_is_one_clear_line(tmp_path, fault, said):
+    backbone, tokenizer = random_coconut()
+    model = LatentRM(random_latent_rm().config)
+    if fault == "width":
+        model = random_latent_rm(thought_width=16)
+    if fault == "vocabulary":
+        model.config.vocab_size = 100
+        model = LatentRM(model.config)
+    path = tmp_path / "rm"
+    if fault != "none":
+        model.save_pretrained(path)
+        _spoil(path, fault)
+    with pytest.raises(UserError) as error:
+        load_reward_model(path, backbone, tokenizer)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "--prm_id" in str(error.value)

@@ -1,0 +1,178 @@
+"""Rollouts, candidates and beams against plain ways to compute them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from src.models.latent_rm import PrefixScorer
+from src.sampling import rng, rollouts
+from src.sampling.beam_search import beam_search
+from src.sampling.candidates import sample_with_candidates
+from src.sampling.engine import Request, sample
+from src.sampling.rollouts import annotate
+from src.sampling.samplers import _NOISE_SITE, Sampling
+from tests.conftest import random_latent_rm
+from tests.reference import continue_one, key_of, rollout_key
+
+PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
+NOISE = Sampling("noise", noise_std=0.5)
+DROPOUT = Sampling("dropout", dropout_p=0.3)
+SAMPLERS = {
+    "noise": NOISE,
+    "dropout": DROPOUT,
+    "dropout_embedding": Sampling("dropout", dropout_p=0.3, dropout_embedding=True),
+    "dropout_shared_prompt": Sampling("dropout", dropout_p=0.3, dropout_prompt=False),
+}
+
+
+def request(sampling, n=3, questions=slice(None), **changes):
+    settings = {"latent_length": 4, "max_new_tokens": 5, "seed": 5} | changes
+    return Request(PROMPTS[questions], QUESTIONS[questions], n, sampling=sampling, **settings)
+
+
+def odd(q, ids):
+    """A judge that random answers please about as often as not."""
+    return sum(ids) % 3 == 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_labels_are_those_of_plain_completions(coconut, name):
+    """Prompt and prefix computed anew for every completion, one by one."""
+    model, sampling, m = coconut[0], SAMPLERS[name], 3
+    found = annotate(model, request(sampling), m, odd)
+    assert not found.skipped.all()
+    keeps_dropping = replace(sampling, dropout_answer=True)
+    for q, prompt in enumerate(PROMPTS):
+        for n in range(3):
+            key, thoughts = key_of(5, QUESTIONS[q], n), found.trajectories.thoughts[q, n]
+            assert odd(q, found.trajectories.tokens[q][n]) == found.corrects[q, n]
+            if found.skipped[q]:
+                continue
+            for t in range(1, 5):
+                prefix, right = list(thoughts[:t]), 0
+                for k in range(m):
+                    new_key = rollout_key(key, t, k)
+                    right += odd(
+                        q, continue_one(model, prompt, prefix, key, new_key, 4, 5, keeps_dropping)[1]
+                    )
+                assert found.estimations[q, n, t - 1] == pytest.approx(right / m)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_labels_do_not_depend_on_the_batch_or_the_memory(coconut, name, monkeypatch):
+    whole = annotate(coconut[0], request(SAMPLERS[name]), 5, odd)
+    monkeypatch.setattr(rollouts, "ROLLOUT_ROWS", {"cpu": 7})
+    for q in range(3):
+        alone = annotate(coconut[0], request(SAMPLERS[name], questions=slice(q, q + 1)), 5, odd)
+        assert torch.equal(alone.corrects[0], whole.corrects[q])
+        assert torch.equal(alone.estimations[0], whole.estimations[q])
+
+
+def test_trajectories_are_those_of_the_engine(coconut):
+    found = annotate(coconut[0], request(NOISE), 2, odd).trajectories
+    plain = sample(coconut[0], request(NOISE))
+    assert found.tokens == plain.tokens
+    assert torch.equal(found.thoughts, plain.thoughts)
+
+
+def test_no_rollouts_are_spent_where_all_or_none_are_right(coconut, monkeypatch):
+    monkeypatch.setattr(rollouts, "_roll_out", None)
+    for outcome in (True, False):
+        found = annotate(coconut[0], request(NOISE), 4, lambda q, ids, right=outcome: right)
+        assert found.skipped.all()
+    without = annotate(coconut[0], request(NOISE), 0, odd)
+    assert not without.skipped.any()
+    assert torch.equal(without.estimations, without.corrects[..., None].float().expand(3, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
+@pytest.mark.parametrize("answer", [False, True])
+def test_candidates_have_the_model_s_own_probabilities(coconut, name, answer, monkeypatch):
+    """Against one plain forward over the whole text; with dropout in the answer only their order."""
+    model = coconut[0]
+    sampling = replace(SAMPLERS[name], dropout_answer=answer) if name != "noise" else NOISE
+    parse = lambda ids: len(ids) or None  # noqa: E731  a number for every answer but the empty one
+    asked = request(sampling)
+    trajectories, found = sample_with_candidates(model, asked, parse)
+    assert trajectories.tokens == sample(model, asked).tokens
+    monkeypatch.setattr("src.sampling.candidates.CANDIDATE_ROWS", {"cpu": 2})
+    for q, candidates in enumerate(found):
+        answers = trajectories.tokens[q]
+        assert candidates.numbers == list(dict.fromkeys(parse(ids) for ids in answers if ids))
+        alone = sample_with_candidates(model, request(sampling, questions=slice(q, q + 1)), parse)[1][0]
+        torch.testing.assert_close(alone.log_probs, candidates.log_probs, rtol=1e-4, atol=1e-4)
+        if name != "noise":
+            continue
+        for k, number in enumerate(candidates.numbers):
+            first = next(n for n, ids in enumerate(answers) if parse(ids) == number)
+            text = answers[first] + [model.config.eos_token_id] * trajectories.finished[q][first]
+            for n in range(3):
+                x = torch.cat((
+                    model.embed(torch.tensor(PROMPTS[q])), trajectories.thoughts[q, n],
+                    model.embed(torch.tensor([model.config.end_latent_token_id, *text[:-1]])),
+                ))  # fmt: skip
+                logits = model(inputs_embeds=x[None]).logits[0, -len(text) :].log_softmax(-1)
+                plain = logits.gather(1, torch.tensor(text)[:, None]).sum()
+                torch.testing.assert_close(candidates.log_probs[n, k], plain, rtol=1e-3, atol=1e-3)
+
+
+def test_candidates_of_a_larger_pool_begin_with_those_of_a_smaller(coconut):
+    parse = lambda ids: len(ids) or None  # noqa: E731
+    small = sample_with_candidates(coconut[0], request(NOISE, n=2), parse)[1]
+    large = sample_with_candidates(coconut[0], request(NOISE, n=6), parse)[1]
+    for a, b in zip(small, large, strict=True):
+        count = len(a.numbers)
+        assert b.numbers[:count] == a.numbers
+        torch.testing.assert_close(b.log_probs[:2, :count], a.log_probs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
+def test_one_beam_with_one_candidate_is_sample_0(coconut, name):
+    model, sampling = coconut[0], SAMPLERS[name]
+    beams = beam_search(model, request(sampling), 1, 1, PrefixScorer(random_latent_rm()))
+    plain = sample(model, request(sampling, n=1))
+    assert beams.trajectories.tokens == plain.tokens
+    torch.testing.assert_close(beams.trajectories.thoughts, plain.thoughts, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (4, 1)])
+def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(coconut, name, shape):
+    """The survivors' scores are the reward model's on their thoughts: caches moved with the beams."""
+    model, sampling, rm = coconut[0], SAMPLERS[name], random_latent_rm()
+    whole = beam_search(model, request(sampling), *shape, PrefixScorer(rm))
+    for q, prompt in enumerate(PROMPTS):
+        alone = request(sampling, questions=slice(q, q + 1))
+        found = beam_search(model, alone, *shape, PrefixScorer(rm))
+        assert found.trajectories.tokens[0] == whole.trajectories.tokens[q]
+        thoughts, ids = whole.trajectories.thoughts[q : q + 1], torch.tensor([prompt])
+        with torch.no_grad():
+            scores = rm(ids, torch.ones_like(ids), thoughts)  # (1, B, T)
+        torch.testing.assert_close(scores[0], whole.scores[q], rtol=1e-3, atol=1e-3)
+        totals = whole.scores[q].sum(1)
+        assert torch.equal(totals, totals.sort(descending=True).values)
+
+
+def test_beam_search_keeps_the_best_at_every_step(coconut):
+    """Against a plain search that computes every prefix anew."""
+    model, rm, (b, c) = coconut[0], random_latent_rm(), (2, 3)
+    beams = beam_search(model, request(NOISE), b, c, PrefixScorer(rm))
+    for q, prompt in enumerate(PROMPTS):
+        keys = torch.stack([key_of(5, QUESTIONS[q], slot) for slot in range(b * c)])
+        prefixes = [[]]
+        for step in range(1, 5):
+            repeats = b * c if step == 1 else c
+            slots = [prefix for prefix in prefixes for _ in range(repeats)]
+            scored = []
+            for key, prefix in zip(keys, slots, strict=True):
+                x = torch.cat((model.embed(torch.tensor(prompt)), *(h[None] for h in prefix)))
+                with torch.no_grad():
+                    thought = model.transformer(inputs_embeds=x[None]).last_hidden_state[0, -1]
+                    thought = thought + 0.5 * rng.normal(rng.fold(key, step), _NOISE_SITE, len(thought))
+                    grown, ids = [*prefix, thought], torch.tensor([prompt])
+                    score = rm(ids, torch.ones_like(ids), torch.stack(grown)[None, None]).sum()
+                scored.append((float(score), grown))
+            prefixes = [grown for _, grown in sorted(scored, key=lambda found: -found[0])[:b]]
+        plain = torch.stack([torch.stack(prefix) for prefix in prefixes])
+        torch.testing.assert_close(beams.trajectories.thoughts[q], plain, rtol=1e-3, atol=1e-3)
