@@ -1,6 +1,7 @@
 """Runs the project's commands as a user would."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -9,18 +10,21 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from src import infer_gpt2
-
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def infer_command(*flags, processes=1):
-    """The command line of src.infer_gpt2, under torchrun for several processes."""
+def command(module, *flags, processes=1):
+    """The command line of ``src.<module>``, under torchrun for several processes."""
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", "-m"]
-    return [*start, "src.infer_gpt2", *map(str, flags)]
+    return [*start, f"src.{module}", *map(str, flags)]
+
+
+def infer_command(*flags, processes=1):
+    """The command line of src.infer_gpt2."""
+    return command("infer_gpt2", *flags, processes=processes)
 
 
 def run(command, **environment):
@@ -30,7 +34,8 @@ def run(command, **environment):
 
 
 def run_here(command):
-    """The same as ``run`` for src.infer_gpt2, within this process: seconds less each time."""
+    """The same as ``run`` for one process, within this one: seconds less each time."""
+    main = importlib.import_module(command[2]).main
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch("sys.argv", command[2:]),
@@ -38,7 +43,7 @@ def run_here(command):
         contextlib.redirect_stderr(err),
     ):
         try:
-            infer_gpt2.main()
+            main()
         except SystemExit as end:
             code = end.code
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

@@ -25,6 +25,7 @@ from utils.errors import UserError
 from utils.files import write_json, write_text
 from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
 
+METRICS = ("recall_at_1", "weighted_vote", "vote", "coverage", "mean_accuracy", "auc", "loss")
 _COMPLETE = "complete"  # stands in a checkpoint that was written to its end
 
 
@@ -34,9 +35,11 @@ class RewardRecipe:
 
     model_type, model_id: the backbone that the model starts from, and whose thoughts it reads.
     train_pools, eval_pools: folders of src.annotate_data; an eval pool named P gives the metrics
-    ``P_recall_at_1`` and so on. loss: weights of contrastive and bce. labels: rollout or outcome.
+    ``P_recall_at_1`` and so on. loss: weights of contrastive and bce. cumulative: the loss judges
+    r_1 + .. + r_t in place of r_t. labels: rollout or outcome.
     train_weights false: the paper's random head, nothing is trained. latent_hidden_size: width of the
-    thoughts where it is not the model's. digits_weight: weight of the training-only digit heads.
+    thoughts where it is not the model's. extra_layers: blocks put on top of the backbone's, which at
+    first change nothing. digits_weight: weight of the training-only digit heads.
     keep_unmixed: train also on questions that all trajectories solve, or none. store_dtype: number
     format of the finished checkpoint.
     """
@@ -47,9 +50,11 @@ class RewardRecipe:
     eval_pools: dict
     model_type: str = "coconut"
     loss: dict = field(default_factory=lambda: {"contrastive": 1.0})
+    cumulative: bool = False
     labels: str = "rollout"
     train_weights: bool = True
     latent_hidden_size: int | None = None
+    extra_layers: int = 0
     digits_weight: float = 0.0
     keep_unmixed: bool = False
     early_stopping_patience: int | None = None
@@ -80,10 +85,17 @@ def load_recipe(path):
     try:
         recipe = build(RewardRecipe, {key: values[key] for key in values if key in own})
         rest = {key: value for key, value in values.items() if key not in own}
+        _check_metric(recipe, rest.get("metric_for_best_model"))
         arguments = _arguments(recipe, rest)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
     return recipe, arguments
+
+
+def _check_metric(recipe, metric):
+    known = [f"{pool}_{name}" for pool in recipe.eval_pools for name in METRICS]
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        raise UserError(f"metric_for_best_model: {metric} is not measured; one of {', '.join(known)} is")
 
 
 def _arguments(recipe, values):
@@ -108,8 +120,12 @@ def new_model(recipe, seed):
     config.architectures = ["LatentRM"]
     if recipe.latent_hidden_size:
         config.latent_hidden_size = recipe.latent_hidden_size
-    model = TrainedLatentRM(config, recipe.loss, recipe.digits_weight)
-    model.transformer.load_state_dict(backbone.transformer.state_dict())
+    config.n_layer += recipe.extra_layers
+    model = TrainedLatentRM(config, recipe.loss, recipe.cumulative, recipe.digits_weight)
+    model.transformer.load_state_dict(backbone.transformer.state_dict(), strict=False)
+    for block in model.transformer.h[len(backbone.transformer.h) :]:
+        torch.nn.init.zeros_(block.attn.c_proj.weight)
+        torch.nn.init.zeros_(block.mlp.c_proj.weight)
     return model, tokenizer
 
 
@@ -135,7 +151,7 @@ def pool_metrics(prediction):
     """
     corrects, answers = prediction.label_ids
     scores = np.asarray(prediction.predictions, dtype=np.float64).sum(-1)  # (Q, N)
-    found = {"recall_at_1": [], "weighted_vote": [], "vote": [], "coverage": [], "mean_accuracy": []}
+    found = {name: [] for name in METRICS[:5]}
     for right, numbers, score in zip(corrects.astype(bool), answers, scores, strict=True):
         parsed = [None if math.isnan(number) else number for number in numbers.tolist()]
         gold = {n for n, ok in zip(parsed, right, strict=True) if ok}  # the right answer, if any gave it

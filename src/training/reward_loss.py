@@ -12,9 +12,10 @@ def contrastive(scores, labels):
     """- sum_n y_t^(n) log p_t^(n), p_t = softmax over the N trajectories of r_t; mean over steps.
 
     scores and labels (Q, N, T); returns the loss of each question (Q,), which nothing else in the
-    batch moves.
+    batch moves. A question whose trajectories have all the same labels ranks nothing: 0.
     """
-    return -(labels * scores.log_softmax(1)).sum(1).mean(1)
+    ranks = (labels.amax(1) > labels.amin(1)).any(1)  # (Q,)
+    return -(labels * scores.log_softmax(1)).sum(1).mean(1) * ranks
 
 
 def bce(scores, labels):
@@ -28,13 +29,15 @@ LOSSES = {"contrastive": contrastive, "bce": bce}
 class TrainedLatentRM(LatentRM):
     """LatentRM with its loss and, for ``digits_weight`` > 0, heads that only training has.
 
-    From thought 2 k they read the digits of step k's true result, from the last thought those of the
+    cumulative: the loss judges r_1 + .. + r_t in place of r_t, which is what best-of-N and beam search
+    go by. From thought 2 k they read the digits of step k's true result, from the last thought those of the
     true answer and of the trajectory's own answer: to judge, a reward model must know both.
     """
 
-    def __init__(self, config, loss_weights=None, digits_weight=0.0):
+    def __init__(self, config, loss_weights, cumulative=False, digits_weight=0.0):
         super().__init__(config)
-        self.loss_weights, self.digits_weight = loss_weights or {"contrastive": 1.0}, digits_weight
+        self.loss_weights, self.cumulative = loss_weights, cumulative
+        self.digits_weight = digits_weight
         if digits_weight:
             self.digit_heads = nn.ModuleDict(
                 {name: nn.Linear(config.n_embd, DIGITS * CLASSES) for name in ("step", "true", "own")}
@@ -48,7 +51,8 @@ class TrainedLatentRM(LatentRM):
         """
         hidden = self.hidden_states(input_ids, attention_mask, latent_embeds)  # (Q, N, T, W)
         scores = self.classify(hidden).float()
-        loss = sum(w * LOSSES[name](scores, labels).mean() for name, w in self.loss_weights.items())
+        judged = scores.cumsum(-1) if self.cumulative else scores
+        loss = sum(w * LOSSES[name](judged, labels).mean() for name, w in self.loss_weights.items())
         if self.digits_weight:
             loss = loss + self.digits_weight * self._digits_loss(hidden, digits)
         return {"loss": loss, "scores": scores}

@@ -1,0 +1,280 @@
+"""python -m src.train: resume, processes, ablations, metrics, errors."""
+
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from src.models.loading import load_backbone, load_reward_model
+from src.training import reward
+from src.training.reward import last_checkpoint, load_recipe, pool_metrics
+from src.training.reward_data import Groups, LengthSampler, collate
+from src.training.reward_loss import TrainedLatentRM
+from tests.commands import ROOT, command, run, run_here
+from tests.conftest import random_latent_rm
+from utils.errors import UserError
+
+TINY = "checkpoints/tiny-coconut"
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """24 questions with 4 trajectories each and rollouts."""
+    folder = tmp_path_factory.mktemp("pools")
+    done = run_here(command(
+        "annotate_data", "--data_path", "data/tiny_valid.json", "--limit", 40, "--n_samples", 4,
+        "--n_samples_per_step", 2, "--max_new_tokens", 8, "--sampling_by", "noise", "--noise_std", 1.0,
+        "--save_path", folder, "--name", "pool",
+    ))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "pool"
+
+
+def recipe(path, pool, **changes):
+    """A YAML file of a short training."""
+    values = {
+        "output_dir": str(path.with_suffix("")), "model_id": TINY, "train_pools": [str(pool)],
+        "eval_pools": {"test_n_4": str(pool)}, "seed": 3, "learning_rate": 1e-3, "max_steps": 6,
+        "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 2,
+        "save_strategy": "steps", "save_steps": 2, "logging_steps": 2, "digits_weight": 0.5,
+        "load_best_model_at_end": True, "metric_for_best_model": "test_n_4_recall_at_1",
+    } | changes  # fmt: skip
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
+    return path
+
+
+def train_command(path, processes=1):
+    return command("train", path, processes=processes)
+
+
+@pytest.fixture(scope="module")
+def whole(pool, tmp_path_factory):
+    """The folder of an uninterrupted training."""
+    path = recipe(tmp_path_factory.mktemp("train") / "whole.yaml", pool)
+    done = run(train_command(path))
+    assert done.returncode == 0, done.stderr
+    assert "test_n_4_recall_at_1" in done.stdout
+    return path.with_suffix("")
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one, other, tolerance=0.0):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        if tolerance and name == "classifier.bias":
+            continue  # the contrastive loss does not see it: Adam makes steps of its rounding errors
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance)
+
+
+def test_it_writes_a_reward_model_in_the_published_layout(whole):
+    assert not [name for name in weights(whole) if name.startswith("digit_heads")]
+    backbone, tokenizer = load_backbone("coconut", TINY)
+    model = load_reward_model(whole, backbone, tokenizer)
+    start = backbone.transformer.state_dict()
+    assert any(not torch.equal(v, start[k]) for k, v in model.transformer.state_dict().items())
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+    assert len(metrics["history"]) >= 3
+    final = metrics["final"]
+    for name in ("recall_at_1", "weighted_vote", "vote", "coverage"):
+        assert 0 <= final[f"test_n_4_{name}"] <= 100
+    assert final["test_n_4_recall_at_1"] <= final["test_n_4_coverage"]
+    assert (whole / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_resumed_equals_uninterrupted(pool, whole, tmp_path, monkeypatch, moment):
+    """An interruption in a training step, in an evaluation or while a checkpoint is written."""
+    path = recipe(tmp_path / "x.yaml", pool)
+    place = ("training_step", "evaluate", "_save_optimizer_and_scheduler")[moment % 3]
+    owner = reward.RewardTrainer if place == "training_step" else Trainer
+    plain, chance, calls = getattr(owner, place), random.Random(moment), 0
+    fatal = chance.randint(1, {"training_step": 6, "evaluate": 3}.get(place, 3))
+
+    def fails(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == fatal:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, fails)
+        assert run_here(train_command(path)).returncode == 130
+    done = run_here(train_command(path))
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(path.with_suffix(""), whole)
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_taken_up(tmp_path):
+    for step, complete in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+        if complete:
+            (folder / "complete").write_text("")
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_two_processes_equal_one(pool, whole, tmp_path):
+    path = recipe(tmp_path / "x.yaml", pool, per_device_train_batch_size=2)
+    done = run(train_command(path, processes=2))
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(path.with_suffix(""), whole, tolerance=2e-4)
+    one, two = (json.loads((f / "metrics.json").read_text()) for f in (whole, path.with_suffix("")))
+    assert one["final"]["test_n_4_coverage"] == two["final"]["test_n_4_coverage"]
+    assert one["final"]["test_n_4_vote"] == two["final"]["test_n_4_vote"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": {"bce": 1.0}}, {"labels": "outcome"}, {"cumulative": True}, {"extra_layers": 2},
+        {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
+    ],
+)  # fmt: skip
+def test_the_ablations_are_switches(pool, whole, tmp_path, changes):
+    path = recipe(tmp_path / "x.yaml", pool, max_steps=2, digits_weight=0.0, **changes)
+    assert run_here(train_command(path)).returncode == 0
+    found = weights(path.with_suffix(""))
+    backbone, tokenizer = load_backbone("coconut", TINY)
+    model = load_reward_model(path.with_suffix(""), backbone, tokenizer)
+    assert len(model.transformer.h) == 4 + changes.get("extra_layers", 0)
+    dtype = torch.float16 if "store_dtype" in changes else torch.float32
+    assert {tensor.dtype for tensor in found.values()} == {dtype}
+
+
+def test_added_layers_change_nothing_at_first(pool, tmp_path):
+    plain, _ = load_recipe(recipe(tmp_path / "a.yaml", pool))
+    grown, _ = load_recipe(recipe(tmp_path / "b.yaml", pool, extra_layers=3))
+    one, other = (reward.new_model(x, 0)[0] for x in (plain, grown))
+    batch = collate([Groups([pool])[0]])
+    arguments = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds")]
+    with torch.no_grad():
+        torch.testing.assert_close(one.hidden_states(*arguments), other.hidden_states(*arguments))
+
+
+def test_a_random_head_is_not_trained(pool, tmp_path):
+    path = recipe(tmp_path / "x.yaml", pool, train_weights=False, digits_weight=0.0)
+    assert run_here(train_command(path)).returncode == 0
+    start = load_backbone("coconut", TINY)[0].transformer.state_dict()
+    for name, weight in weights(path.with_suffix("")).items():
+        if name.startswith("transformer."):
+            assert torch.equal(weight, start[name.removeprefix("transformer.")])
+    assert json.loads((path.with_suffix("") / "metrics.json").read_text())["steps"] == 0
+
+
+def test_early_stopping_stops(pool, tmp_path):
+    path = recipe(
+        tmp_path / "x.yaml", pool, max_steps=40, learning_rate=1e-12, early_stopping_patience=2,
+        output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    assert run_here(train_command(path)).returncode == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["steps"] == 6  # 2, and 2 more
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "bce"])
+def test_batch_and_padding_do_not_move_the_loss(pool, loss):
+    """Gradients of a batch are the mean of those of its questions alone."""
+    groups = Groups([pool], "rollout", with_digits=True)
+    torch.manual_seed(0)
+    config = random_latent_rm(n_embd=128, thought_width=128).config
+    model = TrainedLatentRM(config, {loss: 1.0}, digits_weight=0.5)
+    order = sorted(range(len(groups)), key=lambda i: groups.lengths[i])
+    items = [groups[i] for i in (order[0], order[-1], order[len(order) // 2])]
+    losses = [model(**collate([item]))["loss"] for item in items]
+    together = model(**collate(items))["loss"]
+    torch.testing.assert_close(together, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_digits_by_hand(pool):
+    groups = Groups([pool], "outcome", with_digits=True)
+    item, (p, place) = groups[0], groups.places[0]
+    row = groups.rows[p][groups.pools[p][place]["idx"]]
+    ones_first = [int(x) for x in row["answer"][::-1]]
+    assert item["digits"]["true"].tolist() == (ones_first + [10] * 3)[:3]
+    first = row["steps"][0].rpartition("=")[2].rstrip(">")
+    assert item["digits"]["step"][0].tolist() == ([int(x) for x in first[::-1]] + [10] * 3)[:3]
+    assert item["digits"]["own"].shape == (4, 3)
+    for own, right in zip(item["digits"]["own"], item["corrects"], strict=True):
+        assert torch.equal(own, item["digits"]["true"]) == bool(right)
+
+
+def test_mixed_only_leaves_out_what_ranks_nothing(tmp_path):
+    done = run_here(command(
+        "annotate_data", "--data_path", "data/tiny_valid.json", "--limit", 20, "--n_samples", 4,
+        "--n_samples_per_step", 0, "--max_new_tokens", 8, "--sampling_by", "noise",
+        "--save_path", tmp_path, "--name", "x",
+    ))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    every, mixed = Groups([tmp_path / "x"]), Groups([tmp_path / "x"], mixed_only=True)
+    assert len(every) == 20 > len(mixed) > 0
+    assert all(item["corrects"].any() and not item["corrects"].all() for item in mixed)
+    with pytest.raises(UserError, match="no rollouts"):
+        Groups([tmp_path / "x"], "rollout")
+
+
+def test_metrics_by_hand():
+    answers = np.array([[1.0, 2.0, 2.0, math.nan], [5.0, 5.0, 6.0, 7.0], [3.0, 3.0, 3.0, 3.0]])
+    corrects = np.array([[True, False, False, False], [False, False, True, False], [False] * 4])
+    scores = np.zeros((3, 4, 2))
+    scores[0, 0], scores[0, 3], scores[1, 1] = 3.0, 9.0, 1.0  # the unparsable one scores highest
+    found = pool_metrics(SimpleNamespace(predictions=scores, label_ids=(corrects, answers)))
+    assert found["recall_at_1"] == pytest.approx(33.33)
+    assert found["weighted_vote"] == pytest.approx(33.33)
+    assert found["vote"] == 0
+    assert found["coverage"] == pytest.approx(66.67)
+    assert found["mean_accuracy"] == pytest.approx(16.67)
+    assert found["auc"] == pytest.approx(((2 / 3) + (1 / 3)) / 2)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    lengths = [random.Random(i).randint(5, 40) for i in range(103)]
+    sampler = LengthSampler(lengths, 8, 1)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 96
+    assert len(set(first)) == 96
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(LengthSampler(lengths, 8, 2)) != first
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rat": 1}, "learning_rat"), ({"loss": {"mse": 1.0}}, "contrastive"),
+        ({"labels": "gold"}, "labels"), ({"train_pools": []}, "train_pools"),
+        ({"model_id": "nowhere"}, "nowhere"), ({"train_pools": ["nowhere"]}, "nowhere"),
+        ({"latent_hidden_size": 64}, "width"), ({"output_dir": "checkpoints/tiny-coconut"}, "finished"),
+        ({"metric_for_best_model": "test_n_8_recall"}, "test_n_8_recall"),
+        ({"eval_pools": None}, "eval_pools"), ({"per_device_train_batch_size": 100}, "batch"),
+    ],
+)  # fmt: skip
+def test_user_errors(pool, tmp_path, changes, said):
+    done = run_here(train_command(recipe(tmp_path / "x.yaml", pool, **changes)))
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [path.name for path in (ROOT / "training_args").glob("train_*.yaml")])
+def test_the_shipped_recipes_load(name):
+    recipe, arguments = load_recipe(ROOT / "training_args" / name)
+    assert arguments.metric_for_best_model == "test_n_64_recall_at_1"
+    assert "test_n_64" in recipe.eval_pools
+    assert arguments.report_to == []
