@@ -8,7 +8,7 @@ import torch
 from src.models.latent_rm import PrefixScorer
 from src.sampling import rng, rollouts
 from src.sampling.beam_search import beam_search
-from src.sampling.candidates import sample_with_candidates
+from src.sampling.candidates import sample_and_keep, score_candidates
 from src.sampling.engine import Request, sample
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import _NOISE_SITE, Sampling
@@ -29,6 +29,11 @@ SAMPLERS = {
 def request(sampling, n=3, questions=slice(None), **changes):
     settings = {"latent_length": 4, "max_new_tokens": 5, "seed": 5} | changes
     return Request(PROMPTS[questions], QUESTIONS[questions], n, sampling=sampling, **settings)
+
+
+def sample_with_candidates(model, asked, parse):
+    trajectories, begun = sample_and_keep(model, asked)
+    return trajectories, score_candidates(model, asked, begun, trajectories, parse)
 
 
 def odd(q, ids):

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -10,7 +11,7 @@ import torch
 
 from src.models.latent_rm import PrefixScorer
 from src.sampling.beam_search import beam_search
-from src.sampling.candidates import sample_with_candidates
+from src.sampling.candidates import sample_and_keep, score_candidates
 from src.sampling.engine import check_length, pad_right, sample
 from utils import records
 from utils.answers import parse_number
@@ -24,8 +25,9 @@ SCORE_ROWS = {"cpu": 512, "cuda": 8192}  # trajectories that the reward model re
 class Sampler:
     """Samples a pool a question, with the probabilities of its answers for --bayesian_vote true.
 
-    work counts trajectories, latent_steps (forward passes that yield a thought), tokens (answer tokens
-    written or read), and seconds, of this process in this session.
+    work counts, of this process in this session: questions; trajectories; latent_steps (forward passes
+    that yield a thought); tokens (answer tokens written); candidate_tokens (answer tokens read for the
+    Bayesian vote); seconds, and of them candidate_seconds and reward_seconds.
     """
 
     def __init__(self, settings, rows, model, tokenizer):
@@ -40,35 +42,38 @@ class Sampler:
 
     def batch(self, batch):
         request = self.settings.request([self.prompts[i] for i in batch], batch)
-        start = time.monotonic()
         try:
-            trajectories, candidates, extra = self._sample(request)
+            with _clock(self.work, "seconds"):
+                trajectories, extras = self._sample(request)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"out of memory on {self.model.device}: lower --batch_size {self.settings.batch_size}"
             ) from None
-        self.work["seconds"] += time.monotonic() - start
-        self.work["tokens"] += sum(len(ids) for answers in trajectories.tokens for ids in answers)
+        written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
+        self.work.update(questions=len(batch), tokens=written)
         found = []
         for q, i in enumerate(batch):
             texts = self.tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
             record = new_record(i, self.rows[i], texts, self.model.parse_answer)
-            if candidates:
-                self.work["tokens"] += candidates[q].passes
-                record["candidates"] = candidates[q].numbers
-                record["log_probs"] = _rounded(candidates[q].log_probs)  # (N, K)
-            found.append(record | extra(q))
+            found.append(record | {key: values[q] for key, values in extras.items()})
             if getattr(self.settings, "save_latents", False):
                 self._save_latents(record, self.prompts[i], trajectories.thoughts[q])
         return found
 
     def _sample(self, request):
-        """Trajectories, Candidates or None, and what else a question's record holds."""
+        """The Trajectories, and what else the records hold: {key: a value for each question}."""
         count = len(request.prompts) * request.n_samples
         self.work.update(trajectories=count, latent_steps=count * request.latent_length)
-        if self.settings.bayesian_vote:
-            return *sample_with_candidates(self.model, request, self._parse), lambda q: {}
-        return sample(self.model, request), None, lambda q: {}
+        if not self.settings.bayesian_vote:
+            return sample(self.model, request), {}
+        trajectories, begun = sample_and_keep(self.model, request)
+        with _clock(self.work, "candidate_seconds"):
+            found = score_candidates(self.model, request, begun, trajectories, self._parse)
+        self.work.update(candidate_tokens=sum(candidates.passes for candidates in found))
+        return trajectories, {
+            "candidates": [candidates.numbers for candidates in found],
+            "log_probs": [_rounded(candidates.log_probs) for candidates in found],  # (N, K) each
+        }
 
     def _parse(self, ids):
         return self.model.parse_answer(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -92,9 +97,10 @@ class BestOfN(Sampler):
         self.reward_model = reward_model
 
     def _sample(self, request):
-        trajectories, candidates, _ = super()._sample(request)
-        scores = score_pool(self.reward_model, request.prompts, trajectories.thoughts)
-        return trajectories, candidates, lambda q: {"scores": _rounded(scores[q])}
+        trajectories, extras = super()._sample(request)
+        with _clock(self.work, "reward_seconds"):
+            scores = score_pool(self.reward_model, request.prompts, trajectories.thoughts)
+        return trajectories, extras | {"scores": [_rounded(x) for x in scores]}  # (N, T) each
 
 
 class BeamSearch(Sampler):
@@ -111,7 +117,7 @@ class BeamSearch(Sampler):
         )
         count = len(request.prompts) * settings.num_beams
         self.work.update(trajectories=count, latent_steps=beams.passes)
-        return beams.trajectories, None, lambda q: {"scores": _rounded(beams.scores[q])}
+        return beams.trajectories, {"scores": [_rounded(x) for x in beams.scores]}  # (B, T) each
 
     def batch(self, batch):
         return [found | {"vote": found["predictions"][0]} for found in super().batch(batch)]
@@ -150,17 +156,17 @@ class SavedPool:
             raise UserError(f"{path}: missing or damaged; sample the pool again") from None
 
     def batch(self, batch):
-        found, start = [], time.monotonic()
+        found = []
         for i in batch:
             latents, record = self._latents(i), self.pool[i]
             thoughts = latents["latent_embeds"]  # (N, T, D)
             if latents["corrects"].tolist() != record["correct"]:
                 path = latents_path(self.settings.pool, i)
                 raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
-            scores = score_pool(self.reward_model, [self.prompts[i]], thoughts[None])
+            with _clock(self.work, "seconds"), _clock(self.work, "reward_seconds"):
+                scores = score_pool(self.reward_model, [self.prompts[i]], thoughts[None])
             found.append(record | {"scores": _rounded(scores[0])})
-            self.work.update(trajectories=len(thoughts))
-        self.work["seconds"] += time.monotonic() - start
+            self.work.update(questions=1)
         return found
 
 
@@ -192,6 +198,13 @@ def new_record(idx, row, texts, parse_answer):
         "correct": [p == gold for p in predictions],
         "vote": majority_vote(predictions),
     }
+
+
+@contextmanager
+def _clock(work, name):
+    start = time.monotonic()
+    yield
+    work[name] += time.monotonic() - start
 
 
 def _rounded(values):

@@ -106,8 +106,10 @@ class Run:
         if not seconds:
             return json.loads(path.read_text(encoding="utf-8"))["speed"] if path.exists() else {}
         total = sum(map(Counter, works), Counter())
-        rates = {f"{k}_per_second": round(v / seconds, 1) for k, v in total.items() if k != "seconds"}
-        return {"seconds": round(seconds, 2)} | rates
+        questions = total.pop("questions")
+        rates = {f"{k}_per_second": round(total[k] / seconds, 1) for k in ("latent_steps", "tokens")}
+        budget = {key: round(value / questions, 4) for key, value in sorted(total.items())}
+        return {"seconds": round(seconds, 2)} | rates | {"per_question": budget}
 
 
 def gold_of(record):

@@ -211,6 +211,8 @@ class RewardSettings(SamplingSettings):
         super().__post_init__()
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
+        elif self.dropout_mask == "trajectory":
+            raise ValueError("--dropout_mask trajectory: beams draw anew at every step; leave it out")
         self.output_dir = self.output_dir or f"outputs/{Path(self.prm_id).name}-{self.run_name}"
 
     def _resolve_mode(self):

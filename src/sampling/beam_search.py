@@ -29,11 +29,9 @@ class Beams:
 def beam_search(model, request, num_beams, num_candidates, scorer):
     """The best ``num_beams`` trajectories of each question of ``request`` (its n_samples counts not).
 
-    scorer: a src.models.latent_rm.PrefixScorer. Raises ValueError where one mask should hold for a
-    whole trajectory: beams would change it at every step.
+    scorer: a src.models.latent_rm.PrefixScorer. One mask for a whole trajectory (dropout_mask) has no
+    meaning here: a beam changes its slot, and with it its numbers, at every step.
     """
-    if request.sampling.drops and request.sampling.dropout_mask == "trajectory":
-        raise ValueError("beam search draws anew at every step: dropout_mask must be step")
     slots = replace(request, n_samples=num_beams * num_candidates)
     state = start(model, slots)
     keys, passes = state.keys, len(state.keys)

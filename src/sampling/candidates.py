@@ -28,26 +28,29 @@ class Candidates:
 
 
 @torch.inference_mode()
-def sample_with_candidates(model, request, parse):
-    """Samples ``request``: its Trajectories, and the Candidates of each question.
+def sample_and_keep(model, request):
+    """Samples ``request``: its Trajectories, and the state that ``score_candidates`` goes on from."""
+    state, thoughts = think(model, request)
+    begun = state.fork()
+    return decode(model, request, state, thoughts), begun
+
+
+@torch.inference_mode()
+def score_candidates(model, request, begun, trajectories, parse):
+    """The Candidates of each question.
 
     parse(ids): the number that an answer's token ids say, or None. The pool's first n trajectories
     and their answers give the same numbers as a pool of n. Only one answer text a number is scored.
     """
-    state, thoughts = think(model, request)
-    begun = state.fork()
-    trajectories = decode(model, request, state, thoughts)
     hidden = _read_end(model, request, begun)  # (R, D)
     found = []
-    for q, (answers, finished) in enumerate(
-        zip(trajectories.tokens, trajectories.finished, strict=True)
-    ):
+    for q, answers in enumerate(trajectories.tokens):
         texts = {}
-        for ids, done in zip(answers, finished, strict=True):
+        for ids, done in zip(answers, trajectories.finished[q], strict=True):
             texts.setdefault(parse(ids), ids + [model.config.eos_token_id] * done)
         texts.pop(None, None)
         found.append(_score_question(model, request, begun, hidden, q, texts))
-    return trajectories, found
+    return found
 
 
 def _read_end(model, request, state):

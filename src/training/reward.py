@@ -102,7 +102,6 @@ def _arguments(recipe, values):
     defaults = {
         "report_to": "none",
         "remove_unused_columns": False,
-        "dataloader_drop_last": True,
         "save_total_limit": 2,
         "label_names": ["corrects", "predictions"],
         "use_cpu": not torch.cuda.is_available(),

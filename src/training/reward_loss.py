@@ -30,8 +30,8 @@ class TrainedLatentRM(LatentRM):
     """LatentRM with its loss and, for ``digits_weight`` > 0, heads that only training has.
 
     cumulative: the loss judges r_1 + .. + r_t in place of r_t, which is what best-of-N and beam search
-    go by. From thought 2 k they read the digits of step k's true result, from the last thought those of the
-    true answer and of the trajectory's own answer: to judge, a reward model must know both.
+    go by. The heads read from thought 2 k the digits of step k's true result, from the last thought
+    those of the true answer and of the trajectory's own answer: who judges must know both.
     """
 
     def __init__(self, config, loss_weights, cumulative=False, digits_weight=0.0):
