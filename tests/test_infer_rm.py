@@ -144,8 +144,8 @@ def test_batches_and_processes_change_nothing(whole, prm, tmp_path, mode):
 def test_interrupted_at_any_write(whole, prm, tmp_path, monkeypatch, mode, moment):
     """An interruption just before or after a write, or between the steps of one."""
     places = (
-        (os, "replace", 3), (os, "fsync", 3), (runner.records, "append", 3), (runner.records, "gather", 2),
-        (Path, "unlink", 2),
+        (os, "replace", 3), (os, "fsync", 3), (runner.records, "append", 3),
+        (runner.records, "gather", 2), (Path, "unlink", 2),
     )  # fmt: skip
     chance = random.Random(moment)
     owner, name, most = places[moment]
@@ -234,7 +234,8 @@ def saved(tmp_path_factory):
     rows = json.loads(Path("data/tiny_valid.json").read_text())[:4]
     data.write_text(json.dumps(rows))
     done = run_here(infer_command(
-        "--data_path", data, *SAMPLER, "--n_samples", 4, "--save_latents", "true", "--output_dir", folder / "x"
+        "--data_path", data, *SAMPLER, "--n_samples", 4, "--save_latents", "true",
+        "--output_dir", folder / "x",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -246,7 +247,7 @@ def saved(tmp_path_factory):
         ("questions", "question file"),
         ("latents", "latents"),
         ("swapped", "samples.jsonl"),
-        ("cut", "done"),
+        ("cut", "2 of 4"),
     ],
 )
 def test_a_spoilt_pool_is_one_clear_line(saved, prm, tmp_path, fault, said):
