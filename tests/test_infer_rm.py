@@ -32,14 +32,18 @@ def rm_command(prm, mode, *flags, processes=1):
     return command("infer_gpt2_rm", *flags, processes=processes)
 
 
+def random_prm(folder, reads_answer):
+    backbone, tokenizer = load_backbone("coconut", "checkpoints/tiny-coconut")
+    model = set_token_ids(random_latent_rm(n_embd=64, thought_width=backbone.config.n_embd), tokenizer)
+    model.config.reads_answer = reads_answer
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def prm(tmp_path_factory):
     """A random reward model for the embedded COCONUT: its scores decide, whatever they say."""
-    backbone, tokenizer = load_backbone("coconut", "checkpoints/tiny-coconut")
-    folder = tmp_path_factory.mktemp("prm") / "rm"
-    model = random_latent_rm(n_embd=64, thought_width=backbone.config.n_embd)
-    set_token_ids(model, tokenizer).save_pretrained(folder)
-    return folder
+    return random_prm(tmp_path_factory.mktemp("prm") / "rm", reads_answer=False)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,23 @@ def test_the_best_beam_answers(whole):
     right = sum(record["correct"][0] for record in records)
     found = outputs(whole["beam_search"])[1]["by_n"]["2"]
     assert found["beam_search"]["value"] == pytest.approx(100 * right / LIMIT, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_that_reads_answers_scores_them_too(whole, tmp_path, mode):
+    prm = random_prm(tmp_path / "rm", reads_answer=True)
+    for size in (1, LIMIT):
+        flags = ("--output_dir", tmp_path / str(size), "--batch_size", size)
+        assert run_here(rm_command(prm, MODES[mode], *flags)).returncode == 0
+    assert_same(tmp_path / "1", tmp_path / str(LIMIT))
+    for record, plain in zip(records_of(tmp_path / "1"), records_of(whole[mode]), strict=True):
+        assert {len(scores) for scores in record["scores"]} == {7}
+        # what comes after the thoughts does not move their rewards
+        thoughts = [scores[:6] for scores in record["scores"]]
+        np.testing.assert_allclose(thoughts, plain["scores"], rtol=1e-3, atol=2e-3)
+        if mode == "beam_search":
+            totals = [sum(scores) for scores in record["scores"]]
+            assert record["vote"] == record["predictions"][totals.index(max(totals))]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -283,5 +304,7 @@ def test_the_reward_model_s_prompts_are_the_sampled_ids(saved, prm):
     seen = []
     model = random_latent_rm(n_embd=64, thought_width=128)
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    methods.score_pool(model, [latents["input_ids"].tolist()], latents["latent_embeds"][None])
+    methods.score_pool(
+        model, latents["input_ids"].tolist(), latents["latent_embeds"], latents["answer_ids"]
+    )
     assert torch.equal(seen[0][0], latents["input_ids"])

@@ -87,6 +87,29 @@ def test_prefix_scores_are_full_scores():
         parents = torch.arange(Q * N)
 
 
+@torch.no_grad()
+def test_the_answer_s_reward_is_the_plain_way_s():
+    """One row at a time, the whole text through the Hugging Face model; and padding moves nothing."""
+    model = random_latent_rm()
+    model.config.reads_answer, model.config.end_latent_token_id = True, 3
+    lengths = [[1, 3, 2, 4], [2, 2, 1, 1], [4, 1, 3, 2]]
+    answers = torch.full((Q, N, 6), -1)
+    for q in range(Q):
+        for n in range(N):
+            answers[q, n, : lengths[q][n]] = torch.arange(lengths[q][n]) + 50 + n
+    found = model(*padded("left", 2), thoughts(), answers)
+    assert found.shape == (Q, N, T + 1)
+    for q, prompt in enumerate(PROMPTS):
+        for n in range(N):
+            text = [3, *answers[q, n, : lengths[q][n]].tolist()]
+            parts = (model.transformer.wte(torch.tensor(prompt)), thoughts()[q, n])
+            x = torch.cat((*parts, model.transformer.wte(torch.tensor(text))))
+            hidden = model.transformer(inputs_embeds=x[None]).last_hidden_state[0]
+            rewards = model.classifier(hidden)[..., 0]
+            plain = torch.cat((rewards[len(prompt) : len(prompt) + T], rewards[-1:]))
+            torch.testing.assert_close(found[q, n], plain, rtol=1e-4, atol=1e-4)
+
+
 def test_losses_by_hand():
     scores = torch.tensor([[[1.0, 0.0], [2.0, 3.0]]])  # (1, 2, 2)
     labels = torch.tensor([[[1.0, 0.25], [0.0, 0.5]]])

@@ -142,7 +142,7 @@ def test_two_processes_equal_one(pool, whole, tmp_path):
     "changes",
     [
         {"loss": {"bce": 1.0}}, {"labels": "outcome"}, {"cumulative": True}, {"extra_layers": 2},
-        {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
+        {"reads_answer": True}, {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
     ],
 )  # fmt: skip
 def test_the_ablations_are_switches(pool, whole, tmp_path, changes):
@@ -164,6 +164,19 @@ def test_added_layers_change_nothing_at_first(pool, tmp_path):
     arguments = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds")]
     with torch.no_grad():
         torch.testing.assert_close(one.hidden_states(*arguments), other.hidden_states(*arguments))
+
+
+def test_training_goes_on_from_a_reward_model(pool, whole, tmp_path):
+    """As stage two of a recipe: here with a rate of 0, so that the weights come out as they went in."""
+    path = recipe(tmp_path / "x.yaml", pool, start_from=str(whole), reads_answer=True, learning_rate=0.0)
+    done = run_here(train_command(path))
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(path.with_suffix(""), whole)
+    assert json.loads((path.with_suffix("") / "config.json").read_text())["reads_answer"] is True
+    done = run_here(
+        train_command(recipe(tmp_path / "y.yaml", pool, start_from=str(whole), extra_layers=1))
+    )
+    assert "start_from" in done.stderr.splitlines()[-1]
 
 
 def test_a_random_head_is_not_trained(pool, tmp_path):

@@ -104,9 +104,10 @@ class Annotation:
             raise UserError(
                 f"out of memory on {model.device}: lower --batch_size {settings.batch_size}"
             ) from None
-        return {i: self._tensors(labelled, q, prompts[i], read) for q, i in enumerate(batch)}
+        eos = model.config.eos_token_id
+        return {i: self._tensors(labelled, q, prompts[i], read, eos) for q, i in enumerate(batch)}
 
-    def _tensors(self, labelled, q, prompt, read):
+    def _tensors(self, labelled, q, prompt, read, eos):
         """The published keys of one question, and "right", its share of right trajectories."""
         corrects = labelled.corrects[q]  # (N,)
         right = float(corrects.float().mean())
@@ -121,6 +122,7 @@ class Annotation:
             "predictions": torch.tensor(
                 [math.nan if p is None else p for p in predictions], dtype=torch.float64
             ),
+            "answer_ids": labelled.trajectories.answer_ids(q, eos),  # (N, A)
             "right": right,
         }
 

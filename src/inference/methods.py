@@ -12,14 +12,12 @@ import torch
 from src.models.latent_rm import PrefixScorer
 from src.sampling.beam_search import beam_search
 from src.sampling.candidates import sample_and_keep, score_candidates
-from src.sampling.engine import check_length, pad_right, sample
+from src.sampling.engine import check_length, sample
 from utils import records
 from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import write_bytes
 from utils.metrics import majority_vote
-
-SCORE_ROWS = {"cpu": 512, "cuda": 8192}  # trajectories that the reward model reads at once
 
 
 class Sampler:
@@ -57,7 +55,7 @@ class Sampler:
             record = new_record(i, self.rows[i], texts, self.model.parse_answer)
             found.append(record | {key: values[q] for key, values in extras.items()})
             if getattr(self.settings, "save_latents", False):
-                self._save_latents(record, self.prompts[i], trajectories.thoughts[q])
+                self._save_latents(record, self.prompts[i], trajectories, q)
         return found
 
     def _sample(self, request):
@@ -78,10 +76,11 @@ class Sampler:
     def _parse(self, ids):
         return self.model.parse_answer(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _save_latents(self, record, prompt, thoughts):
+    def _save_latents(self, record, prompt, trajectories, q):
         tensors = {
             "input_ids": torch.tensor(prompt),  # (L,)
-            "latent_embeds": thoughts.float().cpu().contiguous(),  # (N, T, D)
+            "answer_ids": trajectories.answer_ids(q, self.model.config.eos_token_id),  # (N, A)
+            "latent_embeds": trajectories.thoughts[q].float().cpu().contiguous(),  # (N, T, D)
             "corrects": torch.tensor(record["correct"]),  # (N,)
         }
         write_bytes(
@@ -99,28 +98,40 @@ class BestOfN(Sampler):
     def _sample(self, request):
         trajectories, extras = super()._sample(request)
         with _clock(self.work, "reward_seconds"):
-            scores = score_pool(self.reward_model, request.prompts, trajectories.thoughts)
+            scores = self._score(request, trajectories)
         return trajectories, extras | {"scores": [_rounded(x) for x in scores]}  # (N, T) each
 
+    def _score(self, request, trajectories):
+        eos = self.model.config.eos_token_id
+        pools = zip(request.prompts, trajectories.thoughts, strict=True)
+        return [
+            score_pool(self.reward_model, prompt, thoughts, trajectories.answer_ids(q, eos))
+            for q, (prompt, thoughts) in enumerate(pools)
+        ]
 
-class BeamSearch(Sampler):
+
+class BeamSearch(BestOfN):
     """Guides the latent phase by the reward model; the best beam answers."""
 
-    def __init__(self, settings, rows, model, tokenizer, reward_model):
-        super().__init__(settings, rows, model, tokenizer)
-        self.scorer = PrefixScorer(reward_model)
-
     def _sample(self, request):
-        settings = self.settings
+        settings, scorer = self.settings, PrefixScorer(self.reward_model)
         beams = beam_search(
-            self.model, request, settings.num_beams, settings.num_beam_candidates, self.scorer
+            self.model, request, settings.num_beams, settings.num_beam_candidates, scorer
         )
         count = len(request.prompts) * settings.num_beams
         self.work.update(trajectories=count, latent_steps=beams.passes)
-        return beams.trajectories, {"scores": [_rounded(x) for x in beams.scores]}  # (B, T) each
+        scores = list(beams.scores)
+        if self.reward_model.reads_answer:  # the thoughts were scored on the way, the answers were not
+            scores = self._score(request, beams.trajectories)
+        return beams.trajectories, {"scores": [_rounded(x) for x in scores]}  # (B, T) each
 
     def batch(self, batch):
-        return [found | {"vote": found["predictions"][0]} for found in super().batch(batch)]
+        return [found | {"vote": _best_beam(found)} for found in super().batch(batch)]
+
+
+def _best_beam(record):
+    totals = [sum(scores) for scores in record["scores"]]
+    return record["predictions"][totals.index(max(totals))]
 
 
 def read_pool(folder, identity):
@@ -164,21 +175,20 @@ class SavedPool:
                 path = latents_path(self.settings.pool, i)
                 raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
             with _clock(self.work, "seconds"), _clock(self.work, "reward_seconds"):
-                scores = score_pool(self.reward_model, [self.prompts[i]], thoughts[None])
-            found.append(record | {"scores": _rounded(scores[0])})
+                scores = score_pool(self.reward_model, self.prompts[i], thoughts, latents["answer_ids"])
+            found.append(record | {"scores": _rounded(scores)})
             self.work.update(questions=1)
         return found
 
 
 @torch.inference_mode()
-def score_pool(reward_model, prompts, thoughts):
-    """r_t (Q, N, T) of thoughts (Q, N, T, D) under prompts, Q lists of ids; each prompt is read once."""
+def score_pool(reward_model, prompt, thoughts, answer_ids):
+    """r_t (N, T) of thoughts (N, T, D) under a prompt's ids, which are read once for all of them; of a
+    model that reads answers (N, A) too, (N, T + 1)."""
     device = reward_model.device
-    ids, lengths = (x.to(device) for x in pad_right(prompts, 0))
-    mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-    size = max(1, SCORE_ROWS.get(device.type, 512) // thoughts.shape[1])
-    parts = zip(ids.split(size), mask.split(size), thoughts.to(device).split(size), strict=True)
-    return torch.cat([reward_model(*part).float().cpu() for part in parts])
+    ids = torch.tensor([prompt], device=device)  # (1, L)
+    pool = (ids, torch.ones_like(ids), thoughts[None].to(device), answer_ids[None].to(device))
+    return reward_model(*pool)[0].float().cpu()
 
 
 def latents_path(folder, idx):

@@ -14,7 +14,8 @@ class LatentRM(GPT2PreTrainedModel):
     Published layout: ``transformer.*`` as GPT-2, ``classifier.{weight,bias}`` with one output. Where
     ``config.latent_hidden_size`` is set, thoughts of that width enter through ``latent_projection``
     (a reward model wider than its generator); otherwise they are as wide as the model and enter as
-    they are.
+    they are. With ``config.reads_answer`` the model also reads the answer that the trajectory came to,
+    after the end-of-thinking token, and its last token gives one more reward (not in the paper).
 
     Shapes: Q questions, N trajectories of each, R = Q * N rows, T thoughts, D width of a thought.
     """
@@ -33,22 +34,47 @@ class LatentRM(GPT2PreTrainedModel):
         """D, the width of the generator whose thoughts the model reads."""
         return getattr(self.config, "latent_hidden_size", None) or self.config.n_embd
 
-    def forward(self, input_ids, attention_mask, latent_embeds):
+    @property
+    def reads_answer(self):
+        """Whether there is a reward for the answer, beside those of the thoughts."""
+        return bool(getattr(self.config, "reads_answer", False))
+
+    def forward(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
         """Scores r_t (Q, N, T) of latent_embeds (Q, N, T, D) under the prompts input_ids (Q, L).
 
-        The prompt is read once for its N trajectories. Padding may stand on either side.
+        The prompt is read once for its N trajectories. Padding may stand on either side. A model that
+        reads answers needs answer_ids (Q, N, A), padded on the right with -1, and returns (Q, N, T + 1).
         """
-        return self.classify(self.hidden_states(input_ids, attention_mask, latent_embeds))
+        return self.classify(self.hidden_states(input_ids, attention_mask, latent_embeds, answer_ids))
 
-    def hidden_states(self, input_ids, attention_mask, latent_embeds):
-        """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width."""
+    def hidden_states(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
+        """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width; with an answer
+        (Q, N, T + 1, W), the last one at its last token."""
         ids, lengths = _to_the_left(input_ids, attention_mask)
         prompt = self.read_prompts(ids, lengths)
-        count, thoughts = latent_embeds.shape[1:3]
-        rows = latent_embeds.flatten(0, 1)  # (R, T, D)
-        positions = lengths.repeat_interleave(count)[:, None] + torch.arange(thoughts, device=ids.device)
-        hidden = self.extend(rows, positions, prompt, gpt2.GrowingCache())
+        (count, thoughts), device = latent_embeds.shape[1:3], ids.device
+        x = self.embed_thoughts(latent_embeds.flatten(0, 1))  # (R, T, W)
+        if self.reads_answer:
+            answers = answer_ids.flatten(0, 1)  # (R, A)
+            x = torch.cat((x, self._embed_answers(answers)), dim=1)  # (R, T + 1 + A, W)
+        positions = lengths.repeat_interleave(count)[:, None] + torch.arange(x.shape[1], device=device)
+        positions = positions.clamp(max=self.config.n_positions - 1)  # only padding lies beyond
+        hidden = gpt2.extend(self.transformer, x, positions, prompt, gpt2.GrowingCache())
+        if self.reads_answer:
+            last = thoughts + (answers >= 0).sum(1)  # (R,)
+            rows = torch.arange(len(last), device=device)
+            hidden = torch.cat((hidden[:, :thoughts], hidden[rows, last][:, None]), dim=1)
         return hidden.unflatten(0, latent_embeds.shape[:2])
+
+    def embed_thoughts(self, thoughts):
+        """Thoughts (..., D) as the model's inputs (..., W)."""
+        return self.latent_projection(thoughts.to(self.dtype))
+
+    def _embed_answers(self, answers):
+        """Inputs (R, 1 + A, W): the end-of-thinking token, then answers (R, A); causal attention keeps
+        the padding from what is asked for."""
+        end = torch.full_like(answers[:, :1], self.config.end_latent_token_id)
+        return self.transformer.wte(torch.cat((end, answers.clamp(min=0)), dim=1))
 
     def classify(self, hidden):
         """Scores (...) of hidden states (..., W)."""
@@ -57,15 +83,6 @@ class LatentRM(GPT2PreTrainedModel):
     def read_prompts(self, ids, lengths):
         """The PromptCache of prompts ids (Q, L), padded on the right, of true lengths (Q,)."""
         return gpt2.prefill(self.transformer, self.transformer.wte(ids), lengths)[1]
-
-    def extend(self, thoughts, positions, prompt, own):
-        """Reads the next S thoughts of every row: hidden states (R, S, W) for thoughts (R, S, D).
-
-        positions (R, S) count from the start of the prompt, without padding; the row's keys and
-        values are added to the cache ``own``, so that a prefix is never read twice.
-        """
-        x = self.latent_projection(thoughts.to(self.dtype))  # (R, S, W)
-        return gpt2.extend(self.transformer, x, positions, prompt, own)
 
 
 def _to_the_left(input_ids, attention_mask):
@@ -98,7 +115,8 @@ class PrefixScorer:
         else:
             self.own = self.own.select(parents)
         positions = self.lengths.repeat_interleave(rows // len(self.lengths)) + self.own.length  # (R,)
-        hidden = model.extend(thoughts[:, None], positions[:, None], self.prompt, self.own)
+        x = model.embed_thoughts(thoughts)[:, None]  # (R, 1, W)
+        hidden = gpt2.extend(model.transformer, x, positions[:, None], self.prompt, self.own)
         return model.classify(hidden)[:, 0].float()
 
     def select(self, rows):

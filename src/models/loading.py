@@ -71,13 +71,13 @@ def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
     return model.to(device).eval(), tokenizer
 
 
-def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"):
+def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu", flag="--prm_id"):
     """The LatentRM in evaluation mode that is to judge the thoughts of ``backbone``.
 
     Raises UserError when the checkpoint is missing, damaged, no LatentRM, or belongs to a backbone of
     another width or vocabulary.
     """
-    given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id, "--prm_id")
+    given, folder = f"{flag} {prm_id}", checkpoint_folder("rm", prm_id, flag)
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # whatever a spoilt file makes of the parser

@@ -43,6 +43,11 @@ class Trajectories:
     tokens: list
     finished: list
 
+    def answer_ids(self, q, eos):
+        """Answers of question number q, (N, A): ids, end-of-text where it came, then -1."""
+        answers = zip(self.tokens[q], self.finished[q], strict=True)
+        return pad_right([ids + [eos] * done for ids, done in answers], -1)[0]
+
 
 @dataclass
 class State:

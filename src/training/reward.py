@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from src.models.loading import load_backbone
+from src.models.loading import load_backbone, load_reward_model
 from src.training.attention import training_attention
 from src.training.reward_data import LABELS, Groups, LengthSampler, collate
 from src.training.reward_loss import LOSSES, TrainedLatentRM
@@ -39,9 +39,10 @@ class RewardRecipe:
     r_1 + .. + r_t in place of r_t. labels: rollout or outcome.
     train_weights false: the paper's random head, nothing is trained. latent_hidden_size: width of the
     thoughts where it is not the model's. extra_layers: blocks put on top of the backbone's, which at
-    first change nothing. digits_weight: weight of the training-only digit heads.
-    keep_unmixed: train also on questions that all trajectories solve, or none. store_dtype: number
-    format of the finished checkpoint.
+    first change nothing. start_from: a reward model that training goes on from, in place of model_id's
+    weights. reads_answer: the model also reads and scores the trajectory's answer. digits_weight: weight
+    of the training-only digit heads. keep_unmixed: train also on questions that all trajectories solve,
+    or none. store_dtype: number format of the finished checkpoint.
     """
 
     output_dir: str
@@ -55,6 +56,8 @@ class RewardRecipe:
     train_weights: bool = True
     latent_hidden_size: int | None = None
     extra_layers: int = 0
+    start_from: str | None = None
+    reads_answer: bool = False
     digits_weight: float = 0.0
     keep_unmixed: bool = False
     early_stopping_patience: int | None = None
@@ -120,12 +123,24 @@ def new_model(recipe, seed):
     if recipe.latent_hidden_size:
         config.latent_hidden_size = recipe.latent_hidden_size
     config.n_layer += recipe.extra_layers
+    config.reads_answer = recipe.reads_answer
     model = TrainedLatentRM(config, recipe.loss, recipe.cumulative, recipe.digits_weight)
+    if recipe.start_from:
+        start = load_reward_model(recipe.start_from, backbone, tokenizer, flag="start_from")
+        _take_weights(model, start, recipe.start_from)
+        return model, tokenizer
     model.transformer.load_state_dict(backbone.transformer.state_dict(), strict=False)
     for block in model.transformer.h[len(backbone.transformer.h) :]:
         torch.nn.init.zeros_(block.attn.c_proj.weight)
         torch.nn.init.zeros_(block.mlp.c_proj.weight)
     return model, tokenizer
+
+
+def _take_weights(model, start, given):
+    """Copies the weights of a reward model; the heads that only training has begin anew."""
+    if start.config.n_layer != model.config.n_layer or start.config.n_embd != model.config.n_embd:
+        raise UserError(f"start_from: {given} has another shape; give it the same extra_layers")
+    model.load_state_dict(start.state_dict(), strict=False)
 
 
 def check_width(model, groups):

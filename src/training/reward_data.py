@@ -60,6 +60,7 @@ class Groups(Dataset):
         item = {
             "input_ids": found["input_ids"][0],  # (L,)
             "latent_embeds": found["latent_embeds"],  # (N, T, D)
+            "answer_ids": found["answer_ids"],  # (N, A)
             "labels": found["estimations"] if self.labels == "rollout" else labels,
             "corrects": corrects,
             "predictions": found["predictions"],
@@ -90,8 +91,11 @@ def collate(items):
     prompts = [item["input_ids"] for item in items]
     ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # (Q, L)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest = max(item["answer_ids"].shape[1] for item in items)
+    answers = [item["answer_ids"] for item in items]
     batch = {
         "input_ids": ids,
+        "answer_ids": torch.stack([_widened(ids, longest) for ids in answers]),  # (Q, N, A)
         "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
         "digits": None,
     }
@@ -101,6 +105,10 @@ def collate(items):
     for key in ("latent_embeds", "labels", "corrects", "predictions"):
         batch[key] = torch.stack([item[key] for item in items])
     return batch
+
+
+def _widened(ids, width):
+    return torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
 
 
 class LengthSampler(Sampler):

@@ -1,5 +1,6 @@
 """The losses of LatentRM (You et al., arXiv 2510.07745, section 4), and its training-only targets."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -43,18 +44,23 @@ class TrainedLatentRM(LatentRM):
                 {name: nn.Linear(config.n_embd, DIGITS * CLASSES) for name in ("step", "true", "own")}
             )
 
-    def forward(self, input_ids, attention_mask, latent_embeds, labels, digits, corrects, predictions):
-        """{"loss": scalar, "scores": (Q, N, T)} for labels (Q, N, T).
+    def forward(
+        self, input_ids, attention_mask, latent_embeds, answer_ids, labels, digits, corrects, predictions
+    ):
+        """{"loss": scalar, "scores": (Q, N, T)} for labels (Q, N, T); with answers one more of each.
 
         digits: {"step": (Q, T // 2, 3), "true": (Q, 3), "own": (Q, N, 3)} or None. corrects and
         predictions (Q, N) go to the metrics.
         """
-        hidden = self.hidden_states(input_ids, attention_mask, latent_embeds)  # (Q, N, T, W)
+        hidden = self.hidden_states(input_ids, attention_mask, latent_embeds, answer_ids)  # (Q, N, T, W)
         scores = self.classify(hidden).float()
+        if self.reads_answer:
+            labels = torch.cat((labels, corrects[..., None].to(labels)), dim=-1)  # (Q, N, T + 1)
         judged = scores.cumsum(-1) if self.cumulative else scores
         loss = sum(w * LOSSES[name](judged, labels).mean() for name, w in self.loss_weights.items())
         if self.digits_weight:
-            loss = loss + self.digits_weight * self._digits_loss(hidden, digits)
+            thoughts = hidden[:, :, : latent_embeds.shape[2]]  # (Q, N, T, W)
+            loss = loss + self.digits_weight * self._digits_loss(thoughts, digits)
         return {"loss": loss, "scores": scores}
 
     def _digits_loss(self, hidden, digits):
