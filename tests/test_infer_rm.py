@@ -32,10 +32,10 @@ def rm_command(prm, mode, *flags, processes=1):
     return command("infer_gpt2_rm", *flags, processes=processes)
 
 
-def random_prm(folder, reads_answer):
+def random_prm(folder, scores_answer):
     backbone, tokenizer = load_backbone("coconut", "checkpoints/tiny-coconut")
     model = set_token_ids(random_latent_rm(n_embd=64, thought_width=backbone.config.n_embd), tokenizer)
-    model.config.reads_answer = reads_answer
+    model.config.scores_answer = scores_answer
     model.save_pretrained(folder)
     return folder
 
@@ -43,7 +43,7 @@ def random_prm(folder, reads_answer):
 @pytest.fixture(scope="module")
 def prm(tmp_path_factory):
     """A random reward model for the embedded COCONUT: its scores decide, whatever they say."""
-    return random_prm(tmp_path_factory.mktemp("prm") / "rm", reads_answer=False)
+    return random_prm(tmp_path_factory.mktemp("prm") / "rm", scores_answer=False)
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ def test_the_best_beam_answers(whole):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_model_that_reads_answers_scores_them_too(whole, tmp_path, mode):
-    prm = random_prm(tmp_path / "rm", reads_answer=True)
+def test_a_model_that_scores_answers_scores_them_too(whole, tmp_path, mode):
+    prm = random_prm(tmp_path / "rm", scores_answer=True)
     for size in (1, LIMIT):
         flags = ("--output_dir", tmp_path / str(size), "--batch_size", size)
         assert run_here(rm_command(prm, MODES[mode], *flags)).returncode == 0

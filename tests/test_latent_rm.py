@@ -88,10 +88,10 @@ def test_prefix_scores_are_full_scores():
 
 
 @torch.no_grad()
-def test_the_answer_s_reward_is_the_plain_way_s():
+def test_the_answer_s_reward_is_its_log_probability():
     """One row at a time, the whole text through the Hugging Face model; and padding moves nothing."""
     model = random_latent_rm()
-    model.config.reads_answer, model.config.end_latent_token_id = True, 3
+    model.config.scores_answer, model.config.end_latent_token_id = True, 3
     lengths = [[1, 3, 2, 4], [2, 2, 1, 1], [4, 1, 3, 2]]
     answers = torch.full((Q, N, 6), -1)
     for q in range(Q):
@@ -99,15 +99,17 @@ def test_the_answer_s_reward_is_the_plain_way_s():
             answers[q, n, : lengths[q][n]] = torch.arange(lengths[q][n]) + 50 + n
     found = model(*padded("left", 2), thoughts(), answers)
     assert found.shape == (Q, N, T + 1)
+    words = model.transformer.wte
     for q, prompt in enumerate(PROMPTS):
         for n in range(N):
-            text = [3, *answers[q, n, : lengths[q][n]].tolist()]
-            parts = (model.transformer.wte(torch.tensor(prompt)), thoughts()[q, n])
-            x = torch.cat((*parts, model.transformer.wte(torch.tensor(text))))
-            hidden = model.transformer(inputs_embeds=x[None]).last_hidden_state[0]
-            rewards = model.classifier(hidden)[..., 0]
-            plain = torch.cat((rewards[len(prompt) : len(prompt) + T], rewards[-1:]))
-            torch.testing.assert_close(found[q, n], plain, rtol=1e-4, atol=1e-4)
+            text = answers[q, n, : lengths[q][n]]
+            parts = (words(torch.tensor(prompt)), thoughts()[q, n], words(torch.tensor([3, *text[:-1]])))
+            hidden = model.transformer(inputs_embeds=torch.cat(parts)[None]).last_hidden_state[0]
+            rewards = model.classifier(hidden)[len(prompt) : len(prompt) + T, 0]
+            logits = (hidden[-len(text) :] @ words.weight.T).log_softmax(-1)
+            said = logits[torch.arange(len(text)), text].sum()
+            plain = torch.cat((rewards, said[None]))
+            torch.testing.assert_close(found[q, n], plain, rtol=1e-4, atol=1e-3)
 
 
 def test_losses_by_hand():

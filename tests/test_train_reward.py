@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from src.models.loading import load_backbone, load_reward_model
+from src.models.tiny_tokenizer import build_tokenizer
 from src.training import reward
 from src.training.reward import last_checkpoint, load_recipe, pool_metrics
 from src.training.reward_data import Groups, LengthSampler, collate
@@ -22,6 +23,7 @@ from tests.conftest import random_latent_rm
 from utils.errors import UserError
 
 TINY = "checkpoints/tiny-coconut"
+TOKENIZER = build_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_two_processes_equal_one(pool, whole, tmp_path):
     "changes",
     [
         {"loss": {"bce": 1.0}}, {"labels": "outcome"}, {"cumulative": True}, {"extra_layers": 2},
-        {"reads_answer": True}, {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
+        {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
     ],
 )  # fmt: skip
 def test_the_ablations_are_switches(pool, whole, tmp_path, changes):
@@ -160,19 +162,19 @@ def test_added_layers_change_nothing_at_first(pool, tmp_path):
     plain, _ = load_recipe(recipe(tmp_path / "a.yaml", pool))
     grown, _ = load_recipe(recipe(tmp_path / "b.yaml", pool, extra_layers=3))
     one, other = (reward.new_model(x, 0)[0] for x in (plain, grown))
-    batch = collate([Groups([pool])[0]])
+    batch = collate([Groups([pool], TOKENIZER)[0]])
     arguments = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds")]
     with torch.no_grad():
-        torch.testing.assert_close(one.hidden_states(*arguments), other.hidden_states(*arguments))
+        torch.testing.assert_close(one.read(*arguments)[0], other.read(*arguments)[0])
 
 
 def test_training_goes_on_from_a_reward_model(pool, whole, tmp_path):
     """As stage two of a recipe: here with a rate of 0, so that the weights come out as they went in."""
-    path = recipe(tmp_path / "x.yaml", pool, start_from=str(whole), reads_answer=True, learning_rate=0.0)
+    path = recipe(tmp_path / "x.yaml", pool, start_from=str(whole), answer_weight=1.0, learning_rate=0.0)
     done = run_here(train_command(path))
     assert done.returncode == 0, done.stderr
     assert_same_weights(path.with_suffix(""), whole)
-    assert json.loads((path.with_suffix("") / "config.json").read_text())["reads_answer"] is True
+    assert json.loads((path.with_suffix("") / "config.json").read_text())["scores_answer"] is True
     done = run_here(
         train_command(recipe(tmp_path / "y.yaml", pool, start_from=str(whole), extra_layers=1))
     )
@@ -201,10 +203,11 @@ def test_early_stopping_stops(pool, tmp_path):
 @pytest.mark.parametrize("loss", ["contrastive", "bce"])
 def test_batch_and_padding_do_not_move_the_loss(pool, loss):
     """Gradients of a batch are the mean of those of its questions alone."""
-    groups = Groups([pool], "rollout", with_digits=True)
+    groups = Groups([pool], TOKENIZER, "rollout", with_digits=True)
     torch.manual_seed(0)
     config = random_latent_rm(n_embd=128, thought_width=128).config
-    model = TrainedLatentRM(config, {loss: 1.0}, digits_weight=0.5)
+    config.end_latent_token_id = 3
+    model = TrainedLatentRM(config, {loss: 1.0}, digits_weight=0.5, answer_weight=0.5)
     order = sorted(range(len(groups)), key=lambda i: groups.lengths[i])
     items = [groups[i] for i in (order[0], order[-1], order[len(order) // 2])]
     losses = [model(**collate([item]))["loss"] for item in items]
@@ -212,8 +215,31 @@ def test_batch_and_padding_do_not_move_the_loss(pool, loss):
     torch.testing.assert_close(together, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
+def test_the_right_answer_is_learned_and_the_own_one_scored(pool):
+    groups = Groups([pool], TOKENIZER)
+    batch = collate([groups[i] for i in range(3)])
+    config = random_latent_rm(n_embd=128, thought_width=128).config
+    config.end_latent_token_id, config.scores_answer = 3, True
+    model = TrainedLatentRM(config, {"contrastive": 0.0}, answer_weight=1.0)
+    prompt = (batch["input_ids"], batch["attention_mask"], batch["latent_embeds"])
+    gold = batch["gold_ids"][:, None].expand(-1, 4, -1)
+    right = TOKENIZER.decode(batch["gold_ids"][0][batch["gold_ids"][0] >= 0])
+    assert right.startswith("### ")
+    with torch.no_grad():
+        expected = -model.read(*prompt, gold)[1].sum(-1).mean()
+        torch.testing.assert_close(model.train()(*prompt, **_rest(batch))["loss"], expected)
+        scores = model.eval()(*prompt, **_rest(batch))["scores"][..., -1]
+        own = model.read(*prompt, batch["answer_ids"])[1].sum(-1)
+    torch.testing.assert_close(scores, own)
+
+
+def _rest(batch):
+    names = ("labels", "answer_ids", "gold_ids", "digits", "corrects", "predictions")
+    return {name: batch[name] for name in names}
+
+
 def test_digits_by_hand(pool):
-    groups = Groups([pool], "outcome", with_digits=True)
+    groups = Groups([pool], TOKENIZER, "outcome", with_digits=True)
     item, (p, place) = groups[0], groups.places[0]
     row = groups.rows[p][groups.pools[p][place]["idx"]]
     ones_first = [int(x) for x in row["answer"][::-1]]
@@ -232,11 +258,12 @@ def test_mixed_only_leaves_out_what_ranks_nothing(tmp_path):
         "--save_path", tmp_path, "--name", "x",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    every, mixed = Groups([tmp_path / "x"]), Groups([tmp_path / "x"], mixed_only=True)
+    every = Groups([tmp_path / "x"], TOKENIZER)
+    mixed = Groups([tmp_path / "x"], TOKENIZER, mixed_only=True)
     assert len(every) == 20 > len(mixed) > 0
     assert all(item["corrects"].any() and not item["corrects"].all() for item in mixed)
     with pytest.raises(UserError, match="no rollouts"):
-        Groups([tmp_path / "x"], "rollout")
+        Groups([tmp_path / "x"], TOKENIZER, "rollout")
 
 
 def test_metrics_by_hand():

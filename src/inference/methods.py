@@ -121,7 +121,7 @@ class BeamSearch(BestOfN):
         count = len(request.prompts) * settings.num_beams
         self.work.update(trajectories=count, latent_steps=beams.passes)
         scores = list(beams.scores)
-        if self.reward_model.reads_answer:  # the thoughts were scored on the way, the answers were not
+        if self.reward_model.scores_answer:  # the thoughts were scored on the way, the answers were not
             scores = self._score(request, beams.trajectories)
         return beams.trajectories, {"scores": [_rounded(x) for x in scores]}  # (B, T) each
 
@@ -184,7 +184,7 @@ class SavedPool:
 @torch.inference_mode()
 def score_pool(reward_model, prompt, thoughts, answer_ids):
     """r_t (N, T) of thoughts (N, T, D) under a prompt's ids, which are read once for all of them; of a
-    model that reads answers (N, A) too, (N, T + 1)."""
+    model that scores answers (N, A) too, (N, T + 1)."""
     device = reward_model.device
     ids = torch.tensor([prompt], device=device)  # (1, L)
     pool = (ids, torch.ones_like(ids), thoughts[None].to(device), answer_ids[None].to(device))

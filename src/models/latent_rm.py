@@ -14,8 +14,9 @@ class LatentRM(GPT2PreTrainedModel):
     Published layout: ``transformer.*`` as GPT-2, ``classifier.{weight,bias}`` with one output. Where
     ``config.latent_hidden_size`` is set, thoughts of that width enter through ``latent_projection``
     (a reward model wider than its generator); otherwise they are as wide as the model and enter as
-    they are. With ``config.reads_answer`` the model also reads the answer that the trajectory came to,
-    after the end-of-thinking token, and its last token gives one more reward (not in the paper).
+    they are. With ``config.scores_answer`` (not in the paper) the model also answers the question itself
+    after the thoughts, by its word embeddings as output layer, and gives the trajectory one more reward:
+    log p(the trajectory's answer | x, h_1 .. h_T).
 
     Shapes: Q questions, N trajectories of each, R = Q * N rows, T thoughts, D width of a thought.
     """
@@ -35,46 +36,53 @@ class LatentRM(GPT2PreTrainedModel):
         return getattr(self.config, "latent_hidden_size", None) or self.config.n_embd
 
     @property
-    def reads_answer(self):
+    def scores_answer(self):
         """Whether there is a reward for the answer, beside those of the thoughts."""
-        return bool(getattr(self.config, "reads_answer", False))
+        return bool(getattr(self.config, "scores_answer", False))
 
     def forward(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
         """Scores r_t (Q, N, T) of latent_embeds (Q, N, T, D) under the prompts input_ids (Q, L).
 
         The prompt is read once for its N trajectories. Padding may stand on either side. A model that
-        reads answers needs answer_ids (Q, N, A), padded on the right with -1, and returns (Q, N, T + 1).
+        scores answers needs answer_ids (Q, N, A), padded on the right with -1; it returns (Q, N, T + 1).
         """
-        return self.classify(self.hidden_states(input_ids, attention_mask, latent_embeds, answer_ids))
+        answer_ids = answer_ids if self.scores_answer else None
+        hidden, log_probs = self.read(input_ids, attention_mask, latent_embeds, answer_ids)
+        scores = self.classify(hidden)
+        return scores if log_probs is None else torch.cat((scores, log_probs.sum(-1, keepdim=True)), -1)
 
-    def hidden_states(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
-        """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width; with an answer
-        (Q, N, T + 1, W), the last one at its last token."""
+    def read(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
+        """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width, and with answer_ids
+        (Q, N, A) the log-probabilities of their tokens (Q, N, A), 0 for padding; else None."""
         ids, lengths = _to_the_left(input_ids, attention_mask)
         prompt = self.read_prompts(ids, lengths)
         (count, thoughts), device = latent_embeds.shape[1:3], ids.device
         x = self.embed_thoughts(latent_embeds.flatten(0, 1))  # (R, T, W)
-        if self.reads_answer:
-            answers = answer_ids.flatten(0, 1)  # (R, A)
-            x = torch.cat((x, self._embed_answers(answers)), dim=1)  # (R, T + 1 + A, W)
+        if answer_ids is not None:
+            x = torch.cat((x, self._embed_answers(answer_ids.flatten(0, 1))), dim=1)  # (R, T + A, W)
         positions = lengths.repeat_interleave(count)[:, None] + torch.arange(x.shape[1], device=device)
         positions = positions.clamp(max=self.config.n_positions - 1)  # only padding lies beyond
         hidden = gpt2.extend(self.transformer, x, positions, prompt, gpt2.GrowingCache())
-        if self.reads_answer:
-            last = thoughts + (answers >= 0).sum(1)  # (R,)
-            rows = torch.arange(len(last), device=device)
-            hidden = torch.cat((hidden[:, :thoughts], hidden[rows, last][:, None]), dim=1)
-        return hidden.unflatten(0, latent_embeds.shape[:2])
+        hidden = hidden.unflatten(0, latent_embeds.shape[:2])  # (Q, N, T + A, W)
+        if answer_ids is None:
+            return hidden, None
+        return hidden[:, :, :thoughts], self._log_probs(hidden[:, :, thoughts:], answer_ids)
 
     def embed_thoughts(self, thoughts):
         """Thoughts (..., D) as the model's inputs (..., W)."""
         return self.latent_projection(thoughts.to(self.dtype))
 
     def _embed_answers(self, answers):
-        """Inputs (R, 1 + A, W): the end-of-thinking token, then answers (R, A); causal attention keeps
-        the padding from what is asked for."""
+        """Inputs (R, A): the end-of-thinking token, then answers (R, A) but for their last token; causal
+        attention keeps the padding from what is asked for."""
         end = torch.full_like(answers[:, :1], self.config.end_latent_token_id)
-        return self.transformer.wte(torch.cat((end, answers.clamp(min=0)), dim=1))
+        return self.transformer.wte(torch.cat((end, answers[:, :-1].clamp(min=0)), dim=1))
+
+    def _log_probs(self, hidden, answers):
+        """log p (..., A) of answers (..., A) from the states (..., A, W) before their tokens."""
+        logits = (hidden @ self.transformer.wte.weight.T).float()  # (..., A, V)
+        found = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
+        return found.masked_fill(answers < 0, 0)
 
     def classify(self, hidden):
         """Scores (...) of hidden states (..., W)."""

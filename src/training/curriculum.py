@@ -99,10 +99,15 @@ class Batch:
         return Batch(*parts, self.n_steps[mine], self.n_targets / processes)
 
 
+def answer_text(row, eos):
+    """What a trajectory writes when it is right."""
+    return "### " + row["answer"] + eos
+
+
 def target_text(row, hidden_steps, eos):
     """What follows the thoughts: the steps that are left, then the answer."""
     left = [] if hidden_steps < 0 else row["steps"][hidden_steps:]
-    return "<|end-latent|>" + " ".join([*left, "###", row["answer"]]) + eos
+    return "<|end-latent|>" + " ".join([*left, answer_text(row, eos)])
 
 
 def batches(rows, tokenizer, format_prompt, stage, batch_size, seed, rest):

@@ -40,9 +40,10 @@ class RewardRecipe:
     train_weights false: the paper's random head, nothing is trained. latent_hidden_size: width of the
     thoughts where it is not the model's. extra_layers: blocks put on top of the backbone's, which at
     first change nothing. start_from: a reward model that training goes on from, in place of model_id's
-    weights. reads_answer: the model also reads and scores the trajectory's answer. digits_weight: weight
-    of the training-only digit heads. keep_unmixed: train also on questions that all trajectories solve,
-    or none. store_dtype: number format of the finished checkpoint.
+    weights. digits_weight: weight of the training-only digit heads. answer_weight: above 0 the model
+    also learns to answer, by this weight, and scores the trajectory's answer. keep_unmixed: train also
+    on questions that all trajectories solve, or none. store_dtype: number format of the finished
+    checkpoint.
     """
 
     output_dir: str
@@ -57,8 +58,8 @@ class RewardRecipe:
     latent_hidden_size: int | None = None
     extra_layers: int = 0
     start_from: str | None = None
-    reads_answer: bool = False
     digits_weight: float = 0.0
+    answer_weight: float = 0.0
     keep_unmixed: bool = False
     early_stopping_patience: int | None = None
     store_dtype: str = "float32"
@@ -123,8 +124,9 @@ def new_model(recipe, seed):
     if recipe.latent_hidden_size:
         config.latent_hidden_size = recipe.latent_hidden_size
     config.n_layer += recipe.extra_layers
-    config.reads_answer = recipe.reads_answer
-    model = TrainedLatentRM(config, recipe.loss, recipe.cumulative, recipe.digits_weight)
+    config.scores_answer = recipe.answer_weight > 0
+    weights = (recipe.digits_weight, recipe.answer_weight)
+    model = TrainedLatentRM(config, recipe.loss, recipe.cumulative, *weights)
     if recipe.start_from:
         start = load_reward_model(recipe.start_from, backbone, tokenizer, flag="start_from")
         _take_weights(model, start, recipe.start_from)
@@ -217,9 +219,12 @@ def train(recipe, arguments):
     if (output / "config.json").exists():
         raise UserError(f"output_dir: {output} holds a finished model; name another folder")
     model, tokenizer = new_model(recipe, arguments.seed)
-    groups = Groups(recipe.train_pools, recipe.labels, not recipe.keep_unmixed, recipe.digits_weight > 0)
     with_digits = recipe.digits_weight > 0
-    pools = {name: Groups([path], with_digits=with_digits) for name, path in recipe.eval_pools.items()}
+    groups = Groups(recipe.train_pools, tokenizer, recipe.labels, not recipe.keep_unmixed, with_digits)
+    pools = {
+        name: Groups([path], tokenizer, with_digits=with_digits)
+        for name, path in recipe.eval_pools.items()
+    }
     for part in (groups, *pools.values()):
         check_width(model, part)
     if len(groups) < arguments.train_batch_size * arguments.world_size:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from src.training.curriculum import digits_of, result_digits
+from src.training.curriculum import answer_text, digits_of, result_digits
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.shards import Pool
@@ -21,7 +21,7 @@ class Groups(Dataset):
     Raises UserError when pools do not go together.
     """
 
-    def __init__(self, folders, labels="outcome", mixed_only=False, with_digits=False):
+    def __init__(self, folders, tokenizer, labels="outcome", mixed_only=False, with_digits=False):
         self.pools = [Pool(folder) for folder in folders]
         self.labels = labels
         self.places = [
@@ -40,9 +40,8 @@ class Groups(Dataset):
                 raise UserError(
                     f"{pool.folder}: has no rollouts; set labels: outcome or annotate with them"
                 )
-        rows = [load_dataset(pool.manifest["data_path"]) for pool in self.pools]
-        self.rows = rows if with_digits else None
-        self.answers = [[row["answer"] for row in part] for part in rows]
+        self.rows = [load_dataset(pool.manifest["data_path"]) for pool in self.pools]
+        self.tokenizer, self.with_digits = tokenizer, with_digits
 
     @property
     def lengths(self):
@@ -55,7 +54,8 @@ class Groups(Dataset):
     def __getitem__(self, i):
         p, place = self.places[i]
         found = self.pools[p][place]
-        corrects = found["corrects"]
+        corrects, row = found["corrects"], self.rows[p][found["idx"]]
+        gold = self.tokenizer(answer_text(row, self.tokenizer.eos_token))["input_ids"]
         labels = corrects.float()[:, None].expand(self.shape[:2])  # (N, T)
         item = {
             "input_ids": found["input_ids"][0],  # (L,)
@@ -64,9 +64,10 @@ class Groups(Dataset):
             "labels": found["estimations"] if self.labels == "rollout" else labels,
             "corrects": corrects,
             "predictions": found["predictions"],
+            "gold_ids": torch.tensor(gold),  # (A,)
         }
-        if self.rows is not None:
-            item["digits"] = self._digits(self.rows[p][found["idx"]], found["predictions"])
+        if self.with_digits:
+            item["digits"] = self._digits(row, found["predictions"])
         return item
 
     def _digits(self, row, predictions):
@@ -91,12 +92,17 @@ def collate(items):
     prompts = [item["input_ids"] for item in items]
     ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # (Q, L)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
+    golds = torch.nn.utils.rnn.pad_sequence(
+        [item["gold_ids"] for item in items], batch_first=True, padding_value=-1
+    )
     longest = max(item["answer_ids"].shape[1] for item in items)
-    answers = [item["answer_ids"] for item in items]
     batch = {
         "input_ids": ids,
-        "answer_ids": torch.stack([_widened(ids, longest) for ids in answers]),  # (Q, N, A)
         "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+        "answer_ids": torch.stack(
+            [_widened(item["answer_ids"], longest) for item in items]
+        ),  # (Q, N, A)
+        "gold_ids": golds,  # (Q, A)
         "digits": None,
     }
     if "digits" in items[0]:

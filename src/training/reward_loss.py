@@ -33,34 +33,43 @@ class TrainedLatentRM(LatentRM):
     cumulative: the loss judges r_1 + .. + r_t in place of r_t, which is what best-of-N and beam search
     go by. The heads read from thought 2 k the digits of step k's true result, from the last thought
     those of the true answer and of the trajectory's own answer: who judges must know both.
+    answer_weight: weight of the right answer's - log p, for a model that scores answers.
     """
 
-    def __init__(self, config, loss_weights, cumulative=False, digits_weight=0.0):
+    def __init__(self, config, loss_weights, cumulative=False, digits_weight=0.0, answer_weight=0.0):
         super().__init__(config)
         self.loss_weights, self.cumulative = loss_weights, cumulative
-        self.digits_weight = digits_weight
+        self.digits_weight, self.answer_weight = digits_weight, answer_weight
         if digits_weight:
             self.digit_heads = nn.ModuleDict(
                 {name: nn.Linear(config.n_embd, DIGITS * CLASSES) for name in ("step", "true", "own")}
             )
 
     def forward(
-        self, input_ids, attention_mask, latent_embeds, answer_ids, labels, digits, corrects, predictions
-    ):
-        """{"loss": scalar, "scores": (Q, N, T)} for labels (Q, N, T); with answers one more of each.
+        self, input_ids, attention_mask, latent_embeds, labels, answer_ids, gold_ids, digits, corrects,
+        predictions,
+    ):  # fmt: skip
+        """{"loss": scalar, "scores": (Q, N, T)} for labels (Q, N, T); scores of a model that scores
+        answers are (Q, N, T + 1) outside of training.
 
-        digits: {"step": (Q, T // 2, 3), "true": (Q, 3), "own": (Q, N, 3)} or None. corrects and
-        predictions (Q, N) go to the metrics.
+        answer_ids (Q, N, A) are the trajectories' own, gold_ids (Q, A) the right ones. digits: {"step":
+        (Q, T // 2, 3), "true": (Q, 3), "own": (Q, N, 3)} or None. corrects and predictions (Q, N) go
+        to the metrics.
         """
-        hidden = self.hidden_states(input_ids, attention_mask, latent_embeds, answer_ids)  # (Q, N, T, W)
+        answers = None
+        if self.answer_weight:  # in training the right answer is learned, else the own one is scored
+            gold = gold_ids[:, None].expand(-1, latent_embeds.shape[1], -1)
+            answers = gold if self.training else answer_ids
+        hidden, log_probs = self.read(input_ids, attention_mask, latent_embeds, answers)
         scores = self.classify(hidden).float()
-        if self.reads_answer:
-            labels = torch.cat((labels, corrects[..., None].to(labels)), dim=-1)  # (Q, N, T + 1)
         judged = scores.cumsum(-1) if self.cumulative else scores
         loss = sum(w * LOSSES[name](judged, labels).mean() for name, w in self.loss_weights.items())
         if self.digits_weight:
-            thoughts = hidden[:, :, : latent_embeds.shape[2]]  # (Q, N, T, W)
-            loss = loss + self.digits_weight * self._digits_loss(thoughts, digits)
+            loss = loss + self.digits_weight * self._digits_loss(hidden, digits)
+        if self.answer_weight and self.training:
+            loss = loss - self.answer_weight * log_probs.sum(-1).mean()
+        if self.answer_weight:
+            scores = torch.cat((scores, log_probs.sum(-1, keepdim=True)), dim=-1)
         return {"loss": loss, "scores": scores}
 
     def _digits_loss(self, hidden, digits):
