@@ -1,4 +1,7 @@
-"""A table of every way to choose, with its budget: python -m src.collect_rm_results FOLDER"""
+"""Tables of every way to choose, with its budget: python -m src.collect_rm_results FOLDER
+
+results.md has a line a method beside what it costs, accuracy.md a line a pool; results.csv has both.
+"""
 
 import argparse
 import csv
@@ -6,8 +9,11 @@ import io
 import json
 from pathlib import Path
 
+from src.inference.runner import gold_of
+from utils import records
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
+from utils.metrics import majority_vote, measured
 
 # What each method needs beside the sampling of its pool, by the clocks of src.inference.methods.
 METHODS = {
@@ -17,81 +23,150 @@ METHODS = {
     "bayesian_vote": ("candidate",),
     "bayesian_geometric": ("candidate",),
     "reward_bayesian": ("reward", "candidate"),
-    "beam_search": (),
+    "beam_search": ("reward",),
 }
-RUN = ("benchmark", "questions", "sampler", "strength", "budget", "method")
+POOL = ("prm", "benchmark", "questions", "sampler", "strength", "N")
 COLUMNS = (
-    *RUN, "accuracy", "low", "high", "gain", "gain_low", "gain_high", "coverage",
+    *POOL, "method", "accuracy", "low", "high", "gain", "gain_low", "gain_high", "coverage",
     "trajectories", "latent_passes", "answer_tokens", "ms",
 )  # fmt: skip
 SHOWN = ("accuracy", "gain over vote", "trajectories", "latent passes", "answer tokens", "ms")
 
 
-def rows_of(folder):
-    """A row for each method of a finished run; the budget is a question's, ms those of one process."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("settings", {})
-    if "prm_mode" not in config:
-        return
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    beams = config["prm_mode"] == "beam_search"
-    ((n, summary),) = list(metrics["by_n"].items())[-1:]
-    sampler, spent = config["sampling_by"], metrics["speed"]["per_question"]
-    same = {
-        "benchmark": Path(config["data_path"]).stem,
+def load_runs(folder):
+    """(settings, metrics, folder) of every finished run of src.infer_gpt2_rm below a folder."""
+    for path in sorted(folder.rglob("metrics.json")):
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        if "prm_mode" in config.get("settings", {}):  # a checkpoint has files of the same names
+            yield config["settings"], json.loads(path.read_text(encoding="utf-8")), path.parent
+
+
+def rows_of(settings, metrics, folder, pools):
+    """A row for each N and method of a run; the budget is a question's, ms those of one process.
+
+    pools: {key: (N, folder)} of the largest pools, where beams find the vote of equal budget.
+    """
+    for n, summary in metrics["by_n"].items():
+        same = _pool_of(settings, metrics, n)
+        for method in METHODS:
+            measure = summary.get("voting_accuracy" if method == "majority" else method)
+            if measure is None or (n == "1" and method not in ("majority", "beam_search")):
+                continue  # of one trajectory all choose the same
+            gain = summary.get(f"{method}_gain")
+            if method == "beam_search":
+                gain = _beam_gain(settings, folder, pools)
+            row = same | {"method": method, "accuracy": measure["value"]}
+            row |= {"low": measure["low"], "high": measure["high"]}
+            row |= {"coverage": summary["coverage"]["value"]}
+            if gain:
+                row |= {"gain": gain["value"], "gain_low": gain["low"], "gain_high": gain["high"]}
+            if settings["prm_mode"] == "beam_search" or int(n) == metrics["n_samples"]:
+                row |= _budget(metrics["speed"]["per_question"], METHODS[method])
+            yield row
+
+
+def _pool_of(settings, metrics, n):
+    sampler = settings["sampling_by"]
+    beams = settings["prm_mode"] == "beam_search"
+    return {
+        "prm": Path(settings["prm_id"]).name,
+        "benchmark": Path(settings["data_path"]).stem,
         "questions": metrics["questions"],
         "sampler": sampler,
-        "strength": config["dropout_p"] if sampler == "dropout" else config["noise_std"],
-        "budget": f"{config['num_beams']} x {config['num_beam_candidates']}" if beams else f"N = {n}",
-        "coverage": summary["coverage"]["value"],
-        "trajectories": spent["trajectories"],
-        "latent_passes": spent["latent_steps"],
+        "strength": settings["dropout_p"] if sampler == "dropout" else settings["noise_std"],
+        "N": f"{settings['num_beams']} x {settings['num_beam_candidates']}" if beams else int(n),
     }
-    for method, parts in METHODS.items():
-        measure = summary.get("voting_accuracy" if method == "majority" and not beams else method)
-        if measure is None:
-            continue
-        gain = summary.get(f"{method}_gain", {})
-        others = sum(
-            spent.get(f"{part}_seconds", 0) for part in ("reward", "candidate") if part not in parts
-        )
-        read = spent.get("candidate_tokens", 0) if "candidate" in parts else 0
-        yield same | {
-            "method": method,
-            "accuracy": measure["value"],
-            "low": measure["low"],
-            "high": measure["high"],
-            "gain": gain.get("value", ""),
-            "gain_low": gain.get("low", ""),
-            "gain_high": gain.get("high", ""),
-            "answer_tokens": round(spent["tokens"] + read, 1),
-            "ms": round(1000 * (spent["seconds"] - others), 2),
-        }
+
+
+def _budget(spent, parts):
+    """What a question costs by a method that needs ``parts``; nothing of a pool that was only scored."""
+    if "trajectories" not in spent:
+        return {}
+    idle = [part for part in ("reward", "candidate") if part not in parts]
+    seconds = spent["seconds"] - sum(spent.get(f"{part}_seconds", 0) for part in idle)
+    read = spent.get("candidate_tokens", 0) if "candidate" in parts else 0
+    return {
+        "trajectories": round(spent["trajectories"]),
+        "latent_passes": round(spent["latent_steps"]),
+        "answer_tokens": round(spent["tokens"] + read),
+        "ms": round(1000 * seconds, 1),
+    }
+
+
+def _key(settings):
+    """What beams share with a pool of the same questions and sampler."""
+    same = ("data_path", "limit", "sampling_by", "dropout_p", "noise_std", "seed")
+    return tuple(settings[name] for name in same)
+
+
+def _beam_gain(settings, folder, pools):
+    """The paired difference of the best beam to the majority vote of as many trajectories, or None."""
+    n, found = settings["num_beams"] * settings["num_beam_candidates"], pools.get(_key(settings))
+    if found is None or found[0] < n:
+        return None
+    beams, samples, gains = records.read(folder), records.read(found[1]), []
+    for i, beam in beams.items():
+        gold, vote = gold_of(beam), majority_vote(samples[i]["predictions"][:n])
+        gains.append(float(beam["vote"] == gold) - float(vote == gold))
+    return measured(gains)
+
+
+def _cell(row, with_gain):
+    half = f"{row['accuracy']:.1f} ±{(row['high'] - row['low']) / 2:.1f}"
+    if not with_gain or "gain" not in row:
+        return half
+    gain = _gain(row)
+    return (
+        f"**{row['accuracy']:.1f}** ({gain})"
+        if row["gain_low"] > 0
+        else f"{row['accuracy']:.1f} ({gain})"
+    )
+
+
+def _gain(row):
+    return f"{row['gain']:+.1f} [{row['gain_low']:.1f}, {row['gain_high']:.1f}]" if "gain" in row else ""
+
+
+def _table(header, lines):
+    rows = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join([*rows, *("| " + " | ".join(map(str, line)) + " |" for line in lines)]) + "\n"
 
 
 def to_markdown(rows):
-    """The rows in percent, with 95 % intervals."""
-    lines = ["| " + " | ".join((*RUN, *SHOWN)) + " |", "|" + " --- |" * (len(RUN) + len(SHOWN))]
+    """Every method beside its budget; in percent, with 95 % intervals."""
+    budget = ("trajectories", "latent_passes", "answer_tokens", "ms")
+    lines = [
+        [*(row[key] for key in (*POOL, "method")), _cell(row, False), _gain(row)]
+        + [row.get(key, "") for key in budget]
+        for row in rows
+    ]
+    return _table([*POOL, "method", *SHOWN], lines)
+
+
+def to_wide(rows):
+    """A line a pool: every method with its gain over the vote, bold where the interval is above 0."""
+    pools = {}
     for row in rows:
-        half = (row["high"] - row["low"]) / 2
-        gain = (
-            f"{row['gain']:+.1f} [{row['gain_low']:.1f}, {row['gain_high']:.1f}]"
-            if row["gain"] != ""
-            else ""
-        )
-        budget = (row["trajectories"], row["latent_passes"], row["answer_tokens"], row["ms"])
-        cells = [*(row[key] for key in RUN), f"{row['accuracy']:.1f} ±{half:.1f}", gain]
-        lines.append(
-            "| " + " | ".join(map(str, [*cells, *(f"{x:.0f}" for x in budget[:3]), budget[3]])) + " |"
-        )
-    return "\n".join(lines) + "\n"
+        pools.setdefault(tuple(row[key] for key in POOL), {})[row["method"]] = row
+    lines = []
+    for key, found in pools.items():
+        cells = [_cell(found[method], True) if method in found else "" for method in METHODS]
+        lines.append([*key, *cells, next(iter(found.values()))["coverage"]])
+    return _table([*POOL, *METHODS, "coverage"], lines)
 
 
 def to_csv(rows):
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
+
+
+def _order(row):
+    beams = isinstance(row["N"], str)
+    size = tuple(int(x) for x in row["N"].split(" x ")) if beams else (row["N"],)
+    return [*(row[key] for key in POOL[:5]), beams, size, list(METHODS).index(row["method"])]
 
 
 @reports_user_errors
@@ -99,16 +174,18 @@ def main():
     parser = argparse.ArgumentParser(prog="src.collect_rm_results", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    runs = sorted(path.parent for path in folder.rglob("metrics.json"))
-    rows = [row for run in runs for row in rows_of(run)]
+    runs = list(load_runs(folder))
+    pooled = [run for run in runs if run[0]["prm_mode"] == "best_of_n"]
+    pooled.sort(key=lambda run: run[1]["n_samples"])  # the largest comes last and stays
+    pools = {_key(settings): (metrics["n_samples"], path) for settings, metrics, path in pooled}
+    rows = sorted((row for run in runs for row in rows_of(*run, pools)), key=_order)
     if not rows:
         raise UserError(f"{folder}: no finished run of src.infer_gpt2_rm below it (metrics.json)")
-    size = lambda row: (row["latent_passes"], row["budget"])  # noqa: E731
-    rows.sort(key=lambda row: [*(row[key] for key in RUN[:4]), *size(row)])
     write_text(folder / "results.md", to_markdown(rows))
+    write_text(folder / "accuracy.md", to_wide(rows))
     write_text(folder / "results.csv", to_csv(rows))
     print(to_markdown(rows), end="")
-    print(f"wrote {folder}/results.md and {folder}/results.csv")
+    print(f"wrote {folder}/results.md, accuracy.md and results.csv")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """run_tests.sh, and the tables that it writes."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ENVIRONMENT, ROOT
+from tests.commands import ENVIRONMENT, ROOT, run
 from tests.conftest import random_coconut
 
 
@@ -75,3 +76,47 @@ def test_impossible_sweeps(environment, message):
     )  # fmt: skip
     assert done.returncode == 2
     assert message in done.stderr
+
+
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_run_tts_with_rm_puts_every_method_beside_its_budget(tmp_path):
+    small = {
+        "SPLITS": "tiny_multi", "SAMPLERS": "noise:0.8", "NS": "1 4", "BEAMS": "2x2", "LIMIT": "6",
+        "NPROC": "1", "OUTPUT_DIR": str(tmp_path / "out"), "PATH": PATH,
+    }  # fmt: skip
+    done = run(["./run_tts_with_rm.sh"], **small)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out/results.csv").open() as stream:
+        rows = {(row["N"], row["method"]): row for row in csv.DictReader(stream)}
+    assert {method for n, method in rows if n == "4"} == {
+        "majority", "best_of_n", "weighted_vote", "bayesian_vote", "bayesian_geometric",
+        "reward_bayesian",
+    }  # fmt: skip
+    assert rows["1", "majority"]["trajectories"] == "1"
+    assert rows["4", "majority"]["latent_passes"] == "24"
+    assert float(rows["4", "reward_bayesian"]["ms"]) > float(rows["4", "majority"]["ms"])
+    assert rows["2 x 2", "beam_search"]["gain"] != ""  # against the vote of 4 trajectories
+    assert "tiny_multi" in (tmp_path / "out/accuracy.md").read_text()
+    again = run(["./run_tts_with_rm.sh"], **small)
+    assert again.returncode == 0 and "question/s" not in again.stderr
+
+
+def test_run_annotation_makes_the_pools_of_its_recipe(tmp_path):
+    small = {
+        "SIZE": "small", "TRAIN": "a:5:3:1:noise:0.8", "VALID": "b:4:2:0:dropout:0.1", "NPROC": "1",
+        "TRAIN_DATA": "data/tiny_valid.json", "SAVE_PATH": str(tmp_path), "PATH": PATH,
+    }  # fmt: skip
+    done = run(["./run_annotation.sh"], **small)
+    assert done.returncode == 0, done.stderr
+    for name, n, rollouts in (("a", 3, 1), ("b", 2, 0)):
+        settings = json.loads((tmp_path / name / "manifest.json").read_text())["settings"]
+        assert (settings["n_samples"], settings["n_samples_per_step"]) == (n, rollouts)
+
+
+@pytest.mark.parametrize("script", ["run_tts_with_rm.sh", "run_annotation.sh"])
+def test_an_unknown_profile_is_one_line(script):
+    done = run([f"./{script}"], PROFILE="large")
+    assert done.returncode == 2
+    assert "PROFILE" in done.stderr

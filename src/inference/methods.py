@@ -17,7 +17,7 @@ from utils import records
 from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.metrics import majority_vote
+from utils.metrics import best_of_n, majority_vote
 
 
 class Sampler:
@@ -126,12 +126,8 @@ class BeamSearch(BestOfN):
         return beams.trajectories, {"scores": [_rounded(x) for x in scores]}  # (B, T) each
 
     def batch(self, batch):
-        return [found | {"vote": _best_beam(found)} for found in super().batch(batch)]
-
-
-def _best_beam(record):
-    totals = [sum(scores) for scores in record["scores"]]
-    return record["predictions"][totals.index(max(totals))]
+        found = super().batch(batch)
+        return [r | {"vote": best_of_n(r["predictions"], [sum(x) for x in r["scores"]])} for r in found]
 
 
 def read_pool(folder, identity):
