@@ -44,15 +44,30 @@ def infer(folder, prm, *mode):
     return command("infer_gpt2_rm", *SAMPLER, *flags, *mode)
 
 
-def kill_at_random(line, seconds, chance):
-    """Starts the command and kills it within ``seconds``, until it has been killed KILLS times or was
+def start(line):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, **quiet)
+
+
+def time_whole(line, folder):
+    """Runs the command; seconds until its folder stood there, and from then to its end."""
+    begun, process = time.monotonic(), start(line)
+    while not folder.exists() and process.poll() is None:
+        time.sleep(0.05)
+    opened = time.monotonic()
+    if process.wait():
+        sys.exit(run(line).stderr)
+    return opened - begun, time.monotonic() - opened
+
+
+def kill_at_random(line, opening, working, chance):
+    """Starts the command and kills it at a random moment of its work, KILLS times or until it was
     faster; then lets it end. Returns how often it was killed."""
     kills = 0
     for _ in range(KILLS):
-        process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        process = start(line)
         try:
-            process.wait(timeout=chance.uniform(0.3, 1) * seconds)
+            process.wait(timeout=opening + chance.uniform(0, working / 8))
             break
         except subprocess.TimeoutExpired:
             process.kill()
@@ -73,11 +88,7 @@ def contents(folder):
 
 
 def compare(name, whole, torn, whole_line, torn_line, chance):
-    start = time.monotonic()
-    done = run(whole_line)
-    if done.returncode:
-        sys.exit(done.stderr)
-    kills = kill_at_random(torn_line, time.monotonic() - start, chance)
+    kills = kill_at_random(torn_line, *time_whole(whole_line, whole), chance)
     same = contents(whole) == contents(torn)
     print(f"{name}: killed {kills} times, results {'equal' if same else 'DIFFER'}", flush=True)
     return same

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import Trainer
 
+from src.models.latent_rm import log_prob
 from src.models.loading import load_backbone, load_reward_model
 from src.models.tiny_tokenizer import build_tokenizer
 from src.training import reward
@@ -226,10 +227,10 @@ def test_the_right_answer_is_learned_and_the_own_one_scored(pool):
     right = TOKENIZER.decode(batch["gold_ids"][0][batch["gold_ids"][0] >= 0])
     assert right.startswith("### ")
     with torch.no_grad():
-        expected = -model.read(*prompt, gold)[1].sum(-1).mean()
+        expected = -log_prob(model.read(*prompt, gold)[1], gold).mean()
         torch.testing.assert_close(model.train()(*prompt, **_rest(batch))["loss"], expected)
         scores = model.eval()(*prompt, **_rest(batch))["scores"][..., -1]
-        own = model.read(*prompt, batch["answer_ids"])[1].sum(-1)
+        own = log_prob(model.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
     torch.testing.assert_close(scores, own)
 
 

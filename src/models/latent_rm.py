@@ -47,13 +47,15 @@ class LatentRM(GPT2PreTrainedModel):
         scores answers needs answer_ids (Q, N, A), padded on the right with -1; it returns (Q, N, T + 1).
         """
         answer_ids = answer_ids if self.scores_answer else None
-        hidden, log_probs = self.read(input_ids, attention_mask, latent_embeds, answer_ids)
+        hidden, logits = self.read(input_ids, attention_mask, latent_embeds, answer_ids)
         scores = self.classify(hidden)
-        return scores if log_probs is None else torch.cat((scores, log_probs.sum(-1, keepdim=True)), -1)
+        if logits is None:
+            return scores
+        return torch.cat((scores, log_prob(logits, answer_ids)[..., None].to(scores)), dim=-1)
 
     def read(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
         """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width, and with answer_ids
-        (Q, N, A) the log-probabilities of their tokens (Q, N, A), 0 for padding; else None."""
+        (Q, N, A) the logits (Q, N, A, V) before each of their tokens; else None."""
         ids, lengths = _to_the_left(input_ids, attention_mask)
         prompt = self.read_prompts(ids, lengths)
         (count, thoughts), device = latent_embeds.shape[1:3], ids.device
@@ -66,7 +68,7 @@ class LatentRM(GPT2PreTrainedModel):
         hidden = hidden.unflatten(0, latent_embeds.shape[:2])  # (Q, N, T + A, W)
         if answer_ids is None:
             return hidden, None
-        return hidden[:, :, :thoughts], self._log_probs(hidden[:, :, thoughts:], answer_ids)
+        return hidden[:, :, :thoughts], hidden[:, :, thoughts:] @ self.transformer.wte.weight.T
 
     def embed_thoughts(self, thoughts):
         """Thoughts (..., D) as the model's inputs (..., W)."""
@@ -78,12 +80,6 @@ class LatentRM(GPT2PreTrainedModel):
         end = torch.full_like(answers[:, :1], self.config.end_latent_token_id)
         return self.transformer.wte(torch.cat((end, answers[:, :-1].clamp(min=0)), dim=1))
 
-    def _log_probs(self, hidden, answers):
-        """log p (..., A) of answers (..., A) from the states (..., A, W) before their tokens."""
-        logits = (hidden @ self.transformer.wte.weight.T).float()  # (..., A, V)
-        found = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
-        return found.masked_fill(answers < 0, 0)
-
     def classify(self, hidden):
         """Scores (...) of hidden states (..., W)."""
         return self.classifier(hidden).squeeze(-1)
@@ -91,6 +87,12 @@ class LatentRM(GPT2PreTrainedModel):
     def read_prompts(self, ids, lengths):
         """The PromptCache of prompts ids (Q, L), padded on the right, of true lengths (Q,)."""
         return gpt2.prefill(self.transformer, self.transformer.wte(ids), lengths)[1]
+
+
+def log_prob(logits, answers):
+    """log p (...) of answers (..., A), padded with -1, from the logits (..., A, V) before each token."""
+    found = logits.float().log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
+    return found.masked_fill(answers < 0, 0).sum(-1)
 
 
 def _to_the_left(input_ids, attention_mask):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.latent_rm import LatentRM
+from src.models.latent_rm import LatentRM, log_prob
 from src.training.coconut_loss import CLASSES
 from src.training.curriculum import DIGITS
 
@@ -60,16 +60,16 @@ class TrainedLatentRM(LatentRM):
         if self.answer_weight:  # in training the right answer is learned, else the own one is scored
             gold = gold_ids[:, None].expand(-1, latent_embeds.shape[1], -1)
             answers = gold if self.training else answer_ids
-        hidden, log_probs = self.read(input_ids, attention_mask, latent_embeds, answers)
+        hidden, logits = self.read(input_ids, attention_mask, latent_embeds, answers)
         scores = self.classify(hidden).float()
         judged = scores.cumsum(-1) if self.cumulative else scores
         loss = sum(w * LOSSES[name](judged, labels).mean() for name, w in self.loss_weights.items())
         if self.digits_weight:
             loss = loss + self.digits_weight * self._digits_loss(hidden, digits)
-        if self.answer_weight and self.training:
-            loss = loss - self.answer_weight * log_probs.sum(-1).mean()
         if self.answer_weight:
-            scores = torch.cat((scores, log_probs.sum(-1, keepdim=True)), dim=-1)
+            said = log_prob(logits, answers)  # (Q, N)
+            loss = loss - self.answer_weight * said.mean() * self.training
+            scores = torch.cat((scores, said[..., None]), dim=-1)
         return {"loss": loss, "scores": scores}
 
     def _digits_loss(self, hidden, digits):
