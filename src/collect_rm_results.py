@@ -25,11 +25,14 @@ METHODS = {
     "reward_bayesian": ("reward", "candidate"),
     "beam_search": ("reward",),
 }
-POOL = ("prm", "benchmark", "questions", "sampler", "strength", "N")
+POOL = ("prm", "benchmark", "questions", "sampler", "strength", "seed", "N")
 COLUMNS = (
     *POOL, "method", "accuracy", "low", "high", "gain", "gain_low", "gain_high", "coverage",
     "trajectories", "latent_passes", "answer_tokens", "ms",
 )  # fmt: skip
+# flags by which beams and the pool of the same questions and sampler may differ
+_OWN = {"prm_id", "prm_mode", "num_return_sequences", "pool", "bayesian_vote", "num_beams",
+        "num_beam_candidates"}  # fmt: skip
 SHOWN = ("accuracy", "gain over vote", "trajectories", "latent passes", "answer tokens", "ms")
 
 
@@ -60,8 +63,8 @@ def rows_of(settings, metrics, folder, pools):
             row |= {"coverage": summary["coverage"]["value"]}
             if gain:
                 row |= {"gain": gain["value"], "gain_low": gain["low"], "gain_high": gain["high"]}
-            if settings["prm_mode"] == "beam_search" or int(n) == metrics["n_samples"]:
-                row |= _budget(metrics["speed"]["per_question"], METHODS[method])
+            if settings["prm_mode"] == "beam_search" or int(n) == settings["num_return_sequences"]:
+                row |= _budget(metrics["speed"].get("per_question", {}), METHODS[method])
             yield row
 
 
@@ -74,6 +77,7 @@ def _pool_of(settings, metrics, n):
         "questions": metrics["questions"],
         "sampler": sampler,
         "strength": settings["dropout_p"] if sampler == "dropout" else settings["noise_std"],
+        "seed": settings["seed"],
         "N": f"{settings['num_beams']} x {settings['num_beam_candidates']}" if beams else int(n),
     }
 
@@ -95,8 +99,7 @@ def _budget(spent, parts):
 
 def _key(settings):
     """What beams share with a pool of the same questions and sampler."""
-    same = ("data_path", "limit", "sampling_by", "dropout_p", "noise_std", "seed")
-    return tuple(settings[name] for name in same)
+    return tuple(value for key, value in sorted(settings.items()) if key not in _OWN)
 
 
 def _beam_gain(settings, folder, pools):
@@ -166,7 +169,7 @@ def to_csv(rows):
 def _order(row):
     beams = isinstance(row["N"], str)
     size = tuple(int(x) for x in row["N"].split(" x ")) if beams else (row["N"],)
-    return [*(row[key] for key in POOL[:5]), beams, size, list(METHODS).index(row["method"])]
+    return [*(row[key] for key in POOL[:6]), beams, size, list(METHODS).index(row["method"])]
 
 
 @reports_user_errors

@@ -183,7 +183,7 @@ def test_a_pool_is_read_as_it_was_written(whole):
     assert [idx for _, idx in pool.places] == sorted(idx for _, idx in pool.places)
     for place in range(len(pool)):
         found = pool[place]
-        assert pool.length(place) == found["input_ids"].shape[1]
+        assert pool.width(place, "input_ids") == found["input_ids"].shape[1]
         for key in ("latent_embeds", "estimations", "corrects"):
             assert torch.equal(found[key], written[f"{found['idx']}.{key}"])
 

@@ -108,10 +108,10 @@ class Pool:
         path, idx = self.places[place]
         return _open(path).get_tensor(f"{idx}.{key}")
 
-    def length(self, place):
-        """The number of prompt tokens of the place-th labelled question."""
+    def width(self, place, key):
+        """Columns of one tensor of the place-th labelled question: tokens of its prompt, say."""
         path, idx = self.places[place]
-        return _open(path).get_slice(f"{idx}.input_ids").get_shape()[1]
+        return _open(path).get_slice(f"{idx}.{key}").get_shape()[1]
 
 
 @lru_cache(maxsize=256)

@@ -30,7 +30,9 @@ class Annotation:
 
     @property
     def finished(self):
-        return not self.settings.overwrite and (self.folder / shards.MANIFEST).is_file()
+        files = [shards.shard_path(self.folder, k) for k in range(self.n_shards)]
+        files.append(self.folder / shards.MANIFEST)
+        return not self.settings.overwrite and all(path.is_file() for path in files)
 
     def run(self, model, tokenizer):
         """Makes the missing shards of this process, then, on the first one, the manifest."""
@@ -64,7 +66,7 @@ class Annotation:
             if self.settings.overwrite:
                 for path in self.folder.glob("shard_*.safetensors"):
                     path.unlink()
-                (self.folder / shards.MANIFEST).unlink(missing_ok=True)
+            (self.folder / shards.MANIFEST).unlink(missing_ok=True)  # until all is there again
             place = environment(self.processes, self.settings.batch_size)
             write_json(self.folder / "config.json", self.identity | place)
         self.processes.wait_for_everyone()

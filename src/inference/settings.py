@@ -205,9 +205,9 @@ class RewardSettings(SamplingSettings):
     free = ("batch_size", "overwrite", "report_n", "output_dir")
 
     def __post_init__(self):
-        self._resolve_mode()
-        if self.pool is not None:
+        if self.pool is not None and self.prm_mode == "best_of_n":
             self._take_from_pool()
+        self._resolve_mode()
         super().__post_init__()
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
@@ -230,7 +230,7 @@ class RewardSettings(SamplingSettings):
     def _take_from_pool(self):
         """The settings under which the pool was sampled; a flag that contradicts it is an error."""
         for name, default in _defaults(self).items():
-            stays = name in (*self.free, "prm_id", "prm_mode", "pool", *MODE_DEFAULTS["best_of_n"])
+            stays = name in (*self.free, "prm_id", "prm_mode", "pool")
             if not stays and getattr(self, name) != default:
                 raise ValueError(f"--{name} has no effect with --pool: leave it out")
         try:
@@ -245,6 +245,10 @@ class RewardSettings(SamplingSettings):
             raise ValueError(
                 f"--pool {self.pool}: no run there; sample one, src.infer_gpt2 --save_latents true"
             ) from None
+        if not pool["do_sample"]:
+            raise ValueError(
+                f"--pool {self.pool}: one greedy trajectory a question, nothing to choose from"
+            )
         if not pool["save_latents"]:
             raise ValueError(f"--pool {self.pool}: sampled without --save_latents true; sample it again")
 

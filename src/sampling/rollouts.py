@@ -82,14 +82,14 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     chunk = max(1, ROLLOUT_ROWS.get(thoughts.device.type, 512) // rows)
     for step in range(1, length + 1):
         # without dropout nothing is random after the last thought
-        count = n_rollouts if step < length or request.sampling.drops else 1
+        count, right = n_rollouts if step < length or request.sampling.drops else 1, [0] * rows
         for first in range(0, count, chunk):
             members = torch.arange(first, min(first + chunk, count), device=thoughts.device)
             answers = _complete(model, request, state, thoughts[:, step - 1], step, members)
             for r in range(rows):
                 mine = answers[r * len(members) : (r + 1) * len(members)]
-                right = sum(is_right(r // request.n_samples, ids) for ids in mine)
-                shares[r, step - 1] += right / count
+                right[r] += sum(is_right(r // request.n_samples, ids) for ids in mine)
+        shares[:, step - 1] = torch.tensor(right) / count
     return shares.unflatten(0, (-1, request.n_samples))
 
 

@@ -1,9 +1,12 @@
 """Training of LatentRM on the Hugging Face Trainer: recipe, evaluation on pools, resume."""
 
+import json
 import math
 import shutil
 import sys
-from dataclasses import dataclass, field, fields
+import tempfile
+import typing
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +19,18 @@ from transformers import (
     TrainingArguments,
 )
 
+from src.models.latent_rm import LatentRM
 from src.models.loading import load_backbone, load_reward_model
 from src.training.attention import training_attention
 from src.training.reward_data import LABELS, Groups, LengthSampler, collate
 from src.training.reward_loss import LOSSES, TrainedLatentRM
 from utils.config import build, read_yaml
 from utils.errors import UserError
-from utils.files import write_json, write_text
+from utils.files import sha256, write_json, write_text
 from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
 
 METRICS = ("recall_at_1", "weighted_vote", "vote", "coverage", "mean_accuracy", "auc", "loss")
+_STARTED = "started.json"  # the recipe and the pools that a folder's checkpoints belong to
 _COMPLETE = "complete"  # stands in a checkpoint that was written to its end
 
 
@@ -65,6 +70,9 @@ class RewardRecipe:
     store_dtype: str = "float32"
 
     def __post_init__(self):
+        self.loss = {name: _number(f"loss.{name}", weight) for name, weight in self.loss.items()}
+        if min(self.extra_layers, self.digits_weight, self.answer_weight) < 0:
+            raise ValueError("extra_layers, digits_weight and answer_weight must not be negative")
         if not self.train_pools or not self.eval_pools:
             raise ValueError("train_pools and eval_pools must name at least one pool each")
         if not self.loss or not set(self.loss) <= set(LOSSES):
@@ -73,6 +81,14 @@ class RewardRecipe:
             raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {self.labels!r}")
         if self.store_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError("store_dtype must be float32, float16 or bfloat16")
+
+
+def _number(key, value):
+    """A number of a YAML file, which reads 1e-4 as a string. Raises ValueError naming the key."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a number, not {value!r}") from None
 
 
 def load_recipe(path):
@@ -89,14 +105,17 @@ def load_recipe(path):
     try:
         recipe = build(RewardRecipe, {key: values[key] for key in values if key in own})
         rest = {key: value for key, value in values.items() if key not in own}
-        _check_metric(recipe, rest.get("metric_for_best_model"))
+        _check_metric(recipe, rest)
         arguments = _arguments(recipe, rest)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
     return recipe, arguments
 
 
-def _check_metric(recipe, metric):
+def _check_metric(recipe, values):
+    metric = values.get("metric_for_best_model")
+    if metric is None and (values.get("load_best_model_at_end") or recipe.early_stopping_patience):
+        raise UserError("metric_for_best_model is missing: the best model is chosen by it")
     known = [f"{pool}_{name}" for pool in recipe.eval_pools for name in METRICS]
     if metric is not None and metric.removeprefix("eval_") not in known:
         raise UserError(f"metric_for_best_model: {metric} is not measured; one of {', '.join(known)} is")
@@ -110,8 +129,12 @@ def _arguments(recipe, values):
         "label_names": ["corrects", "predictions"],
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": not sys.stderr.isatty(),  # a bar, or plain lines in a log
-        "greater_is_better": True if "metric_for_best_model" in values else None,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
     }
+    kinds = typing.get_type_hints(TrainingArguments)
+    for key, value in values.items():
+        if type(value) is str and kinds[key] in (float, float | None, int, int | None):
+            values[key] = _number(key, value)
     return TrainingArguments(output_dir=recipe.output_dir, **(defaults | values))
 
 
@@ -120,7 +143,6 @@ def new_model(recipe, seed):
     torch.manual_seed(seed)
     backbone, tokenizer = load_backbone(recipe.model_type, recipe.model_id)
     config = GPT2Config.from_dict(backbone.config.to_dict())
-    config.architectures = ["LatentRM"]
     if recipe.latent_hidden_size:
         config.latent_hidden_size = recipe.latent_hidden_size
     config.n_layer += recipe.extra_layers
@@ -152,11 +174,11 @@ def check_width(model, groups):
             f"{groups.pools[0].folder}: thoughts of width {groups.shape[2]}, the model reads "
             f"{model.thought_width}: set latent_hidden_size, or choose another model_id"
         )
-    longest = max(groups.lengths) + groups.shape[1]
+    longest = max(groups.lengths) + groups.shape[1] + groups.longest_answer
     if longest > model.config.n_positions:
         raise UserError(
-            f"{groups.pools[0].folder}: a prompt with its thoughts takes {longest} positions, the model "
-            f"has {model.config.n_positions}: choose another model_id"
+            f"{groups.pools[0].folder}: a prompt, its thoughts and an answer take {longest} positions, "
+            f"the model has {model.config.n_positions}: choose another model_id"
         )
 
 
@@ -180,17 +202,31 @@ def pool_metrics(prediction):
     return metrics | {"auc": round(pairwise_auc(scores, corrects.astype(bool)), 4)}
 
 
+def _global_batch(arguments):
+    return arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+
+
 class RewardTrainer(Trainer):
-    """Trainer with batches of similar length, the fastest attention, and atomic checkpoints."""
+    """Trainer with batches of similar length and the fastest attention."""
 
     def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return LengthSampler(dataset.lengths, size, self.args.seed)
+        sampler = LengthSampler(self.train_dataset.lengths, _global_batch(self.args), self.args.seed)
+        self.add_callback(_TellEpoch(sampler))
+        return sampler
 
     def training_step(self, *args, **kwargs):
         with training_attention(self.args.device):
             return super().training_step(*args, **kwargs)
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells the sampler its epoch; behind the loaders of a resumed run nothing else reaches it."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class _MarkComplete(TrainerCallback):
@@ -207,17 +243,32 @@ def last_checkpoint(folder):
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _remove_torn(folder):
-    for path in Path(folder).glob("checkpoint-*"):
-        if not (path / _COMPLETE).is_file():
-            shutil.rmtree(path)
+def _open_folder(output, identity, writes):
+    """Claims the output folder for a recipe, and clears what a kill left of a checkpoint.
+
+    Raises UserError when the folder holds a finished model or the training of something else.
+    """
+    if (output / "recipe.yaml").exists() or (output / "model.safetensors").exists():
+        raise UserError(f"output_dir: {output} holds a finished model; name another folder")
+    path, checkpoints = output / _STARTED, list(output.glob("checkpoint-*"))
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != identity:
+            raise UserError(
+                f"output_dir: {output} was begun with another recipe or other pools; go on with them or "
+                "name another folder"
+            )
+    elif checkpoints:
+        raise UserError(f"output_dir: {output} holds checkpoints of something else; name another folder")
+    if writes:
+        write_json(path, identity)
+        for checkpoint in checkpoints:
+            if not (checkpoint / _COMPLETE).is_file():
+                shutil.rmtree(checkpoint)
 
 
 def train(recipe, arguments):
     """Trains to the end, going on from the newest checkpoint; writes the model and its metrics."""
     output = Path(recipe.output_dir)
-    if (output / "config.json").exists():
-        raise UserError(f"output_dir: {output} holds a finished model; name another folder")
     model, tokenizer = new_model(recipe, arguments.seed)
     with_digits = recipe.digits_weight > 0
     groups = Groups(recipe.train_pools, tokenizer, recipe.labels, not recipe.keep_unmixed, with_digits)
@@ -227,8 +278,14 @@ def train(recipe, arguments):
     }
     for part in (groups, *pools.values()):
         check_width(model, part)
-    if len(groups) < arguments.train_batch_size * arguments.world_size:
+    if len(groups) < _global_batch(arguments):
         raise UserError(f"train_pools: {len(groups)} questions fill no batch; annotate more")
+    identity = {"recipe": asdict(recipe), "arguments": _lasting(arguments)}
+    identity["pools"] = [sha256([pool.folder / "manifest.json"]) for pool in groups.pools]
+    identity = json.loads(json.dumps(identity))
+    _open_folder(output, identity, arguments.process_index == 0)
+    if arguments.world_size > 1:
+        torch.distributed.barrier()
     callbacks = [_MarkComplete()]
     if recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
@@ -242,9 +299,6 @@ def train(recipe, arguments):
         callbacks=callbacks,
     )
     if recipe.train_weights:
-        with arguments.main_process_first(desc="clearing checkpoints"):
-            if trainer.is_world_process_zero():
-                _remove_torn(output)
         last = last_checkpoint(output)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     metrics = {}
@@ -253,6 +307,14 @@ def train(recipe, arguments):
     if trainer.is_world_process_zero():
         _finish(recipe, trainer, tokenizer, metrics)
     return metrics
+
+
+def _lasting(arguments):
+    """What of the TrainingArguments determines the weights."""
+    names = ("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
+             "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "num_train_epochs", "bf16",
+             "metric_for_best_model", "load_best_model_at_end")  # fmt: skip
+    return {name: getattr(arguments, name) for name in names} | {"batch": _global_batch(arguments)}
 
 
 def _finish(recipe, trainer, tokenizer, metrics):
@@ -274,6 +336,9 @@ def _finish(recipe, trainer, tokenizer, metrics):
         },
     )
     tokenizer.save_pretrained(output)
-    model.to(getattr(torch, recipe.store_dtype)).save_pretrained(
-        output, state_dict={k: v.to(getattr(torch, recipe.store_dtype)) for k, v in tensors.items()}
-    )
+    plain = LatentRM(model.config)
+    plain.load_state_dict(tensors)
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        plain.to(getattr(torch, recipe.store_dtype)).save_pretrained(folder)
+        for name in ("config.json", "model.safetensors"):  # by the last one the folder is finished
+            (Path(folder) / name).replace(output / name)

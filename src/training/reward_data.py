@@ -30,8 +30,10 @@ class Groups(Dataset):
             for place in range(len(pool))
             if not mixed_only or _mixed(pool.tensor(place, "corrects"))
         ]
-        if not self.places:
-            raise UserError(f"{folders[0]}: no question whose trajectories differ; annotate more")
+        empty = [pool.folder for pool in self.pools if not len(pool)]
+        if empty or not self.places:
+            where = (empty or folders)[0]
+            raise UserError(f"{where}: no question whose trajectories differ; annotate more")
         self.shape = tuple(self.pools[0].tensor(0, "latent_embeds").shape)  # (N, T, D)
         for pool in self.pools:
             if tuple(pool.tensor(0, "latent_embeds").shape) != self.shape:
@@ -44,9 +46,17 @@ class Groups(Dataset):
         self.tokenizer, self.with_digits = tokenizer, with_digits
 
     @property
+    def longest_answer(self):
+        """Tokens of the longest answer, the right ones and the trajectories' own, with end-of-text."""
+        texts = [answer_text(row, self.tokenizer.eos_token) for rows in self.rows for row in rows]
+        right = max(map(len, self.tokenizer(texts)["input_ids"]))
+        own = (self.pools[p].width(place, "answer_ids") for p, place in self.places)
+        return max(right, *own)
+
+    @property
     def lengths(self):
         """Prompt tokens of every question."""
-        return [self.pools[p].length(place) for p, place in self.places]
+        return [self.pools[p].width(place, "input_ids") for p, place in self.places]
 
     def __len__(self):
         return len(self.places)
