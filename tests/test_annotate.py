@@ -188,6 +188,13 @@ def test_a_pool_is_read_as_it_was_written(whole):
             assert torch.equal(found[key], written[f"{found['idx']}.{key}"])
 
 
+def test_a_lost_shard_is_made_again(pool, whole):
+    (pool / "shard_00001.safetensors").unlink()
+    done = run_here(annotate(pool, "--batch_size", 6))
+    assert done.returncode == 0, done.stderr
+    assert contents(pool) == contents(whole)
+
+
 def _spoil(folder, fault):
     path = folder / "shard_00001.safetensors"
     if fault == "missing":

@@ -235,6 +235,7 @@ def test_gains_are_paired():
         ((*BEAM, "--sampling_by", "dropout", "--dropout_mask", "trajectory"), ("dropout_mask",)),
         (("--pool", "nowhere"), ("--pool", "nowhere")),
         (("--pool", "nowhere", "--seed", 3), ("--seed", "no effect")),
+        (("--pool", "nowhere", "--num_return_sequences", 4), ("--num_return_sequences", "no effect")),
         (("--report_n", 65), ("--report_n",)),
     ],
 )

@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -182,6 +184,52 @@ def test_training_goes_on_from_a_reward_model(pool, whole, tmp_path):
     assert "start_from" in done.stderr.splitlines()[-1]
 
 
+def test_two_processes_resume_in_a_later_epoch(pool, tmp_path):
+    """The order of a resumed epoch is that of an uninterrupted one, however the batches are shared."""
+    epochs = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "per_device_train_batch_size": 2}
+    whole = recipe(tmp_path / "whole.yaml", pool, **epochs)
+    assert run(train_command(whole, processes=2)).returncode == 0
+    state = json.loads((tmp_path / "whole/checkpoint-6/trainer_state.json").read_text())
+    assert state["epoch"] > 1 and state["epoch"] % 1
+    torn = recipe(tmp_path / "torn.yaml", pool, **epochs)
+    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+    for name in ("model.safetensors", "recipe.yaml"):
+        (tmp_path / "torn" / name).unlink()
+    shutil.rmtree(tmp_path / "torn/checkpoint-9")
+    started = json.loads((tmp_path / "torn/started.json").read_text())
+    started["recipe"]["output_dir"] = str(tmp_path / "torn")
+    (tmp_path / "torn/started.json").write_text(json.dumps(started))
+    done = run(train_command(torn, processes=2))
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "torn", tmp_path / "whole")
+
+
+def test_another_recipe_does_not_go_on_in_the_same_folder(pool, tmp_path):
+    path = recipe(tmp_path / "x.yaml", pool)
+    with mock.patch.object(reward, "_finish", side_effect=KeyboardInterrupt):
+        assert run_here(train_command(path)).returncode == 130
+    done = run_here(train_command(recipe(path, pool, learning_rate=1e-2)))
+    assert done.returncode == 2 and "another recipe" in done.stderr.splitlines()[-1]
+    done = run_here(train_command(recipe(path, pool)))  # the first one is only finished
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "x/metrics.json").read_text())["steps"] == 6
+
+
+def test_checkpoints_of_something_else_are_left_alone(pool, tmp_path):
+    (tmp_path / "x/checkpoint-1").mkdir(parents=True)
+    done = run_here(train_command(recipe(tmp_path / "x.yaml", pool)))
+    assert done.returncode == 2 and "something else" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "x/checkpoint-1").is_dir()
+
+
+def test_numbers_may_be_written_as_yaml_reads_them_wrong(pool, tmp_path):
+    path = recipe(tmp_path / "x.yaml", pool, metric_for_best_model="test_n_4_loss")
+    path.write_text(path.read_text().replace("learning_rate: 0.001", "learning_rate: 1e-3"))
+    _, arguments = load_recipe(path)
+    assert arguments.learning_rate == 1e-3
+    assert arguments.greater_is_better is False
+
+
 def test_a_random_head_is_not_trained(pool, tmp_path):
     path = recipe(tmp_path / "x.yaml", pool, train_weights=False, digits_weight=0.0)
     assert run_here(train_command(path)).returncode == 0
@@ -301,7 +349,10 @@ def test_the_order_is_a_function_of_seed_and_epoch():
         ({"model_id": "nowhere"}, "nowhere"), ({"train_pools": ["nowhere"]}, "nowhere"),
         ({"latent_hidden_size": 64}, "width"), ({"output_dir": "checkpoints/tiny-coconut"}, "finished"),
         ({"metric_for_best_model": "test_n_8_recall"}, "test_n_8_recall"),
-        ({"eval_pools": None}, "eval_pools"), ({"per_device_train_batch_size": 100}, "batch"),
+        ({"eval_pools": None}, "eval_pools"), ({"eval_steps": "often"}, "eval_steps"),
+        ({"metric_for_best_model": None}, "metric_for_best_model"),
+        ({"extra_layers": -1}, "negative"), ({"loss": {"bce": "much"}}, "loss.bce"),
+        ({"gradient_accumulation_steps": 30}, "batch"), ({"per_device_train_batch_size": 100}, "batch"),
     ],
 )  # fmt: skip
 def test_user_errors(pool, tmp_path, changes, said):

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import (
     EarlyStoppingCallback,
     GPT2Config,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -31,6 +33,7 @@ from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weigh
 
 METRICS = ("recall_at_1", "weighted_vote", "vote", "coverage", "mean_accuracy", "auc", "loss")
 _STARTED = "started.json"  # the recipe and the pools that a folder's checkpoints belong to
+_LAST = "last"  # what _COMPLETE says when training ended there
 _COMPLETE = "complete"  # stands in a checkpoint that was written to its end
 
 
@@ -234,7 +237,8 @@ class _MarkComplete(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, "")
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE
+            write_text(path, _LAST if control.should_training_stop else "")
 
 
 def last_checkpoint(folder):
@@ -298,8 +302,10 @@ def train(recipe, arguments):
         compute_metrics=pool_metrics,
         callbacks=callbacks,
     )
-    if recipe.train_weights:
-        last = last_checkpoint(output)
+    last = last_checkpoint(output)
+    if last is not None and (last / _COMPLETE).read_text() == _LAST:
+        _take_up_the_end(trainer, last)
+    elif recipe.train_weights:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     metrics = {}
     for name, pool in pools.items():
@@ -307,6 +313,13 @@ def train(recipe, arguments):
     if trainer.is_world_process_zero():
         _finish(recipe, trainer, tokenizer, metrics)
     return metrics
+
+
+def _take_up_the_end(trainer, last):
+    """State and weights of a training that had ended when its process was killed."""
+    trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer.model.load_state_dict(load_file(Path(best or last) / "model.safetensors"))
 
 
 def _lasting(arguments):
