@@ -155,6 +155,7 @@ def test_a_finished_pool_is_not_made_again(whole, monkeypatch):
         (("--shard_size", 0), ("--shard_size",)),
         (("--dropout_embedding", "true"), ("--dropout_embedding", "no effect")),
         (("--model_id", "nowhere"), ("nowhere",)),
+        (("--max_new_tokens", 120, "--name", "long"), ("row", "--max_new_tokens"[2:])),
         (("--n_sample", 3), ("--n_sample", "did you mean")),
     ],
 )

@@ -16,10 +16,14 @@ SPLITS = {name: load_dataset(DATA / f"tiny_{name}.json") for name in TINY_SIZES}
 
 
 def test_files_are_regenerated_byte_for_byte(tmp_path):
-    write_tiny(tmp_path)
+    write_tiny(tmp_path, 30)
     for name in TINY_SIZES:
         file = f"tiny_{name}.json"
         assert (tmp_path / file).read_bytes() == (DATA / file).read_bytes()
+    held_out = {row["question"] for rows in SPLITS.values() for row in rows}
+    train = [row["question"] for row in load_dataset(tmp_path / "tiny_train.json")]
+    assert len(train) == len(set(train)) == 30
+    assert not held_out & set(train)
 
 
 def test_sizes_and_no_question_twice():

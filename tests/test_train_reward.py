@@ -171,17 +171,12 @@ def test_added_layers_change_nothing_at_first(pool, tmp_path):
         torch.testing.assert_close(one.read(*arguments)[0], other.read(*arguments)[0])
 
 
-def test_training_goes_on_from_a_reward_model(pool, whole, tmp_path):
-    """As stage two of a recipe: here with a rate of 0, so that the weights come out as they went in."""
-    path = recipe(tmp_path / "x.yaml", pool, start_from=str(whole), answer_weight=1.0, learning_rate=0.0)
-    done = run_here(train_command(path))
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(path.with_suffix(""), whole)
-    assert json.loads((path.with_suffix("") / "config.json").read_text())["scores_answer"] is True
-    done = run_here(
-        train_command(recipe(tmp_path / "y.yaml", pool, start_from=str(whole), extra_layers=1))
-    )
-    assert "start_from" in done.stderr.splitlines()[-1]
+def test_a_model_that_answers_says_so_in_its_config(pool, tmp_path):
+    path = recipe(tmp_path / "x.yaml", pool, answer_weight=1.0, max_steps=2)
+    assert run_here(train_command(path)).returncode == 0
+    config = json.loads((tmp_path / "x/config.json").read_text())
+    assert config["scores_answer"] is True
+    assert config["architectures"] == ["LatentRM"]
 
 
 def test_two_processes_resume_in_a_later_epoch(pool, tmp_path):

@@ -14,6 +14,8 @@ from utils.errors import UserError
 from utils.files import remove_temporary, write_json
 from utils.progress import progress
 
+_CHUNK = 4096  # questions that are tokenized together to find the longest
+
 
 class Annotation:
     """One run of ``AnnotationSettings``. Processes take whole shards in turn.
@@ -36,6 +38,7 @@ class Annotation:
 
     def run(self, model, tokenizer):
         """Makes the missing shards of this process, then, on the first one, the manifest."""
+        self._check_lengths(model, tokenizer)
         self._open()
         todo = [k for k in range(self.n_shards) if not shards.shard_path(self.folder, k).is_file()]
         self.processes.wait_for_everyone()  # all have looked before any writes
@@ -75,7 +78,6 @@ class Annotation:
         """{index: tensors} of a shard's questions, and the sum of their shares of right answers."""
         texts = [model.format_prompt(self.rows[i]["question"]) for i in questions]
         prompts = dict(zip(questions, tokenizer(texts)["input_ids"], strict=True))
-        self._check_lengths(model, prompts)
         order = sorted(questions, key=lambda i: (len(prompts[i]), i))
         size, found, solved = self.settings.batch_size, {}, 0.0
         for batch in (order[k : k + size] for k in range(0, len(order), size)):
@@ -84,12 +86,17 @@ class Annotation:
             solved += sum(tensors.pop("right") for tensors in result.values())
         return {i: found[i] for i in questions}, solved
 
-    def _check_lengths(self, model, prompts):
-        settings, longest = self.settings, max(prompts, key=lambda i: len(prompts[i]))
+    def _check_lengths(self, model, tokenizer):
+        """Raises UserError, on every process alike, before any work is done for nothing."""
+        settings, longest = self.settings, (0, 0)
+        for first in range(0, len(self.rows), _CHUNK):
+            texts = [model.format_prompt(row["question"]) for row in self.rows[first : first + _CHUNK]]
+            lengths = map(len, tokenizer(texts)["input_ids"])
+            longest = max(longest, max((n, first + i) for i, n in enumerate(lengths)))
         try:
-            check_length(model, len(prompts[longest]), settings.latent_length, settings.max_new_tokens)
+            check_length(model, longest[0], settings.latent_length, settings.max_new_tokens)
         except ValueError as error:
-            raise UserError(f"{settings.data_path}: row {longest}: {error}") from None
+            raise UserError(f"{settings.data_path}: row {longest[1]}: {error}") from None
 
     def _batch(self, model, tokenizer, prompts, batch):
         settings = self.settings

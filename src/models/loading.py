@@ -71,13 +71,13 @@ def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
     return model.to(device).eval(), tokenizer
 
 
-def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu", flag="--prm_id"):
+def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"):
     """The LatentRM in evaluation mode that is to judge the thoughts of ``backbone``.
 
     Raises UserError when the checkpoint is missing, damaged, no LatentRM, or belongs to a backbone of
     another width or vocabulary.
     """
-    given, folder = f"{flag} {prm_id}", checkpoint_folder("rm", prm_id, flag)
+    given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id, "--prm_id")
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # whatever a spoilt file makes of the parser
@@ -91,6 +91,12 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
         raise UserError(
             f"{given}: reads thoughts of width {width}, the backbone has {backbone.config.hidden_size}; "
             "choose the reward model of this backbone"
+        )
+    positions = backbone.config.max_position_embeddings
+    if config.n_positions < positions:
+        raise UserError(
+            f"{given}: has {config.n_positions} positions, the backbone {positions}; choose the reward "
+            "model of this backbone"
         )
     if config.vocab_size < len(tokenizer):
         raise UserError(f"{given}: knows {config.vocab_size} tokens, the backbone {len(tokenizer)}; "

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from src.models.latent_rm import LatentRM
-from src.models.loading import load_backbone, load_reward_model
+from src.models.loading import load_backbone
 from src.training.attention import training_attention
 from src.training.reward_data import LABELS, Groups, LengthSampler, collate
 from src.training.reward_loss import LOSSES, TrainedLatentRM
@@ -47,11 +47,10 @@ class RewardRecipe:
     r_1 + .. + r_t in place of r_t. labels: rollout or outcome.
     train_weights false: the paper's random head, nothing is trained. latent_hidden_size: width of the
     thoughts where it is not the model's. extra_layers: blocks put on top of the backbone's, which at
-    first change nothing. start_from: a reward model that training goes on from, in place of model_id's
-    weights. digits_weight: weight of the training-only digit heads. answer_weight: above 0 the model
-    also learns to answer, by this weight, and scores the trajectory's answer. keep_unmixed: train also
-    on questions that all trajectories solve, or none. store_dtype: number format of the finished
-    checkpoint.
+    first change nothing. digits_weight: weight of the training-only digit heads. answer_weight: above 0
+    the model also learns to answer, by this weight, and scores the trajectory's answer. keep_unmixed:
+    train also on questions that all trajectories solve, or none. store_dtype: number format of the
+    finished checkpoint.
     """
 
     output_dir: str
@@ -65,7 +64,6 @@ class RewardRecipe:
     train_weights: bool = True
     latent_hidden_size: int | None = None
     extra_layers: int = 0
-    start_from: str | None = None
     digits_weight: float = 0.0
     answer_weight: float = 0.0
     keep_unmixed: bool = False
@@ -152,22 +150,11 @@ def new_model(recipe, seed):
     config.scores_answer = recipe.answer_weight > 0
     weights = (recipe.digits_weight, recipe.answer_weight)
     model = TrainedLatentRM(config, recipe.loss, recipe.cumulative, *weights)
-    if recipe.start_from:
-        start = load_reward_model(recipe.start_from, backbone, tokenizer, flag="start_from")
-        _take_weights(model, start, recipe.start_from)
-        return model, tokenizer
     model.transformer.load_state_dict(backbone.transformer.state_dict(), strict=False)
     for block in model.transformer.h[len(backbone.transformer.h) :]:
         torch.nn.init.zeros_(block.attn.c_proj.weight)
         torch.nn.init.zeros_(block.mlp.c_proj.weight)
     return model, tokenizer
-
-
-def _take_weights(model, start, given):
-    """Copies the weights of a reward model; the heads that only training has begin anew."""
-    if start.config.n_layer != model.config.n_layer or start.config.n_embd != model.config.n_embd:
-        raise UserError(f"start_from: {given} has another shape; give it the same extra_layers")
-    model.load_state_dict(start.state_dict(), strict=False)
 
 
 def check_width(model, groups):
