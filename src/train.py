@@ -5,7 +5,6 @@ from pathlib import Path
 
 from src.training.reward import load_recipe, train
 from utils.errors import reports_user_errors
-from utils.files import write_text
 
 
 @reports_user_errors
@@ -14,9 +13,8 @@ def main():
     parser.add_argument("recipe", type=Path, help="a YAML file, see training_args/")
     path = parser.parse_args().recipe
     recipe, arguments = load_recipe(path)
-    train(recipe, arguments)
+    train(recipe, arguments, path.read_text(encoding="utf-8"))
     if arguments.process_index == 0:
-        write_text(Path(recipe.output_dir) / "recipe.yaml", path.read_text(encoding="utf-8"))
         print(f"wrote {recipe.output_dir}")
 
 

@@ -67,7 +67,7 @@ def kill_at_random(line, opening, working, chance):
     for _ in range(KILLS):
         process = start(line)
         try:
-            process.wait(timeout=opening + chance.uniform(0, working / 8))
+            process.wait(timeout=opening + chance.uniform(0, working / 20))
             break
         except subprocess.TimeoutExpired:
             process.kill()

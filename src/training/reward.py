@@ -239,7 +239,7 @@ def _open_folder(output, identity, writes):
 
     Raises UserError when the folder holds a finished model or the training of something else.
     """
-    if (output / "recipe.yaml").exists() or (output / "model.safetensors").exists():
+    if (output / "model.safetensors").exists():
         raise UserError(f"output_dir: {output} holds a finished model; name another folder")
     path, checkpoints = output / _STARTED, list(output.glob("checkpoint-*"))
     if path.exists():
@@ -257,8 +257,11 @@ def _open_folder(output, identity, writes):
                 shutil.rmtree(checkpoint)
 
 
-def train(recipe, arguments):
-    """Trains to the end, going on from the newest checkpoint; writes the model and its metrics."""
+def train(recipe, arguments, text):
+    """Trains to the end, going on from the newest checkpoint; writes the model and its metrics.
+
+    text: the YAML file of the recipe, which is kept beside the model.
+    """
     output = Path(recipe.output_dir)
     model, tokenizer = new_model(recipe, arguments.seed)
     with_digits = recipe.digits_weight > 0
@@ -275,6 +278,8 @@ def train(recipe, arguments):
     identity["pools"] = [sha256([pool.folder / "manifest.json"]) for pool in groups.pools]
     identity = json.loads(json.dumps(identity))
     _open_folder(output, identity, arguments.process_index == 0)
+    if arguments.process_index == 0:
+        write_text(output / "recipe.yaml", text)
     if arguments.world_size > 1:
         torch.distributed.barrier()
     callbacks = [_MarkComplete()]
