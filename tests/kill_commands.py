@@ -98,7 +98,7 @@ def main():
     chance, folder = random.Random(0), Path(tempfile.mkdtemp())
     pool, model = folder / "annotate-whole", folder / "train-whole"
     beams = ("--prm_mode", "beam_search", "--num_beams", 4, "--num_beam_candidates", 4)
-    best = ("--num_return_sequences", 16)
+    best = ("--num_return_sequences", 64)
     same = [
         compare("annotate_data", pool, folder / "annotate-torn", annotate(pool),
                 annotate(folder / "annotate-torn"), chance),
