@@ -33,7 +33,7 @@ def rm_command(prm, mode, *flags, processes=1):
 
 
 def random_prm(folder, scores_answer):
-    backbone, tokenizer = load_backbone("coconut", "checkpoints/tiny-coconut")
+    _, tokenizer = load_backbone("coconut", "checkpoints/tiny-coconut")
     model = set_token_ids(random_latent_rm(n_embd=64, thought_width=128, n_positions=128), tokenizer)
     model.config.scores_answer = scores_answer
     model.save_pretrained(folder)
