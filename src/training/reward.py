@@ -304,6 +304,9 @@ def train(recipe, arguments, text):
         metrics |= trainer.evaluate(pool, metric_key_prefix=name)
     if trainer.is_world_process_zero():
         _finish(recipe, trainer, tokenizer, metrics)
+    if arguments.world_size > 1:  # all leave together: one that is still at work must not lose its peers
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return metrics
 
 
