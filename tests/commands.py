@@ -5,10 +5,13 @@ import importlib
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -54,3 +57,31 @@ def outputs(folder):
     metrics = json.loads((Path(folder) / "metrics.json").read_text())
     metrics.pop("speed")
     return (Path(folder) / "samples.jsonl").read_text(), metrics
+
+
+def interrupted_once(main, places, moment, monkeypatch):
+    """Runs ``main`` with a KeyboardInterrupt around one call of a function; whether the call came.
+
+    places: (owner, name, most), a function and how many of its first calls may be the one. The moments
+    go through the places, first with the interruption after the call, then before it, and so on.
+    """
+    owner, name, most = places[moment % len(places)]
+    calls, fatal = 0, random.Random(moment).randint(1, most)
+    before = moment // len(places) % 2
+    plain = getattr(owner, name)
+
+    def fails(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == fatal and before:
+            raise KeyboardInterrupt
+        result = plain(*args, **kwargs)
+        if calls == fatal:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(SystemExit):
+            main()
+    return calls >= fatal

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from src import annotate_data
 from src.inference import annotation
-from tests.commands import ROOT, command, run, run_here
+from tests.commands import ROOT, command, interrupted_once, run, run_here
 from utils import shards
 from utils.errors import UserError
 from utils.shards import Pool
@@ -115,27 +114,8 @@ def test_interrupted_at_any_write(whole, tmp_path, monkeypatch, moment):
         (os, "replace", 5), (shards, "write_bytes", 4), (annotation, "annotate", 4),
         (annotation, "write_json", 1), (shards, "write_json", 1),
     )  # fmt: skip
-    chance = random.Random(moment)
-    owner, name, most = places[moment % len(places)]
-    calls, fatal, before = 0, chance.randint(1, most), moment % 2
-    plain = getattr(owner, name)
-
-    def fails(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == fatal and before:
-            raise KeyboardInterrupt
-        result = plain(*args, **kwargs)
-        if calls == fatal:
-            raise KeyboardInterrupt
-        return result
-
     monkeypatch.setattr("sys.argv", annotate(tmp_path / "x", "--batch_size", 6)[2:])
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fails)
-        with pytest.raises(SystemExit):
-            annotate_data.main()
-    assert calls >= fatal
+    assert interrupted_once(annotate_data.main, places, moment, monkeypatch)
     annotate_data.main()
     assert contents(tmp_path / "x") == contents(whole)
 

@@ -18,7 +18,7 @@ from src.inference import methods, runner
 from src.models.loading import load_backbone
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
-from tests.commands import ENVIRONMENT, ROOT, infer_command, outputs, run, run_here
+from tests.commands import ENVIRONMENT, ROOT, infer_command, interrupted_once, outputs, run, run_here
 from utils import records
 from utils.metrics import majority_vote
 
@@ -150,31 +150,12 @@ def test_interrupted_at_any_write(whole, flags, tmp_path, monkeypatch, moment):
         (runner.records, "gather", 2), (runner, "write_json", 2), (methods, "write_bytes", 3),
         (infer_gpt2, "measure", 1),
     )  # fmt: skip
-    chance = random.Random(moment)
-    owner, name, most = places[moment % len(places)]
-    calls, fatal, before = 0, chance.randint(1, most), chance.random() < 0.5
-    plain = getattr(owner, name)
-
-    def fails(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == fatal and before:
-            raise KeyboardInterrupt
-        result = plain(*args, **kwargs)
-        if calls == fatal:
-            raise KeyboardInterrupt
-        return result
-
     command = infer_command(
         *flags, "--output_dir", tmp_path / "x", "--save_latents", "true", "--batch_size", 6
     )
     monkeypatch.setattr("sys.argv", command[2:])
     (tmp_path / "x").mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fails)
-        with pytest.raises(SystemExit):
-            infer_gpt2.main()
-    assert calls >= fatal
+    assert interrupted_once(infer_gpt2.main, places, moment, monkeypatch)
     infer_gpt2.main()
     assert outputs(tmp_path / "x") == outputs(whole[0])
     assert_same_latents(tmp_path / "x", whole[0])

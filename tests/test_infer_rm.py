@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from src.inference import methods, runner
 from src.inference.aggregation import aggregate, measure
 from src.models.loading import load_backbone, load_reward_model
 from src.models.special_tokens import set_token_ids
-from tests.commands import command, infer_command, outputs, run, run_here
+from tests.commands import command, infer_command, interrupted_once, outputs, run, run_here
 from tests.conftest import random_latent_rm
 
 LIMIT, N = 14, 6
@@ -161,34 +160,16 @@ def test_batches_and_processes_change_nothing(whole, prm, tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("moment", range(5))
+@pytest.mark.parametrize("moment", range(10))
 def test_interrupted_at_any_write(whole, prm, tmp_path, monkeypatch, mode, moment):
     """An interruption just before or after a write, or between the steps of one."""
     places = (
         (os, "replace", 3), (os, "fsync", 3), (runner.records, "append", 3),
         (runner.records, "gather", 2), (Path, "unlink", 2),
     )  # fmt: skip
-    chance = random.Random(moment)
-    owner, name, most = places[moment]
-    calls, fatal, before = 0, chance.randint(1, most), moment % 2
-    plain = getattr(owner, name)
-
-    def fails(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == fatal and before:
-            raise KeyboardInterrupt
-        result = plain(*args, **kwargs)
-        if calls == fatal:
-            raise KeyboardInterrupt
-        return result
-
     line = rm_command(prm, MODES[mode], "--output_dir", tmp_path / "x", "--batch_size", 4)
     monkeypatch.setattr("sys.argv", line[2:])
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fails)
-        with pytest.raises(SystemExit):
-            infer_gpt2_rm.main()
+    assert interrupted_once(infer_gpt2_rm.main, places, moment, monkeypatch)
     infer_gpt2_rm.main()
     assert outputs(tmp_path / "x") == outputs(whole[mode])
 

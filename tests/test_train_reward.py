@@ -143,6 +143,14 @@ def test_two_processes_equal_one(pool, whole, tmp_path):
     assert one["final"]["test_n_4_vote"] == two["final"]["test_n_4_vote"]
 
 
+@pytest.fixture(scope="module")
+def short(pool, tmp_path_factory):
+    """The folder of the training that each switch below changes."""
+    path = tmp_path_factory.mktemp("short") / "x.yaml"
+    assert run_here(train_command(recipe(path, pool, max_steps=2, digits_weight=0.0))).returncode == 0
+    return path.with_suffix("")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -150,7 +158,7 @@ def test_two_processes_equal_one(pool, whole, tmp_path):
         {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
     ],
 )  # fmt: skip
-def test_the_ablations_are_switches(pool, whole, tmp_path, changes):
+def test_the_ablations_are_switches(pool, short, tmp_path, changes):
     path = recipe(tmp_path / "x.yaml", pool, max_steps=2, digits_weight=0.0, **changes)
     assert run_here(train_command(path)).returncode == 0
     found = weights(path.with_suffix(""))
@@ -159,6 +167,9 @@ def test_the_ablations_are_switches(pool, whole, tmp_path, changes):
     assert len(model.transformer.h) == 4 + changes.get("extra_layers", 0)
     dtype = torch.float16 if "store_dtype" in changes else torch.float32
     assert {tensor.dtype for tensor in found.values()} == {dtype}
+    if changes.keys() & {"loss", "labels", "cumulative", "answer_weight"}:
+        plain = weights(short)
+        assert any(not torch.equal(found[k], plain[k]) for k in found if k != "classifier.bias")
 
 
 def test_added_layers_change_nothing_at_first(pool, tmp_path):

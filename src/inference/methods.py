@@ -54,7 +54,7 @@ class Sampler:
             texts = self.tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
             record = new_record(i, self.rows[i], texts, self.model.parse_answer)
             found.append(record | {key: values[q] for key, values in extras.items()})
-            if getattr(self.settings, "save_latents", False):
+            if self.settings.save_latents:
                 self._save_latents(record, self.prompts[i], trajectories, q)
         return found
 

@@ -51,7 +51,7 @@ class SamplingSettings:
     seed: int = _flag(42, "with question and sample index it fixes every random number")
     overwrite: bool = _flag(False, "true: remove what the output folder holds first")
 
-    do_sample = True
+    do_sample, save_latents = True, False
     sampler_defaults = SAMPLER_DEFAULTS
     free = ("batch_size", "overwrite")  # flags that do not change the results
 

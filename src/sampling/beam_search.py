@@ -36,15 +36,13 @@ def beam_search(model, request, num_beams, num_candidates, scorer):
     state = start(model, slots)
     keys, passes = state.keys, len(state.keys)
     scorer.begin(request.prompts, request.latent_length)
-    parents = thoughts = scores = None  # thoughts (R, t, D) and scores (R, t) of all slots
+    thoughts = scores = parents = None  # thoughts (R, t, D) and scores (R, t) of all slots
     for step in range(1, request.latent_length + 1):
         if step > 1:
             state, hidden, read = _branch(model, slots, state, keys, step - 1, num_candidates)
             state.thought = add_noise(slots.sampling, model.to_thought(hidden), keys, step)  # (R, D)
-            parents, passes = (
-                torch.arange(len(keys), device=keys.device) // num_candidates,
-                passes + read,
-            )
+            parents = torch.arange(len(keys), device=keys.device) // num_candidates  # (R,)
+            passes += read
         reward = scorer.extend(state.thought, parents)  # (R,)
         thoughts = _append(thoughts, parents, state.thought)
         scores = _append(scores, parents, reward)
