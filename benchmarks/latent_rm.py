@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, GPT2Config
 
 from benchmarks.sampling import build_model, timed
-from src.models.latent_rm import LatentRM
+from src.models.latent_rm import GPT2LatentRM
 from src.sampling.engine import Request
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
@@ -71,7 +71,7 @@ def annotation(device, rollouts, answer_tokens):
 def reward_model(device):
     torch.manual_seed(0)
     config = GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
-    return LatentRM(config).to(device)
+    return GPT2LatentRM(config).to(device)
 
 
 def plain_scores(model, ids, thoughts):
@@ -109,7 +109,7 @@ def training_step(device):
     def step(way):
         with training_attention(torch.device(device)):
             optimizer.zero_grad()
-            contrastive(way(model, ids, thoughts), labels).mean().backward()
+            contrastive(way(model, ids, thoughts), labels, labels >= 0).mean().backward()
             optimizer.step()
 
     seconds, gradients = [], []

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from src.inference.methods import latents_path
 from src.models.loading import load_backbone, load_reward_model
-from src.training.curriculum import answer_text
 from utils import records
 from utils.metrics import measured
 
@@ -24,8 +23,8 @@ from utils.metrics import measured
 def answers_right(model, latents, gold):
     """Whether greedy decoding after the first trajectory's thoughts yields the tokens ``gold`` (A,)."""
     ids = latents["input_ids"][None]  # (1, L)
-    pool = (ids, torch.ones_like(ids), latents["latent_embeds"][None, :1])
-    logits = model.read(*pool, gold[None, None])[1][0, 0]  # (A, V)
+    pool = (latents["latent_embeds"][None, :1], latents["latent_lengths"][None, :1])
+    logits = model.read(ids, torch.ones_like(ids), *pool, gold[None, None])[1][0, 0]  # (A, V)
     return bool((logits.argmax(-1) == gold).all())
 
 
@@ -39,7 +38,8 @@ def main():
         backbone, tokenizer = load_backbone(config["model_type"], config["model_id"])
         model, right, first = load_reward_model(args.prm_id, backbone, tokenizer), [], []
         for idx, record in sorted(records.read(folder).items()):
-            gold = torch.tensor(tokenizer(answer_text(record, tokenizer.eos_token))["input_ids"])
+            text = backbone.format_answer(record["answer"]) + tokenizer.eos_token
+            gold = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
             right.append(answers_right(model, load_file(latents_path(folder, idx)), gold))
             first.append(record["correct"][0])
         found = {"pool": str(folder), "reward_model": measured(right), "generator": measured(first)}

@@ -57,11 +57,3 @@ def test_faults_name_file_and_key(tmp_path, text, message):
 @pytest.mark.parametrize("path", sorted(ARGS.glob("backbone_*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_load(path):
     assert load_yaml(path, Recipe).stages
-
-
-def test_recipe_needs_one_start(tmp_path):
-    text = (ARGS / "backbone_tiny_coconut.yaml").read_text() + "base: gpt2\n"
-    path = tmp_path / "r.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match="one of base and shape"):
-        load_yaml(path, Recipe)

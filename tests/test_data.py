@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from src.models import BACKBONES
+from src.models.coconut import COCONUT
 from src.models.tiny_tokenizer import build_tokenizer
 from src.prepare_data import TINY_SIZES, write_tiny
 from utils.data import load_dataset
@@ -67,11 +69,17 @@ def test_a_problem_is_a_function_of_its_place():
     assert make_problem("train", 1, 5) != make_problem("train", 2, 5)
 
 
-def test_the_tokenizer_knows_every_word():
-    tokenizer = build_tokenizer()
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_tokenizer_knows_every_word(name):
+    backbone = BACKBONES[name]
+    tokenizer = build_tokenizer(backbone)
     for row in SPLITS["test"] + SPLITS["hard"]:
-        ids = tokenizer(" ".join([row["question"], *row["steps"]]))["input_ids"]
-        assert tokenizer.unk_token_id not in ids
+        answer = backbone.format_answer(row["answer"])
+        texts = [backbone.format_prompt(row["question"]), *row["steps"], answer]
+        assert tokenizer.unk_token_id not in tokenizer(" ".join(texts))["input_ids"]
+        written = tokenizer.decode(tokenizer(answer)["input_ids"], skip_special_tokens=True)
+        assert backbone.parse_answer(written) == float(row["answer"])
+    tokenizer = build_tokenizer(COCONUT)
     assert tokenizer.decode(tokenizer("### 1782 -3")["input_ids"]) == "### 1782 - 3"
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src import infer_gpt2
-from src.inference import methods, runner
+from src.inference import commands, methods, runner
 from src.models.loading import load_backbone
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
@@ -148,7 +148,7 @@ def test_interrupted_at_any_write(whole, flags, tmp_path, monkeypatch, moment):
     places = (
         (os, "replace", 3), (os, "fsync", 3), (Path, "unlink", 3), (runner.records, "append", 3),
         (runner.records, "gather", 2), (runner, "write_json", 2), (methods, "write_bytes", 3),
-        (infer_gpt2, "measure", 1),
+        (commands, "measure", 1),
     )  # fmt: skip
     command = infer_command(
         *flags, "--output_dir", tmp_path / "x", "--save_latents", "true", "--batch_size", 6

@@ -14,7 +14,6 @@ from src import infer_gpt2_rm
 from src.inference import methods, runner
 from src.inference.aggregation import aggregate, measure
 from src.models.loading import load_backbone, load_reward_model
-from src.models.special_tokens import set_token_ids
 from tests.commands import command, infer_command, interrupted_once, outputs, run, run_here
 from tests.conftest import random_latent_rm
 
@@ -32,8 +31,7 @@ def rm_command(prm, mode, *flags, processes=1):
 
 
 def random_prm(folder, scores_answer):
-    _, tokenizer = load_backbone("coconut", "checkpoints/tiny-coconut")
-    model = set_token_ids(random_latent_rm(n_embd=64, thought_width=128, n_positions=128), tokenizer)
+    model = random_latent_rm(n_embd=64, thought_width=128, n_positions=128)
     model.config.scores_answer = scores_answer
     model.save_pretrained(folder)
     return folder
@@ -287,6 +285,10 @@ def test_the_reward_model_s_prompts_are_the_sampled_ids(saved, prm):
     model = random_latent_rm(n_embd=64, thought_width=128)
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     methods.score_pool(
-        model, latents["input_ids"].tolist(), latents["latent_embeds"], latents["answer_ids"]
+        model,
+        latents["input_ids"].tolist(),
+        latents["latent_embeds"],
+        latents["latent_lengths"],
+        latents["answer_ids"],
     )
     assert torch.equal(seen[0][0], latents["input_ids"])

@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.models.latent_rm import LatentRM, PrefixScorer
+from src.models.latent_rm import GPT2LatentRM, PrefixScorer
 from src.models.loading import load_reward_model
 from src.training.reward_loss import bce, contrastive
 from tests.conftest import random_coconut, random_latent_rm
 from utils.errors import UserError
 
 Q, N, T = 3, 4, 5
+EVERY = torch.ones(Q, N, T, dtype=torch.bool)
 PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]
 
 
@@ -52,7 +53,7 @@ def test_scores_and_gradients_are_the_plain_way_s(width):
             if way == "shared"
             else plain_scores(model, thoughts(width))
         )
-        contrastive(scores, labels).mean().backward()
+        contrastive(scores, labels, EVERY).mean().backward()
         found[way] = scores, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(found["shared"][0], found["plain"][0], rtol=1e-4, atol=1e-4)
     assert found["shared"][1].keys() == found["plain"][1].keys()
@@ -97,7 +98,7 @@ def test_the_answer_s_reward_is_its_log_probability():
     for q in range(Q):
         for n in range(N):
             answers[q, n, : lengths[q][n]] = torch.arange(lengths[q][n]) + 50 + n
-    found = model(*padded("left", 2), thoughts(), answers)
+    found = model(*padded("left", 2), thoughts(), answer_ids=answers)
     assert found.shape == (Q, N, T + 1)
     words = model.transformer.wte
     for q, prompt in enumerate(PROMPTS):
@@ -118,9 +119,9 @@ def test_losses_by_hand():
     first = -torch.log(torch.e ** torch.tensor(1.0) / (torch.e + torch.e**2))
     second = -0.25 * torch.log(1 / (1 + torch.e ** torch.tensor(3.0)))
     second = second - 0.5 * torch.log(torch.e ** torch.tensor(3.0) / (1 + torch.e**3))
-    torch.testing.assert_close(contrastive(scores, labels), ((first + second) / 2)[None])
+    torch.testing.assert_close(contrastive(scores, labels, labels >= 0), ((first + second) / 2)[None])
     plain = torch.nn.BCEWithLogitsLoss()(scores, labels)
-    torch.testing.assert_close(bce(scores, labels), plain[None])
+    torch.testing.assert_close(bce(scores, labels, labels >= 0), plain[None])
 
 
 @pytest.mark.parametrize("width", [32, 20])
@@ -147,25 +148,25 @@ def _spoil(path, fault):
         tensors = load_file(weights)
         tensors["classifier.weight"][0, 0] = float("nan")
         save_file(tensors, weights)
-    if fault == "llama":
-        (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    if fault == "bert":
+        (path / "config.json").write_text(json.dumps({"model_type": "bert"}))
 
 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("cut", "can't be read"), ("no classifier", "classifier"), ("nan", "NaN"), ("llama", "llama"),
+        ("cut", "can't be read"), ("no classifier", "classifier"), ("nan", "NaN"), ("bert", "bert"),
         ("width", "width 16"), ("vocabulary", "tokens"), ("none", "no such folder"),
     ],
 )  # fmt: skip
 def test_a_wrong_reward_model_is_one_clear_line(tmp_path, fault, said):
     backbone, tokenizer = random_coconut()
-    model = LatentRM(random_latent_rm().config)
+    model = GPT2LatentRM(random_latent_rm().config)
     if fault == "width":
         model = random_latent_rm(thought_width=16)
     if fault == "vocabulary":
         model.config.vocab_size = 100
-        model = LatentRM(model.config)
+        model = GPT2LatentRM(model.config)
     path = tmp_path / "rm"
     if fault != "none":
         model.save_pretrained(path)

@@ -14,19 +14,21 @@ import yaml
 from safetensors.torch import load_file
 from transformers import Trainer
 
+from src.models.coconut import COCONUT
 from src.models.latent_rm import log_prob
 from src.models.loading import load_backbone, load_reward_model
 from src.models.tiny_tokenizer import build_tokenizer
 from src.training import reward
 from src.training.reward import last_checkpoint, load_recipe, pool_metrics
 from src.training.reward_data import Groups, LengthSampler, collate
-from src.training.reward_loss import TrainedLatentRM
+from src.training.reward_loss import RewardLoss
 from tests.commands import ROOT, command, run, run_here
 from tests.conftest import random_latent_rm
 from utils.errors import UserError
 
 TINY = "checkpoints/tiny-coconut"
-TOKENIZER = build_tokenizer()
+TOKENIZER = build_tokenizer(COCONUT)
+WORDS = (COCONUT, TOKENIZER)
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +178,10 @@ def test_added_layers_change_nothing_at_first(pool, tmp_path):
     plain, _ = load_recipe(recipe(tmp_path / "a.yaml", pool))
     grown, _ = load_recipe(recipe(tmp_path / "b.yaml", pool, extra_layers=3))
     one, other = (reward.new_model(x, 0)[0] for x in (plain, grown))
-    batch = collate([Groups([pool], TOKENIZER)[0]])
+    batch = collate([Groups([pool], *WORDS)[0]])
     arguments = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds")]
     with torch.no_grad():
-        torch.testing.assert_close(one.read(*arguments)[0], other.read(*arguments)[0])
+        torch.testing.assert_close(one.model.read(*arguments)[0], other.model.read(*arguments)[0])
 
 
 def test_a_model_that_answers_says_so_in_its_config(pool, tmp_path):
@@ -187,7 +189,7 @@ def test_a_model_that_answers_says_so_in_its_config(pool, tmp_path):
     assert run_here(train_command(path)).returncode == 0
     config = json.loads((tmp_path / "x/config.json").read_text())
     assert config["scores_answer"] is True
-    assert config["architectures"] == ["LatentRM"]
+    assert config["architectures"] == ["GPT2LatentRM"]
 
 
 def test_two_processes_resume_in_a_later_epoch(pool, tmp_path):
@@ -257,11 +259,11 @@ def test_early_stopping_stops(pool, tmp_path):
 @pytest.mark.parametrize("loss", ["contrastive", "bce"])
 def test_batch_and_padding_do_not_move_the_loss(pool, loss):
     """Gradients of a batch are the mean of those of its questions alone."""
-    groups = Groups([pool], TOKENIZER, "rollout", with_digits=True)
+    groups = Groups([pool], *WORDS, "rollout", with_digits=True)
     torch.manual_seed(0)
-    config = random_latent_rm(n_embd=128, thought_width=128).config
-    config.end_latent_token_id = 3
-    model = TrainedLatentRM(config, {loss: 1.0}, digits_weight=0.5, answer_weight=0.5)
+    judge = random_latent_rm(n_embd=128, thought_width=128)
+    judge.config.end_latent_token_id = 3
+    model = RewardLoss(judge, {loss: 1.0}, digits_weight=0.5, answer_weight=0.5)
     order = sorted(range(len(groups)), key=lambda i: groups.lengths[i])
     items = [groups[i] for i in (order[0], order[-1], order[len(order) // 2])]
     losses = [model(**collate([item]))["loss"] for item in items]
@@ -270,20 +272,21 @@ def test_batch_and_padding_do_not_move_the_loss(pool, loss):
 
 
 def test_the_right_answer_is_learned_and_the_own_one_scored(pool):
-    groups = Groups([pool], TOKENIZER)
+    groups = Groups([pool], *WORDS)
     batch = collate([groups[i] for i in range(3)])
-    config = random_latent_rm(n_embd=128, thought_width=128).config
-    config.end_latent_token_id, config.scores_answer = 3, True
-    model = TrainedLatentRM(config, {"contrastive": 0.0}, answer_weight=1.0)
-    prompt = (batch["input_ids"], batch["attention_mask"], batch["latent_embeds"])
+    judge = random_latent_rm(n_embd=128, thought_width=128)
+    judge.config.end_latent_token_id, judge.config.scores_answer = 3, True
+    model = RewardLoss(judge, {"contrastive": 0.0}, answer_weight=1.0)
+    prompt = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds", "latent_lengths")]
     gold = batch["gold_ids"][:, None].expand(-1, 4, -1)
     right = TOKENIZER.decode(batch["gold_ids"][0][batch["gold_ids"][0] >= 0])
     assert right.startswith("### ")
     with torch.no_grad():
-        expected = -log_prob(model.read(*prompt, gold)[1], gold).mean()
+        expected = -log_prob(judge.read(*prompt, gold)[1], gold).mean()
         torch.testing.assert_close(model.train()(*prompt, **_rest(batch))["loss"], expected)
-        scores = model.eval()(*prompt, **_rest(batch))["scores"][..., -1]
-        own = log_prob(model.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
+        thoughts = judge(*prompt, batch["answer_ids"])[..., :-1].sum(-1)
+        scores = model.eval()(*prompt, **_rest(batch))["scores"] - thoughts
+        own = log_prob(judge.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
     torch.testing.assert_close(scores, own)
 
 
@@ -293,7 +296,7 @@ def _rest(batch):
 
 
 def test_digits_by_hand(pool):
-    groups = Groups([pool], TOKENIZER, "outcome", with_digits=True)
+    groups = Groups([pool], *WORDS, "outcome", with_digits=True)
     item, (p, place) = groups[0], groups.places[0]
     row = groups.rows[p][groups.pools[p][place]["idx"]]
     ones_first = [int(x) for x in row["answer"][::-1]]
@@ -312,19 +315,19 @@ def test_mixed_only_leaves_out_what_ranks_nothing(tmp_path):
         "--save_path", tmp_path, "--name", "x",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    every = Groups([tmp_path / "x"], TOKENIZER)
-    mixed = Groups([tmp_path / "x"], TOKENIZER, mixed_only=True)
+    every = Groups([tmp_path / "x"], *WORDS)
+    mixed = Groups([tmp_path / "x"], *WORDS, mixed_only=True)
     assert len(every) == 20 > len(mixed) > 0
     assert all(item["corrects"].any() and not item["corrects"].all() for item in mixed)
     with pytest.raises(UserError, match="no rollouts"):
-        Groups([tmp_path / "x"], TOKENIZER, "rollout")
+        Groups([tmp_path / "x"], *WORDS, "rollout")
 
 
 def test_metrics_by_hand():
     answers = np.array([[1.0, 2.0, 2.0, math.nan], [5.0, 5.0, 6.0, 7.0], [3.0, 3.0, 3.0, 3.0]])
     corrects = np.array([[True, False, False, False], [False, False, True, False], [False] * 4])
-    scores = np.zeros((3, 4, 2))
-    scores[0, 0], scores[0, 3], scores[1, 1] = 3.0, 9.0, 1.0  # the unparsable one scores highest
+    scores = np.zeros((3, 4))
+    scores[0, 0], scores[0, 3], scores[1, 1] = 6.0, 18.0, 2.0  # the unparsable one scores highest
     found = pool_metrics(SimpleNamespace(predictions=scores, label_ids=(corrects, answers)))
     assert found["recall_at_1"] == pytest.approx(33.33)
     assert found["weighted_vote"] == pytest.approx(33.33)

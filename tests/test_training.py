@@ -13,7 +13,7 @@ from src.sampling import rng
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
 from src.training.coconut_loss import CoconutLoss
-from src.training.curriculum import Stage, TinyProblems, batches, make_source, target_text
+from src.training.curriculum import Stage, TinyProblems, batches, make_source
 from tests.commands import ROOT, run
 from tests.conftest import random_coconut
 from utils.data import load_dataset
@@ -21,17 +21,25 @@ from utils.errors import UserError
 
 ROWS = load_dataset(ROOT / "data/tiny_valid.json")[:200]
 STAGE = {"thoughts": 2, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3}
-SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+CONFIG = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.06}
+
+
+def stage_of(thoughts, hidden_steps, **values):
+    return Stage(epochs=1, learning_rate=1e-3, thoughts=thoughts, hidden_steps=hidden_steps, **values)
+
+
+def loss_of(model, tokenizer, probe=0.0):
+    return CoconutLoss(model, {"probe": probe}, tokenizer.eos_token)
 
 
 def some_batches(stage, size=4, rest="drop"):
     model, tokenizer = random_coconut(n_positions=128)
-    found = batches(ROWS, tokenizer, model.format_prompt, stage, size, "seed", rest)
-    return model, tokenizer, list(found)
+    parts = loss_of(model, tokenizer).parts
+    return model, tokenizer, list(batches(ROWS, tokenizer, parts, stage, size, "seed", rest))
 
 
 def test_batches_need_no_padding_of_prompts():
-    stage = Stage(4, 2, 1, 1e-3)
+    stage = stage_of(4, 2)
     _, tokenizer, found = some_batches(stage)
     assert len(found) > 20
     for batch in found:
@@ -42,7 +50,7 @@ def test_batches_need_no_padding_of_prompts():
 
 
 def test_the_rest_is_padded_or_kept():
-    stage = Stage(4, 2, 1, 1e-3)
+    stage = stage_of(4, 2)
     for rest, expected in (("pad", len(ROWS) - len(ROWS) % 7), ("all", len(ROWS))):
         _, _, found = some_batches(stage, 7, rest)
         assert sum(len(batch.prompt) for batch in found) == expected
@@ -51,15 +59,21 @@ def test_the_rest_is_padded_or_kept():
 
 def test_targets_by_stage():
     row = {"question": "", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
-    assert target_text(row, 0, "E") == "<|end-latent|><<1+2=3>> <<3*4=12>> ### 12E"
-    assert target_text(row, 1, "E") == "<|end-latent|><<3*4=12>> ### 12E"
-    assert target_text(row, 3, "E") == target_text(row, -1, "E") == "<|end-latent|>### 12E"
+    module = CoconutLoss(random_coconut()[0], {"probe": 0.0}, "E")
+
+    def text(hidden_steps):
+        return module.parts(row, stage_of(0, hidden_steps))[1]["text"]
+
+    assert text(0) == "<|end-latent|><<1+2=3>> <<3*4=12>> ### 12E"
+    assert text(1) == "<|end-latent|><<3*4=12>> ### 12E"
+    assert text(3) == text(-1) == "<|end-latent|>### 12E"
 
 
 def test_probe_targets_are_the_results_digits():
     row = {"question": "A shirt costs 9 dollars.", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
     model, tokenizer = random_coconut()
-    (batch,) = batches([row], tokenizer, model.format_prompt, Stage(6, -1, 1, 1e-3), 1, "s", "all")
+    parts = loss_of(model, tokenizer).parts
+    (batch,) = batches([row], tokenizer, parts, stage_of(6, -1), 1, "s", "all")
     assert batch.digits.tolist() == [[[3, 10, 10], [2, 1, 10], [2, 1, 10]]]  # the last step repeats
 
 
@@ -77,35 +91,33 @@ def plain_loss(model, batch, thoughts):
     for _ in range(thoughts):
         state = model.transformer(inputs_embeds=x).last_hidden_state[:, -1:]
         x = torch.cat((x, state), dim=1)
-    x = torch.cat((x, model.transformer.wte(batch.text[:, :-1].clamp(min=0))), dim=1)
+    x = torch.cat((x, model.transformer.wte(batch.texts["text"][:, :-1].clamp(min=0))), dim=1)
     hidden = model.transformer(inputs_embeds=x).last_hidden_state
-    logits = model.lm_head(hidden[:, -batch.text.shape[1] + 1 :])
-    return F.cross_entropy(logits.flatten(0, 1), batch.text[:, 1:].flatten(), ignore_index=-100)
+    logits = model.lm_head(hidden[:, -batch.texts["text"].shape[1] + 1 :])
+    return F.cross_entropy(logits.flatten(0, 1), batch.texts["text"][:, 1:].flatten(), ignore_index=-100)
 
 
 def test_padded_prompts_change_no_loss():
     """A batch of different lengths has the losses of its rows alone."""
-    model, tokenizer, _ = some_batches(Stage(6, -1, 1, 1e-3))
-    rows = sorted(ROWS[:8], key=lambda row: len(row["question"]))
-    module = CoconutLoss(model, probe_weight=0.0)
+    model, tokenizer, _ = some_batches(stage_of(6, -1))
+    rows, stage = sorted(ROWS[:8], key=lambda row: len(row["question"])), stage_of(6, -1)
+    module = loss_of(model, tokenizer)
 
-    def loss_of(part):
-        found = list(
-            batches(part, tokenizer, model.format_prompt, Stage(6, -1, 1, 1e-3), len(part), "s", "all")
-        )
-        assert len(found) == 1
-        return module(found[0], 6)[0] * found[0].n_targets, module(found[0], 6)[1].tolist()
+    def summed(part):
+        (found,) = batches(part, tokenizer, module.parts, stage, len(part), "s", "all")
+        loss, right = module(found, stage)
+        return loss * found.n_targets["text"], right.tolist()
 
-    together = loss_of(rows)
-    alone = [loss_of([row]) for row in rows]
+    together = summed(rows)
+    alone = [summed([row]) for row in rows]
     torch.testing.assert_close(together[0], sum(loss for loss, _ in alone), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("thoughts", "hidden_steps"), [(0, 0), (2, 1), (6, -1)])
 def test_loss_and_gradients_are_the_plain_ones(thoughts, hidden_steps):
-    model, _, found = some_batches(Stage(thoughts, hidden_steps, 1, 1e-3))
-    module = CoconutLoss(model, probe_weight=0.0)
-    loss, _ = module(found[0], thoughts)
+    model, tokenizer, found = some_batches(stage_of(thoughts, hidden_steps))
+    module = loss_of(model, tokenizer)
+    loss, _ = module(found[0], stage_of(thoughts, hidden_steps))
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -118,12 +130,12 @@ def test_loss_and_gradients_are_the_plain_ones(thoughts, hidden_steps):
 
 
 def test_the_probe_trains_the_thoughts():
-    model, _, found = some_batches(Stage(6, -1, 1, 1e-3))
-    module = CoconutLoss(model, probe_weight=1.0)
+    model, tokenizer, found = some_batches(stage_of(6, -1))
+    module = loss_of(model, tokenizer, probe=1.0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     first = None
     for _ in range(40):
-        loss, _ = module(found[0], 6)
+        loss, _ = module(found[0], stage_of(6, -1))
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
@@ -133,19 +145,19 @@ def test_the_probe_trains_the_thoughts():
 
 def test_dropout_is_the_samplers():
     """Training reads a prompt and thinks under the masks that the sampling engine would use."""
-    model, _, found = some_batches(Stage(6, -1, 1, 1e-3))
+    model, tokenizer, found = some_batches(stage_of(6, -1))
     sampling = Sampling("dropout", dropout_p=0.1)
     keys = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
-    states, _ = CoconutLoss(model, 0.0)._read(found[0], 6, sampling, keys)
+    states, _ = loss_of(model, tokenizer).read(found[0], "text", 6, sampling, keys)
     sampled = sample(model, Request(found[0].prompt.tolist(), range(4), 1, 6, 1, 5, sampling))
     torch.testing.assert_close(torch.stack(states, 1), sampled.thoughts[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def write_recipe(path, **values):
     recipe = {
-        "output_dir": str(path.with_suffix("")), "shape": SHAPE, "train": "tiny", "seed": 1,
+        "output_dir": str(path.with_suffix("")), "config": CONFIG, "train": "tiny", "seed": 1,
         "problems_per_epoch": 600, "valid": "data/tiny_valid.json", "batch_size": 8,
-        "weight_decay": 0.01, "warmup_steps": 5, "probe_weight": 1.0, "save_every": 10,
+        "weight_decay": 0.01, "warmup_steps": 5, "loss": {"probe": 1.0}, "save_every": 10,
         "stages": [
             {"thoughts": 0, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3},
             {"thoughts": 4, "hidden_steps": -1, "epochs": 2, "learning_rate": 1e-3,
@@ -229,7 +241,7 @@ def test_user_errors(trained, tmp_path):
     done = train(trained.with_suffix(".yaml"))
     assert done.returncode != 0
     assert "holds a finished model" in done.stderr
-    recipe = write_recipe(tmp_path / "odd.yaml", shape=None, base=str(tmp_path / "none"))
+    recipe = write_recipe(tmp_path / "odd.yaml", base=str(tmp_path / "none"))
     done = train(recipe)
     assert "error: base:" in done.stderr
 
@@ -241,8 +253,10 @@ def test_user_errors(trained, tmp_path):
         ({"batch_size": 4096}, "no full batch of 4096"),
         ({"save_every": 0}, "save_every must be at least 1"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be"),
-        ({"shape": SHAPE | {"n_head": 3}}, "multiple of n_head"),
-        ({"shape": SHAPE | {"n_positions": 20}}, "n_positions: the model has 20"),
+        ({"config": CONFIG | {"n_head": 3}}, "config: makes no model"),
+        ({"config": CONFIG | {"n_positions": 20}}, "the model has 20 positions"),
+        ({"loss": {"porbe": 1.0}}, "loss must give weights to probe"),
+        ({"model_type": "codj"}, "model_type must be one of coconut"),
         ({"held_out": ["data/none.json"]}, "data/none.json: no such data file"),
         ({"stages": [STAGE | {"thoughts": -2}]}, "thoughts >= 0"),
         ({"stages": [STAGE | {"learning_rate": -1}]}, "learning_rate"),

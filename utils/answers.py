@@ -1,6 +1,7 @@
 """From decoded text to a number, and whether it is right."""
 
 import math
+import re
 
 
 def parse_number(text):
@@ -18,3 +19,15 @@ def parse_number(text):
 def after_hash(text):
     """COCONUT's form ``... ### 18``: the number after the last ``#``; None without one."""
     return parse_number(text.rpartition("#")[2]) if "#" in text else None
+
+
+def last_number(text):
+    """CODI's form, free text: the last number in it; None without one."""
+    found = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+    return parse_number(found[-1]) if found else None
+
+
+def after_answer(text):
+    """CoLaR's form ``Answer:18``: the number after the last ``Answer:``; None without one."""
+    parts = re.split(r"answer\s*:", text, flags=re.IGNORECASE)
+    return parse_number(parts[-1]) if len(parts) > 1 else None

@@ -97,3 +97,11 @@ def _scalar(value, kind, key):
     if type(value) is not kind:
         raise UserError(f"{key} must be of type {kind.__name__}, not {value!r}")
     return value
+
+
+def number(key, value):
+    """A number of a YAML file, which reads 1e-4 as a string. Raises ValueError naming the key."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a number, not {value!r}") from None

@@ -110,3 +110,8 @@ def measured(values):
     low, high = bootstrap_interval(values)
     found = (("value", values.mean()), ("low", low), ("high", high))
     return {key: round(100 * float(x), 2) for key, x in found}
+
+
+def total_score(rewards, score_by):
+    """A trajectory's score from its rewards, a list: their "sum" (You et al., arXiv 2510.07745) or "mean"."""
+    return sum(rewards) if score_by == "sum" else sum(rewards) / len(rewards)

@@ -3,8 +3,9 @@
 A pool is a folder of ``shard_<number>.safetensors`` and a ``manifest.json``. Shard ``k`` holds the
 questions from ``k * shard_size`` on. For question ``i``: ``i.input_ids`` (n, len) int64,
 ``i.latent_embeds`` (n, T, D) f32, ``i.estimations`` (n, T) f32, ``i.corrects`` (n,) bool, and beyond
-the published keys ``i.predictions`` (n,) f64, the parsed answers, NaN where there is none, and
-``i.answer_ids`` (n, A) int64, their tokens with end-of-text, padded with -1. Of a question that all
+the published keys ``i.latent_lengths`` (n,) int64, how many of the T thoughts exist (the others are 0),
+``i.predictions`` (n,) f64, the parsed answers, NaN where there is none, and ``i.answer_ids`` (n, A)
+int64, their tokens with end-of-text, padded with -1. Of a question that all
 trajectories solve, or none, there is only a 0-d ``i.input_ids``: how many solve it.
 """
 
@@ -20,7 +21,9 @@ from utils.errors import UserError
 from utils.files import sha256, write_bytes, write_json
 
 MANIFEST = "manifest.json"
-_KEYS = ("input_ids", "latent_embeds", "estimations", "corrects", "predictions", "answer_ids")
+_KEYS = (
+    "input_ids", "latent_embeds", "latent_lengths", "estimations", "corrects", "predictions", "answer_ids",
+)  # fmt: skip
 
 
 def shard_path(folder, number):

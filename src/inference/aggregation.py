@@ -3,20 +3,28 @@
 import numpy as np
 
 from src.inference.runner import gold_of
-from utils.metrics import best_of_n, majority_vote, measured, softmax, summarize, weighted_vote
+from utils.metrics import (
+    best_of_n,
+    majority_vote,
+    measured,
+    softmax,
+    summarize,
+    total_score,
+    weighted_vote,
+)
 
 
-def aggregate(record, n):
+def aggregate(record, n, score_by="sum"):
     """{aggregator: answer} of a record's first n trajectories; which ones, its contents decide.
 
-    scores (N, T) give best_of_n and weighted_vote; log_probs (N, K) give bayesian_vote, the largest
-    mean over trajectories of p(answer | trajectory), and its geometric form; both together
-    reward_bayesian, the mean under the reward model's weights.
+    scores, a list of rewards a trajectory, give best_of_n and weighted_vote by their sum or mean;
+    log_probs (N, K) give bayesian_vote, the largest mean over trajectories of p(answer | trajectory), and
+    its geometric form; both together reward_bayesian, the mean under the reward model's weights.
     """
     predictions = record["predictions"][:n]
     found, weights = {"majority": majority_vote(predictions)}, None
     if "scores" in record:
-        scores = np.sum(record["scores"][:n], axis=1)  # (n,)
+        scores = [total_score(rewards, score_by) for rewards in record["scores"][:n]]
         weights = softmax(scores)
         found["best_of_n"] = best_of_n(predictions, scores)
         found["weighted_vote"] = weighted_vote(predictions, weights)
@@ -35,7 +43,7 @@ def _most_probable(numbers, values):
     return numbers[int(np.argmax(values))] if numbers else None
 
 
-def measure(records, report_n):
+def measure(records, report_n, score_by="sum"):
     """{"n_samples", "by_n": {N: {measure: {"value", "low", "high"}}}} in percent.
 
     To the measures of utils.metrics come the accuracy of every aggregator, and ``<name>_gain``: the
@@ -44,7 +52,7 @@ def measure(records, report_n):
     pools = [(record["predictions"], gold_of(record)) for record in records]
     by_n = summarize(pools, report_n)
     for n in report_n:
-        answers = [aggregate(record, n) for record in records]
+        answers = [aggregate(record, n, score_by) for record in records]
         right = {
             name: np.array(
                 [found[name] == gold for found, (_, gold) in zip(answers, pools, strict=True)]

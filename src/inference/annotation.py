@@ -76,8 +76,8 @@ class Annotation:
 
     def _shard(self, model, tokenizer, questions):
         """{index: tensors} of a shard's questions, and the sum of their shares of right answers."""
-        texts = [model.format_prompt(self.rows[i]["question"]) for i in questions]
-        prompts = dict(zip(questions, tokenizer(texts)["input_ids"], strict=True))
+        ids = model.encode(tokenizer, [self.rows[i]["question"] for i in questions])
+        prompts = dict(zip(questions, ids, strict=True))
         order = sorted(questions, key=lambda i: (len(prompts[i]), i))
         size, found, solved = self.settings.batch_size, {}, 0.0
         for batch in (order[k : k + size] for k in range(0, len(order), size)):
@@ -90,8 +90,8 @@ class Annotation:
         """Raises UserError, on every process alike, before any work is done for nothing."""
         settings, longest = self.settings, (0, 0)
         for first in range(0, len(self.rows), _CHUNK):
-            texts = [model.format_prompt(row["question"]) for row in self.rows[first : first + _CHUNK]]
-            lengths = map(len, tokenizer(texts)["input_ids"])
+            questions = [row["question"] for row in self.rows[first : first + _CHUNK]]
+            lengths = map(len, model.encode(tokenizer, questions))
             longest = max(longest, max((n, first + i) for i, n in enumerate(lengths)))
         try:
             check_length(model, longest[0], settings.latent_length, settings.max_new_tokens)
@@ -123,10 +123,12 @@ class Annotation:
         if labelled.skipped[q]:
             return {"input_ids": corrects.sum(), "right": right}  # 0-d: how many solve it
         predictions = [read(ids) for ids in labelled.trajectories.tokens[q]]
+        thoughts = labelled.trajectories.thoughts_of(q)
         return {
             "input_ids": torch.tensor(prompt).repeat(len(corrects), 1),  # (N, L)
-            "latent_embeds": labelled.trajectories.thoughts[q].float().cpu().contiguous(),  # (N, T, D)
-            "estimations": labelled.estimations[q].contiguous(),  # (N, T)
+            "latent_embeds": thoughts.float().cpu().contiguous(),  # (N, T, D)
+            "latent_lengths": labelled.trajectories.lengths[q].contiguous(),  # (N,)
+            "estimations": labelled.estimations[q, :, : thoughts.shape[1]].contiguous(),  # (N, T)
             "corrects": corrects.contiguous(),
             "predictions": torch.tensor(
                 [math.nan if p is None else p for p in predictions], dtype=torch.float64

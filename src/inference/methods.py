@@ -17,7 +17,7 @@ from utils import records
 from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.metrics import best_of_n, majority_vote
+from utils.metrics import best_of_n, majority_vote, total_score
 
 
 class Sampler:
@@ -30,7 +30,7 @@ class Sampler:
 
     def __init__(self, settings, rows, model, tokenizer):
         self.settings, self.rows, self.model, self.tokenizer = settings, rows, model, tokenizer
-        self.prompts = tokenizer([model.format_prompt(row["question"]) for row in rows])["input_ids"]
+        self.prompts = model.encode(tokenizer, [row["question"] for row in rows])
         self.work = Counter()
         longest = max(map(len, self.prompts))
         try:
@@ -48,7 +48,8 @@ class Sampler:
                 f"out of memory on {self.model.device}: lower --batch_size {self.settings.batch_size}"
             ) from None
         written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
-        self.work.update(questions=len(batch), tokens=written)
+        self.work.update(questions=len(batch), trajectories=len(batch) * len(trajectories.tokens[0]))
+        self.work.update(tokens=written)
         found = []
         for q, i in enumerate(batch):
             texts = self.tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
@@ -60,11 +61,12 @@ class Sampler:
 
     def _sample(self, request):
         """The Trajectories, and what else the records hold: {key: a value for each question}."""
-        count = len(request.prompts) * request.n_samples
-        self.work.update(trajectories=count, latent_steps=count * request.latent_length)
         if not self.settings.bayesian_vote:
-            return sample(self.model, request), {}
+            trajectories = sample(self.model, request)
+            self.work.update(latent_steps=int(trajectories.lengths.sum()))
+            return trajectories, {}
         trajectories, begun = sample_and_keep(self.model, request)
+        self.work.update(latent_steps=int(trajectories.lengths.sum()))
         with _clock(self.work, "candidate_seconds"):
             found = score_candidates(self.model, request, begun, trajectories, self._parse)
         self.work.update(candidate_tokens=sum(candidates.passes for candidates in found))
@@ -80,7 +82,8 @@ class Sampler:
         tensors = {
             "input_ids": torch.tensor(prompt),  # (L,)
             "answer_ids": trajectories.answer_ids(q, self.model.config.eos_token_id),  # (N, A)
-            "latent_embeds": trajectories.thoughts[q].float().cpu().contiguous(),  # (N, T, D)
+            "latent_embeds": trajectories.thoughts_of(q).float().cpu().contiguous(),  # (N, T, D)
+            "latent_lengths": trajectories.lengths[q].contiguous(),  # (N,)
             "corrects": torch.tensor(record["correct"]),  # (N,)
         }
         write_bytes(
@@ -99,14 +102,19 @@ class BestOfN(Sampler):
         trajectories, extras = super()._sample(request)
         with _clock(self.work, "reward_seconds"):
             scores = self._score(request, trajectories)
-        return trajectories, extras | {"scores": [_rounded(x) for x in scores]}  # (N, T) each
+        return trajectories, extras | {"scores": scores}
 
     def _score(self, request, trajectories):
         eos = self.model.config.eos_token_id
-        pools = zip(request.prompts, trajectories.thoughts, strict=True)
         return [
-            score_pool(self.reward_model, prompt, thoughts, trajectories.answer_ids(q, eos))
-            for q, (prompt, thoughts) in enumerate(pools)
+            score_pool(
+                self.reward_model,
+                prompt,
+                trajectories.thoughts_of(q),
+                trajectories.lengths[q],
+                trajectories.answer_ids(q, eos),
+            )
+            for q, prompt in enumerate(request.prompts)
         ]
 
 
@@ -116,18 +124,27 @@ class BeamSearch(BestOfN):
     def _sample(self, request):
         settings, scorer = self.settings, PrefixScorer(self.reward_model)
         beams = beam_search(
-            self.model, request, settings.num_beams, settings.num_beam_candidates, scorer
+            self.model,
+            request,
+            settings.num_beams,
+            settings.num_beam_candidates,
+            scorer,
+            settings.score_by,
         )
-        count = len(request.prompts) * settings.num_beams
-        self.work.update(trajectories=count, latent_steps=beams.passes)
-        scores = list(beams.scores)
+        self.work.update(latent_steps=beams.passes)
         if self.reward_model.scores_answer:  # the thoughts were scored on the way, the answers were not
             scores = self._score(request, beams.trajectories)
-        return beams.trajectories, {"scores": [_rounded(x) for x in scores]}  # (B, T) each
+        else:
+            pairs = zip(beams.scores, beams.trajectories.lengths, strict=True)
+            scores = [_score_lists(x, lengths, x.shape[1]) for x, lengths in pairs]
+        return beams.trajectories, {"scores": scores}
 
     def batch(self, batch):
         found = super().batch(batch)
-        return [r | {"vote": best_of_n(r["predictions"], [sum(x) for x in r["scores"]])} for r in found]
+        return [r | {"vote": best_of_n(r["predictions"], self._totals(r))} for r in found]
+
+    def _totals(self, record):
+        return [total_score(scores, self.settings.score_by) for scores in record["scores"]]
 
 
 def read_pool(folder, identity):
@@ -158,33 +175,45 @@ class SavedPool:
     def _latents(self, i):
         path = latents_path(self.settings.pool, i)
         try:
-            return safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError):
+            latents = safetensors.torch.load_file(path)
+            latents["latent_lengths"]
+            return latents
+        except (OSError, safetensors.SafetensorError, KeyError):
             raise UserError(f"{path}: missing or damaged; sample the pool again") from None
 
     def batch(self, batch):
         found = []
         for i in batch:
             latents, record = self._latents(i), self.pool[i]
-            thoughts = latents["latent_embeds"]  # (N, T, D)
             if latents["corrects"].tolist() != record["correct"]:
                 path = latents_path(self.settings.pool, i)
                 raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
             with _clock(self.work, "seconds"), _clock(self.work, "reward_seconds"):
-                scores = score_pool(self.reward_model, self.prompts[i], thoughts, latents["answer_ids"])
-            found.append(record | {"scores": _rounded(scores)})
+                pool = (latents[key] for key in ("latent_embeds", "latent_lengths", "answer_ids"))
+                scores = score_pool(self.reward_model, self.prompts[i], *pool)
+            found.append(record | {"scores": scores})
             self.work.update(questions=1)
         return found
 
 
 @torch.inference_mode()
-def score_pool(reward_model, prompt, thoughts, answer_ids):
-    """r_t (N, T) of thoughts (N, T, D) under a prompt's ids, which are read once for all of them; of a
-    model that scores answers (N, A) too, (N, T + 1)."""
+def score_pool(reward_model, prompt, thoughts, lengths, answer_ids):
+    """The rewards of each trajectory, a list: of its thoughts, and of its answer where the model scores it.
+
+    thoughts (N, T, D), of which lengths (N,) exist, under a prompt's ids, which are read once for all of
+    them; answer_ids (N, A).
+    """
     device = reward_model.device
     ids = torch.tensor([prompt], device=device)  # (1, L)
-    pool = (ids, torch.ones_like(ids), thoughts[None].to(device), answer_ids[None].to(device))
-    return reward_model(*pool)[0].float().cpu()
+    pool = (thoughts, lengths, answer_ids)
+    scores = reward_model(ids, torch.ones_like(ids), *(part[None].to(device) for part in pool))[0]
+    return _score_lists(scores, lengths, thoughts.shape[1])
+
+
+def _score_lists(scores, lengths, thoughts):
+    """Scores (N, T + 0 or 1), of which ``thoughts`` columns are T, without those that do not exist."""
+    rows = _rounded(scores.float().cpu())
+    return [row[:n] + row[thoughts:] for row, n in zip(rows, lengths.tolist(), strict=True)]
 
 
 def latents_path(folder, idx):

@@ -11,21 +11,20 @@ from src.sampling.engine import Request
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from utils.metrics import powers_of_two
 
-SAMPLER_DEFAULTS = {
-    "dropout": {
-        "dropout_p": 0.2, "dropout_prompt": True, "dropout_answer": False, "dropout_mask": "step",
-    },
-    "noise": {"noise_std": 0.6},
-}  # fmt: skip
+SAMPLER_FLAGS = {
+    "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
+    "noise": ("noise_std",),
+}
 PRM_MODES = ("best_of_n", "beam_search")
+SCORES = ("sum", "mean")
 MODE_DEFAULTS = {
     "best_of_n": {"num_return_sequences": 64, "bayesian_vote": True, "report_n": None, "pool": None},
     "beam_search": {"num_beams": 4, "num_beam_candidates": 4},
 }
 
 
-def _flag(default, text, choices=None):
-    metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
+def _flag(default, text, choices=None, aliases=()):
+    metadata = {"help": text, "aliases": list(aliases)} | ({"choices": list(choices)} if choices else {})
     return field(default=default, metadata=metadata)
 
 
@@ -33,18 +32,23 @@ def _flag(default, text, choices=None):
 class SamplingSettings:
     """What determines how latent thoughts are sampled. Raises ValueError on impossible combinations.
 
-    Subclasses hold ``model_type``, ``model_id`` and ``n_samples``, as flags or as properties.
+    Subclasses hold ``model_type``, ``model_id`` and ``n_samples``, as flags or as properties. Flags that
+    are not given take the backbone's own values.
     """
 
     model_dtype: str = _flag("float32", "number format of the weights", DTYPES)
     data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
     batch_size: int = _flag(8, "questions a batch")
     limit: int | None = _flag(None, "only the first so many questions")
-    latent_length: int = _flag(6, "thoughts T a trajectory")
+    latent_length: int | None = _flag(
+        None,
+        "thoughts T a trajectory, or the cap of a backbone that stops itself; default 6, CoLaR 64",
+        aliases=["--max_latent_length"],
+    )
     max_new_tokens: int = _flag(64, "answer tokens at most")
     sampling_by: str | None = _flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
-    dropout_p: float | None = _flag(None, "dropout rate, default 0.2")
-    noise_std: float | None = _flag(None, "sigma of the noise, default 0.6")
+    dropout_p: float | None = _flag(None, "dropout rate, default 0.2, CoLaR 0.03")
+    noise_std: float | None = _flag(None, "sigma of the noise, default 0.6, CODI 1.4, CoLaR 0.01")
     dropout_prompt: bool | None = _flag(None, "false: all samples share one reading of the question")
     dropout_answer: bool | None = _flag(None, "true: dropout in the last thought and the answer too")
     dropout_mask: str | None = _flag(None, "a fresh mask every step, or one a trajectory", MASKS)
@@ -52,10 +56,14 @@ class SamplingSettings:
     overwrite: bool = _flag(False, "true: remove what the output folder holds first")
 
     do_sample, save_latents = True, False
-    sampler_defaults = SAMPLER_DEFAULTS
+    architecture, type_flag = None, "model_type"  # which backbones the command takes, None: all
+    sampler_flags = SAMPLER_FLAGS
     free = ("batch_size", "overwrite")  # flags that do not change the results
 
     def __post_init__(self):
+        self._check_backbone()
+        if self.latent_length is None:
+            self.latent_length = BACKBONES[self.model_type].latent_length
         for name in ("batch_size", "latent_length", "max_new_tokens"):
             self._at_least(name, 1)
         if self.limit is not None:
@@ -69,13 +77,24 @@ class SamplingSettings:
         if getattr(self, name) < least:
             raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
 
+    def _check_backbone(self):
+        if self.model_type not in BACKBONES:
+            known = ", ".join(BACKBONES)
+            raise ValueError(f"--{self.type_flag} must be one of {known}, not {self.model_type!r}")
+        architecture = BACKBONES[self.model_type].config_class.model_type
+        if self.architecture not in (None, architecture):
+            raise ValueError(
+                f"--{self.type_flag} {self.model_type} is a {architecture} backbone: use the command "
+                f"with {architecture} in its name"
+            )
+
     def _resolve_sampler(self):
         """Fills in the sampler's defaults; a flag that would have no effect is an error."""
         if self.do_sample and self.sampling_by is None:
             self.sampling_by = "dropout"
         defaults = self._sampler_defaults()
         why = f"--sampling_by {self.sampling_by}" if self.do_sample else "--do_sample false"
-        every = {name for flags in self.sampler_defaults.values() for name in flags}
+        every = {name for flags in self.sampler_flags.values() for name in flags}
         for name in sorted(every | ({"sampling_by"} if not self.do_sample else set())):
             if name not in defaults and getattr(self, name) is not None:
                 raise ValueError(f"--{name} has no effect with {why}: leave it out")
@@ -84,7 +103,8 @@ class SamplingSettings:
                 setattr(self, name, value)
 
     def _sampler_defaults(self):
-        return self.sampler_defaults.get(self.sampling_by if self.do_sample else None, {})
+        names = self.sampler_flags.get(self.sampling_by if self.do_sample else None, ())
+        return {name: BACKBONES[self.model_type].sampling_defaults[name] for name in names}
 
     @property
     def sampling(self):
@@ -131,8 +151,8 @@ def report_sizes(report_n, n_samples):
 class InferenceSettings(SamplingSettings):
     """The flags of src.infer_gpt2: sampled inference with majority voting."""
 
-    model_type: str = _flag("coconut", "backbone", BACKBONES)
-    model_id: str = _flag("checkpoints/tiny-coconut", "folder or hub id of the checkpoint")
+    model_type: str = _flag("coconut", "backbone, a GPT-2: coconut or codi")
+    model_id: str | None = _flag(None, "folder or hub id of the checkpoint, default: the embedded one")
     n_samples: int = _flag(64, "trajectories N a question")
     report_n: list[int] = field(
         default=None, metadata={"help": "sizes of the pool to report, default 1 4 16 64 up to N"}
@@ -142,9 +162,11 @@ class InferenceSettings(SamplingSettings):
     output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
     save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
 
+    architecture = "gpt2"
     free = ("batch_size", "overwrite", "report_n", "output_dir")
 
     def __post_init__(self):
+        self.model_id = self.model_id or f"checkpoints/tiny-{self.model_type}"
         self._at_least("n_samples", 1)
         if not self.do_sample and self.n_samples > 1:
             raise ValueError(
@@ -156,27 +178,44 @@ class InferenceSettings(SamplingSettings):
 
 
 @dataclass
+class LlamaInferenceSettings(InferenceSettings):
+    """The flags of src.infer_llama."""
+
+    model_type: str = _flag("colar", "backbone, a LLaMA: colar")
+
+    architecture = "llama"
+
+
+@dataclass
 class AnnotationSettings(SamplingSettings):
     """The flags of src.annotate_data."""
 
     save_path: str = _flag("outputs/annotated", "folder of the pools")
     name: str | None = _flag(None, "the pool's folder in it, default: a name made of the settings")
-    model_type: str = _flag("coconut", "backbone", BACKBONES)
-    model_id: str = _flag("checkpoints/tiny-coconut", "folder or hub id of the checkpoint")
+    model_type: str = _flag("coconut", f"backbone: {', '.join(BACKBONES)}")
+    model_id: str | None = _flag(None, "folder or hub id of the checkpoint, default: the embedded one")
     n_samples: int = _flag(8, "trajectories n a question")
     n_samples_per_step: int = _flag(64, "rollouts M from every thought; 0: labels are the outcome")
-    dropout_embedding: bool | None = _flag(None, "dropout after the embedding too, default true")
+    dropout_embedding: bool | None = _flag(
+        None, "dropout after the embedding too, default true, CoLaR has none"
+    )
     shard_size: int = _flag(64, "questions a file")
 
-    sampler_defaults = SAMPLER_DEFAULTS | {
-        "dropout": SAMPLER_DEFAULTS["dropout"] | {"dropout_embedding": True}
-    }
+    sampler_flags = SAMPLER_FLAGS | {"dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")}
     free = ("batch_size", "overwrite", "save_path", "name")
 
     def __post_init__(self):
+        self.model_id = self.model_id or f"checkpoints/tiny-{self.model_type}"
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
             self._at_least(name, least)
         super().__post_init__()
+        if (
+            self.dropout_embedding
+            and not BACKBONES[self.model_type].sampling_defaults["dropout_embedding"]
+        ):
+            raise ValueError(
+                f"--dropout_embedding true: {self.model_type} has no such dropout; leave it out"
+            )
         self.name = self.name or self.run_name
 
     @property
@@ -188,10 +227,11 @@ class AnnotationSettings(SamplingSettings):
 class RewardSettings(SamplingSettings):
     """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
 
-    prm_id: str = _flag("checkpoints/tiny-latentRM-coconut", "folder or hub id of the reward model")
+    prm_id: str | None = _flag(None, "folder or hub id of the reward model, default: the embedded one")
     prm_mode: str = _flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
-    generator_type: str = _flag("coconut", "backbone", BACKBONES)
-    generator_id: str = _flag("checkpoints/tiny-coconut", "folder or hub id of the backbone")
+    generator_type: str = _flag("coconut", "backbone, a GPT-2: coconut or codi")
+    generator_id: str | None = _flag(None, "folder or hub id of the backbone, default: the embedded one")
+    score_by: str = _flag("sum", "a trajectory's score, of the rewards of its thoughts", SCORES)
     num_return_sequences: int | None = _flag(None, "best_of_n: trajectories N, default 64")
     report_n: list[int] = field(
         default=None, metadata={"help": "best_of_n: sizes of the pool to report, default 1 4 16 64"}
@@ -202,11 +242,14 @@ class RewardSettings(SamplingSettings):
     num_beam_candidates: int | None = _flag(None, "beam_search: candidates C of each, default 4")
     output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
 
+    architecture, type_flag = "gpt2", "generator_type"
     free = ("batch_size", "overwrite", "report_n", "output_dir")
 
     def __post_init__(self):
         if self.pool is not None and self.prm_mode == "best_of_n":
             self._take_from_pool()
+        self.generator_id = self.generator_id or f"checkpoints/tiny-{self.generator_type}"
+        self.prm_id = self.prm_id or f"checkpoints/tiny-latentRM-{self.generator_type}"
         self._resolve_mode()
         super().__post_init__()
         if self.prm_mode == "best_of_n":
@@ -230,7 +273,7 @@ class RewardSettings(SamplingSettings):
     def _take_from_pool(self):
         """The settings under which the pool was sampled; a flag that contradicts it is an error."""
         for name, default in _defaults(self).items():
-            stays = name in (*self.free, "prm_id", "prm_mode", "pool")
+            stays = name in (*self.free, "prm_id", "prm_mode", "pool", "score_by")
             if not stays and getattr(self, name) != default:
                 raise ValueError(f"--{name} has no effect with --pool: leave it out")
         try:
@@ -259,6 +302,15 @@ class RewardSettings(SamplingSettings):
     def n_samples(self):
         """Trajectories a question."""
         return self.num_beams * self.num_beam_candidates if self.num_beams else self.num_return_sequences
+
+
+@dataclass
+class LlamaRewardSettings(RewardSettings):
+    """The flags of src.infer_llama_rm."""
+
+    generator_type: str = _flag("colar", "backbone, a LLaMA: colar")
+
+    architecture = "llama"
 
 
 def _defaults(settings):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoTokenizer
 
-from src.models.special_tokens import missing_tokens, set_token_ids
+from src.models.special_tokens import TOKENS, missing_tokens, set_token_ids
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import DETERMINISTIC, Sampling
 
@@ -17,15 +17,38 @@ _PLACE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "fo
 class LatentGenerateOutput:
     """sequences (B * N, length): prompt as given, latent ids, end-of-thinking, answer, padding.
 
-    thoughts (B, N, T, D): the latent thoughts as they were fed back.
+    thoughts (B, N, T, D): the latent thoughts as they were fed back; lengths (B, N): how many there are.
     """
 
     sequences: torch.Tensor
     thoughts: torch.Tensor
+    lengths: torch.Tensor
 
 
 class LatentReasoner:
-    """Mixin before a HF causal language model. See src/models/coconut.py for what it needs."""
+    """Mixin before a HF causal language model and the reader of its architecture.
+
+    A backbone (src/models/coconut.py is the shortest) gives format_prompt(question), format_answer(answer),
+    the text that it learns to write, parse_answer(text), the number in it or None, and to_thought(hidden).
+    What follows can be set otherwise: special_tokens; config_keys, which a config must have; stops_itself,
+    whether the model ends its latent phase by its own end token (``latent_length`` is then the cap);
+    latent_length and sampling_defaults, the settings that the flags start from.
+    """
+
+    special_tokens = TOKENS
+    config_keys = ()
+    stops_itself = False
+    latent_length = 6
+    sampling_defaults = {
+        "dropout_p": 0.2, "noise_std": 0.6, "dropout_prompt": True, "dropout_answer": False,
+        "dropout_embedding": True, "dropout_mask": "step",
+    }  # fmt: skip
+
+    @classmethod
+    def encode(cls, tokenizer, questions):
+        """The prompts of questions: a list of token ids each."""
+        prompts = [cls.format_prompt(question) for question in questions]
+        return tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     @classmethod
     def from_pretrained(cls, path, *args, **kwargs):
@@ -34,7 +57,7 @@ class LatentReasoner:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         same_place = {key: kwargs[key] for key in _PLACE if key in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(path, **same_place)
-        if not missing_tokens(tokenizer):
+        if not missing_tokens(tokenizer, cls.special_tokens):
             set_token_ids(model, tokenizer)
         return loaded
 
@@ -45,14 +68,14 @@ class LatentReasoner:
         *,
         num_return_sequences=1,
         do_sample=False,
-        latent_length=6,
+        latent_length=None,
         max_new_tokens=64,
         sampling_by="dropout",
-        dropout_p=0.2,
-        noise_std=0.6,
-        dropout_prompt=True,
-        dropout_answer=False,
-        dropout_mask="step",
+        dropout_p=None,
+        noise_std=None,
+        dropout_prompt=None,
+        dropout_answer=None,
+        dropout_mask=None,
         seed=0,
         question_ids=None,
         return_dict_in_generate=False,
@@ -61,31 +84,40 @@ class LatentReasoner:
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
         ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. What the
-        sampling keywords mean stands at src.sampling.samplers.Sampling; they need ``do_sample``.
+        sampling keywords mean stands at src.sampling.samplers.Sampling; they need ``do_sample``, and None
+        is the backbone's own default, as it is for ``latent_length``.
         Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on
         impossible settings, TypeError on unknown keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         pairs = zip(input_ids, mask, strict=True)
-        sampling = Sampling(
-            sampling_by, dropout_p, noise_std, dropout_prompt, dropout_answer, dropout_mask
-        )
+        given = {
+            "dropout_p": dropout_p, "noise_std": noise_std, "dropout_prompt": dropout_prompt,
+            "dropout_answer": dropout_answer, "dropout_mask": dropout_mask, "dropout_embedding": False,
+        }  # fmt: skip
+        given = {key: value for key, value in given.items() if value is not None}
+        sampling = Sampling(sampling_by, **(self.sampling_defaults | given))
         question_ids = range(len(input_ids)) if question_ids is None else question_ids
         request = Request(
             prompts=[row[keep.bool()].tolist() for row, keep in pairs],
             questions=[int(question) for question in question_ids],
             n_samples=num_return_sequences,
-            latent_length=latent_length,
+            latent_length=self.latent_length if latent_length is None else latent_length,
             max_new_tokens=max_new_tokens,
             seed=seed,
             sampling=sampling if do_sample else DETERMINISTIC,
         )
         trajectories = sample(self, request)
-        middle = [self.config.latent_token_id] * latent_length + [self.config.end_latent_token_id]
+        config = self.config
         answers = [
-            torch.tensor(middle + ids + [self.config.eos_token_id] * done)
+            torch.tensor(
+                [config.latent_token_id] * int(trajectories.lengths[q, n])
+                + [config.end_latent_token_id]
+                + trajectories.tokens[q][n]
+                + [config.eos_token_id] * trajectories.finished[q][n]
+            )
             for q in range(len(input_ids))
-            for ids, done in zip(trajectories.tokens[q], trajectories.finished[q], strict=True)
+            for n in range(num_return_sequences)
         ]
         pad = self.config.pad_token_id
         pad = self.config.eos_token_id if pad is None else pad  # GPT-2 has none
@@ -93,5 +125,5 @@ class LatentReasoner:
         prompts = input_ids.repeat_interleave(num_return_sequences, dim=0)
         sequences = torch.cat((prompts, answers.to(prompts.device)), dim=1)
         if return_dict_in_generate:
-            return LatentGenerateOutput(sequences, trajectories.thoughts)
+            return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.lengths)
         return sequences

@@ -2,16 +2,19 @@
 
 import torch
 from torch import nn
-from transformers import GPT2Model, GPT2PreTrainedModel
+from transformers import GPT2Model, GPT2PreTrainedModel, LlamaModel, LlamaPreTrainedModel
 
-from src.models import gpt2
+from src.models.caches import GrowingCache
+from src.models.codi import new_projector
+from src.models.gpt2 import GPT2Reader
+from src.models.llama import LlamaReader
 from src.sampling.engine import pad_right
 
 
-class LatentRM(GPT2PreTrainedModel):
-    """r_t = g(x, h_1 .. h_t); a trajectory's score is the sum of its r_t.
+class LatentRM:
+    """r_t = g(x, h_1 .. h_t); a trajectory's score is the sum of its r_t. Mixin of the two below.
 
-    Published layout: ``transformer.*`` as GPT-2, ``classifier.{weight,bias}`` with one output. Where
+    Published layout: the backbone's body and ``classifier.{weight,bias}`` with one output. Where
     ``config.latent_hidden_size`` is set, thoughts of that width enter through ``latent_projection``
     (a reward model wider than its generator); otherwise they are as wide as the model and enter as
     they are. With ``config.scores_answer`` (not in the paper) the model also answers the question itself
@@ -21,72 +24,117 @@ class LatentRM(GPT2PreTrainedModel):
     Shapes: Q questions, N trajectories of each, R = Q * N rows, T thoughts, D width of a thought.
     """
 
-    def __init__(self, config):
-        gpt2.check_config(config)
-        super().__init__(config)
-        self.transformer = GPT2Model(config)
+    def add_heads(self, projector):
+        """The parts on top of the body. projector: what a hidden state passes before the classifier."""
+        config = self.config
         width = getattr(config, "latent_hidden_size", None)
-        self.latent_projection = nn.Linear(width, config.n_embd) if width else nn.Identity()
-        self.classifier = nn.Linear(config.n_embd, 1)
+        self.latent_projection = nn.Linear(width, config.hidden_size) if width else nn.Identity()
+        self.projector = projector
+        self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
     @property
     def thought_width(self):
         """D, the width of the generator whose thoughts the model reads."""
-        return getattr(self.config, "latent_hidden_size", None) or self.config.n_embd
+        return getattr(self.config, "latent_hidden_size", None) or self.config.hidden_size
 
     @property
     def scores_answer(self):
         """Whether there is a reward for the answer, beside those of the thoughts."""
         return bool(getattr(self.config, "scores_answer", False))
 
-    def forward(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
+    def forward(self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None):
         """Scores r_t (Q, N, T) of latent_embeds (Q, N, T, D) under the prompts input_ids (Q, L).
 
+        latent_lengths (Q, N): how many of a trajectory's T thoughts exist, None: all; the others score 0.
         The prompt is read once for its N trajectories. Padding may stand on either side. A model that
         scores answers needs answer_ids (Q, N, A), padded on the right with -1; it returns (Q, N, T + 1).
         """
         answer_ids = answer_ids if self.scores_answer else None
-        hidden, logits = self.read(input_ids, attention_mask, latent_embeds, answer_ids)
+        hidden, logits = self.read(input_ids, attention_mask, latent_embeds, latent_lengths, answer_ids)
         scores = self.classify(hidden)
+        if latent_lengths is not None:
+            scores = scores * existing(latent_lengths, hidden.shape[2])
         if logits is None:
             return scores
         return torch.cat((scores, log_prob(logits, answer_ids)[..., None].to(scores)), dim=-1)
 
-    def read(self, input_ids, attention_mask, latent_embeds, answer_ids=None):
+    def read(self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None):
         """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width, and with answer_ids
         (Q, N, A) the logits (Q, N, A, V) before each of their tokens; else None."""
         ids, lengths = _to_the_left(input_ids, attention_mask)
         prompt = self.read_prompts(ids, lengths)
         (count, thoughts), device = latent_embeds.shape[1:3], ids.device
+        if latent_lengths is None:
+            latent_lengths = torch.full(latent_embeds.shape[:2], thoughts, device=device)
         x = self.embed_thoughts(latent_embeds.flatten(0, 1))  # (R, T, W)
         if answer_ids is not None:
-            x = torch.cat((x, self._embed_answers(answer_ids.flatten(0, 1))), dim=1)  # (R, T + A, W)
+            x = joined(x, self._embed_answers(answer_ids.flatten(0, 1)), latent_lengths.flatten())
         positions = lengths.repeat_interleave(count)[:, None] + torch.arange(x.shape[1], device=device)
-        positions = positions.clamp(max=self.config.n_positions - 1)  # only padding lies beyond
-        hidden = gpt2.extend(self.transformer, x, positions, prompt, gpt2.GrowingCache())
+        positions = positions.clamp(
+            max=self.config.max_position_embeddings - 1
+        )  # only padding lies beyond
+        hidden = self.extend(x, positions, prompt, GrowingCache())
         hidden = hidden.unflatten(0, latent_embeds.shape[:2])  # (Q, N, T + A, W)
         if answer_ids is None:
             return hidden, None
-        return hidden[:, :, :thoughts], hidden[:, :, thoughts:] @ self.transformer.wte.weight.T
+        before = latent_lengths[..., None] + torch.arange(
+            answer_ids.shape[2], device=device
+        )  # (Q, N, A)
+        answers = hidden.take_along_dim(before[..., None], dim=2)  # (Q, N, A, W)
+        return hidden[:, :, :thoughts], answers @ self.get_input_embeddings().weight.T
 
     def embed_thoughts(self, thoughts):
         """Thoughts (..., D) as the model's inputs (..., W)."""
         return self.latent_projection(thoughts.to(self.dtype))
 
     def _embed_answers(self, answers):
-        """Inputs (R, A): the end-of-thinking token, then answers (R, A) but for their last token; causal
+        """Inputs (R, A, W): the end-of-thinking token, then answers (R, A) but for their last token; causal
         attention keeps the padding from what is asked for."""
         end = torch.full_like(answers[:, :1], self.config.end_latent_token_id)
-        return self.transformer.wte(torch.cat((end, answers[:, :-1].clamp(min=0)), dim=1))
+        return self.embed(torch.cat((end, answers[:, :-1].clamp(min=0)), dim=1))
 
     def classify(self, hidden):
         """Scores (...) of hidden states (..., W)."""
-        return self.classifier(hidden).squeeze(-1)
+        return self.classifier(self.projector(hidden)).squeeze(-1)
 
     def read_prompts(self, ids, lengths):
         """The PromptCache of prompts ids (Q, L), padded on the right, of true lengths (Q,)."""
-        return gpt2.prefill(self.transformer, self.transformer.wte(ids), lengths)[1]
+        return self.prefill(self.embed(ids), lengths)[1]
+
+
+class GPT2LatentRM(LatentRM, GPT2Reader, GPT2PreTrainedModel):
+    """Published layout: ``transformer.*``; of a CODI also ``projector.*``, before the classifier."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer = GPT2Model(config)
+        self.add_heads(new_projector(config))
+
+
+class LlamaLatentRM(LatentRM, LlamaReader, LlamaPreTrainedModel):
+    """Layout: ``model.*``."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.add_heads(nn.Identity())
+
+
+LATENT_RMS = {cls.config_class.model_type: cls for cls in (GPT2LatentRM, LlamaLatentRM)}
+
+
+def existing(latent_lengths, thoughts):
+    """Which of the T thoughts exist, (..., T), for latent_lengths (...)."""
+    return torch.arange(thoughts, device=latent_lengths.device) < latent_lengths[..., None]
+
+
+def joined(thoughts, answers, lengths):
+    """Inputs (R, T + A, W): each row's thoughts (R, T, W) that exist, its answer (R, A, W), and the rest."""
+    count, both = thoughts.shape[1], torch.cat((thoughts, answers), dim=1)
+    place = torch.arange(both.shape[1], device=lengths.device)  # (T + A,)
+    after = (place + count - lengths[:, None]).clamp(max=both.shape[1] - 1)  # (R, T + A)
+    return both.take_along_dim(torch.where(place < lengths[:, None], place, after)[..., None], dim=1)
 
 
 def log_prob(logits, answers):
@@ -121,12 +169,12 @@ class PrefixScorer:
         """
         model, rows = self.model, len(thoughts)
         if parents is None:
-            self.own = gpt2.FixedCache(model.config, rows, self.capacity, model.dtype, model.device)
+            self.own = model.new_cache(rows, self.capacity)
         else:
             self.own = self.own.select(parents)
         positions = self.lengths.repeat_interleave(rows // len(self.lengths)) + self.own.length  # (R,)
         x = model.embed_thoughts(thoughts)[:, None]  # (R, 1, W)
-        hidden = gpt2.extend(model.transformer, x, positions[:, None], self.prompt, self.own)
+        hidden = model.extend(x, positions[:, None], self.prompt, self.own)
         return model.classify(hidden)[:, 0].float()
 
     def select(self, rows):

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from src.models import BACKBONES
-from src.models.latent_rm import LatentRM
+from src.models.latent_rm import LATENT_RMS
 from src.models.special_tokens import missing_tokens
 from utils.errors import UserError
 
@@ -82,26 +82,28 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # whatever a spoilt file makes of the parser
         raise _damaged(given, error) from None
-    if config.model_type != LatentRM.config_class.model_type:
+    if config.model_type not in LATENT_RMS:
         raise UserError(
             f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
         )
-    width = getattr(config, "latent_hidden_size", None) or config.n_embd
+    width = getattr(config, "latent_hidden_size", None) or config.hidden_size
     if width != backbone.config.hidden_size:
         raise UserError(
             f"{given}: reads thoughts of width {width}, the backbone has {backbone.config.hidden_size}; "
             "choose the reward model of this backbone"
         )
     positions = backbone.config.max_position_embeddings
-    if config.n_positions < positions:
+    if config.max_position_embeddings < positions:
         raise UserError(
-            f"{given}: has {config.n_positions} positions, the backbone {positions}; choose the reward "
-            "model of this backbone"
+            f"{given}: has {config.max_position_embeddings} positions, the backbone {positions}; choose "
+            "the reward model of this backbone"
         )
     if config.vocab_size < len(tokenizer):
         raise UserError(f"{given}: knows {config.vocab_size} tokens, the backbone {len(tokenizer)}; "
                         "choose the reward model of this backbone")  # fmt: skip
-    return _read_weights(LatentRM, folder, given, DTYPES[dtype]).to(device).eval()
+    model = _read_weights(LATENT_RMS[config.model_type], folder, given, DTYPES[dtype])
+    model.config.end_latent_token_id = backbone.config.end_latent_token_id
+    return model.to(device).eval()
 
 
 def _damaged(given, error):
@@ -123,7 +125,13 @@ def _check_config(cls, folder, model_id):
             f"--model_id {model_id}: config.json says model_type {config.model_type!r}, {cls.__name__} "
             f"needs {needed!r}: choose another --model_type or checkpoint"
         )
-    missing = missing_tokens(tokenizer)
+    lacking = [key for key in cls.config_keys if not hasattr(config, key)]
+    if lacking:
+        raise UserError(
+            f"--model_id {model_id}: config.json lacks {lacking[0]}: not a {cls.__name__} checkpoint; "
+            "choose another --model_type or checkpoint"
+        )
+    missing = missing_tokens(tokenizer, cls.special_tokens)
     if missing or tokenizer.eos_token_id is None:
         names = ", ".join(missing) or "an end-of-text token"
         raise UserError(

@@ -1,4 +1,7 @@
-"""The special tokens of latent reasoning; their ids always come from the tokenizer."""
+"""The special tokens of latent reasoning; their ids always come from the tokenizer.
+
+A backbone's ``special_tokens`` are {key in the config: token}.
+"""
 
 START, END, LATENT = "<|start-latent|>", "<|end-latent|>", "<|latent|>"
 TOKENS = {
@@ -8,15 +11,15 @@ TOKENS = {
 }
 
 
-def missing_tokens(tokenizer):
+def missing_tokens(tokenizer, special_tokens):
     """The special tokens that the tokenizer lacks."""
     vocabulary = tokenizer.get_vocab()
-    return [token for token in TOKENS.values() if token not in vocabulary]
+    return [token for token in special_tokens.values() if token not in vocabulary]
 
 
 def set_token_ids(model, tokenizer):
-    """Sets the ids in the model's config: published ones lack them or hold -100 or -1."""
-    for key, token in TOKENS.items():
+    """Sets the ids in a backbone's config: published ones lack them or hold -100 or -1."""
+    for key, token in model.special_tokens.items():
         setattr(model.config, key, tokenizer.convert_tokens_to_ids(token))
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -24,8 +27,10 @@ def set_token_ids(model, tokenizer):
 
 
 def add_tokens(model, tokenizer):
-    """Adds the missing special tokens to tokenizer and embeddings (training from a plain GPT-2)."""
-    tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS.values())})
+    """Adds the missing special tokens to tokenizer and embeddings (training from a plain checkpoint)."""
+    missing = missing_tokens(tokenizer, model.special_tokens)
+    if missing:
+        tokenizer.add_special_tokens({"additional_special_tokens": missing})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > model.config.vocab_size:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from src.sampling.engine import Trajectories, decode, read_thought, start
+from src.sampling.engine import Trajectories, decode, read_thought, start, stops
 from src.sampling.samplers import add_noise
 
 
@@ -17,7 +17,8 @@ from src.sampling.samplers import add_noise
 class Beams:
     """trajectories: the B survivors of each question, best first.
 
-    scores (Q, B, T): r_t of their thoughts. passes: latent forward passes of the generator.
+    scores (Q, B, T): r_t of their thoughts, 0 where there is none. passes: latent forward passes of the
+    generator.
     """
 
     trajectories: Trajectories
@@ -26,10 +27,12 @@ class Beams:
 
 
 @torch.inference_mode()
-def beam_search(model, request, num_beams, num_candidates, scorer):
+def beam_search(model, request, num_beams, num_candidates, scorer, score_by="sum"):
     """The best ``num_beams`` trajectories of each question of ``request`` (its n_samples counts not).
 
-    scorer: a src.models.latent_rm.PrefixScorer. One mask for a whole trajectory (dropout_mask) has no
+    scorer: a src.models.latent_rm.PrefixScorer. score_by: "sum" or "mean" of the rewards of the thoughts
+    that a beam has. Where the model ends the latent phase itself, a beam that has ended stays, as one
+    candidate, until better ones push it out. One mask for a whole trajectory (dropout_mask) has no
     meaning here: a beam changes its slot, and with it its numbers, at every step.
     """
     slots = replace(request, n_samples=num_beams * num_candidates)
@@ -37,27 +40,43 @@ def beam_search(model, request, num_beams, num_candidates, scorer):
     keys, passes = state.keys, len(state.keys)
     scorer.begin(request.prompts, request.latent_length)
     thoughts = scores = parents = None  # thoughts (R, t, D) and scores (R, t) of all slots
+    ended = torch.zeros_like(state.counts, dtype=torch.bool)  # (R,)
+    twin = ended  # slots whose beam has another slot that is the same
     for step in range(1, request.latent_length + 1):
         if step > 1:
-            state, hidden, read = _branch(model, slots, state, keys, step - 1, num_candidates)
-            state.thought = add_noise(slots.sampling, model.to_thought(hidden), keys, step)  # (R, D)
+            state, hidden, read = _branch(model, slots, state, keys, step - 1, num_candidates, ended)
             parents = torch.arange(len(keys), device=keys.device) // num_candidates  # (R,)
+            ended = ended[parents]
             passes += read
-        reward = scorer.extend(state.thought, parents)  # (R,)
-        thoughts = _append(thoughts, parents, state.thought)
+            if model.stops_itself:
+                ended = ended | stops(model, hidden)
+                twin = _twins(ended, num_candidates)
+            state.thought = add_noise(slots.sampling, model.to_thought(hidden), keys, step)  # (R, D)
+            state.counts = torch.where(ended, state.counts, step)
+        reward = scorer.extend(state.thought, parents).masked_fill(ended, 0)  # (R,)
+        thoughts = _append(thoughts, parents, state.thought.masked_fill(ended[:, None], 0))
         scores = _append(scores, parents, reward)
-        keep = _best(scores.sum(1), len(request.prompts), num_beams)  # (Q * B,)
-        thoughts, scores = thoughts[keep], scores[keep]
+        total = scores.sum(1) if score_by == "sum" else scores.sum(1) / state.counts
+        keep = _best(total.masked_fill(twin, float("-inf")), len(request.prompts), num_beams)  # (Q * B,)
+        thoughts, scores, ended = thoughts[keep], scores[keep], ended[keep]
         scorer.select(keep)
         state = _survivors(slots, state, keep)
+        if bool(ended.all()):
+            break
     beams = replace(request, n_samples=num_beams)
+    if model.stops_itself:
+        if not bool(ended.all()):  # at the cap
+            passes += int((~ended).sum())
+            read_thought(model, slots.sampling, state, request.latent_length)
+        state.own.hide(state.counts)
+        state.thought = None
     trajectories = decode(model, beams, state, thoughts)
     return Beams(trajectories, scores.unflatten(0, (-1, num_beams)), passes)
 
 
-def _branch(model, request, state, keys, step, count):
+def _branch(model, request, state, keys, step, count, ended):
     """Every beam ``count`` times, the hidden states (R, D) at its thought number ``step``, and how many
-    rows were read for them.
+    rows had to be read for them.
 
     With dropout each branch reads the thought under masks of its own; otherwise a beam reads once.
     """
@@ -69,12 +88,19 @@ def _branch(model, request, state, keys, step, count):
         thought=state.thought[repeat],
         keys=keys,
         lengths=state.lengths[repeat],
+        counts=state.counts[repeat],
         own=state.own.select(repeat),
     )
+    alive = int((~ended).sum())
     if not request.sampling.drops:
-        return branches, hidden[repeat], len(hidden)
-    hidden = read_thought(model, request.sampling, branches, step)
-    return branches, hidden, len(hidden)
+        return branches, hidden[repeat], alive
+    return branches, read_thought(model, request.sampling, branches, step), alive * count
+
+
+def _twins(ended, count):
+    """Which slots (R,) have ended like an earlier slot of the same beam: they hold the same thoughts."""
+    per_beam = ended.view(-1, count)
+    return (per_beam & (per_beam.cumsum(1) > 1)).flatten()
 
 
 def _append(past, parents, new):
@@ -101,6 +127,7 @@ def _survivors(request, state, keep):
         thought=state.thought[keep],
         keys=state.keys[keep],
         lengths=state.lengths[keep],
+        counts=state.counts[keep],
         prompt=prompt,
         own=state.own.select(keep),
     )

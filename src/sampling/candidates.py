@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from src.sampling.engine import State, decode, pad_right, think
+from src.sampling.engine import State, answer_start, decode, pad_right, think
 from src.sampling.samplers import dropout_hook
 
 CANDIDATE_ROWS = {"cpu": 512, "cuda": 8192}  # (trajectory, candidate) pairs in flight
@@ -55,16 +55,14 @@ def score_candidates(model, request, begun, trajectories, parse):
 
 def _read_end(model, request, state):
     """Final hidden states (R, D) at the forced end-of-thinking token."""
-    end = torch.full((len(state.keys),), model.config.end_latent_token_id, device=model.device)
-    x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
-    return _extend(model, request, state, x, request.latent_length)[:, -1]
+    return _extend(model, request, state, *answer_start(model, state))[:, -1]
 
 
-def _extend(model, request, state, x, step):
-    """Hidden states of inputs x (R, S, D), of which the first stands at ``step``."""
-    steps = step + torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])  # (R, S)
+def _extend(model, request, state, x, positions):
+    """Hidden states of inputs x (R, S, D) of the answer, at positions (R, S)."""
+    steps = positions - (state.lengths[:, None] - 1)
     drop = dropout_hook(request.sampling, state.keys, steps, active=request.sampling.dropout_answer)
-    return model.extend(x, steps + state.lengths[:, None] - 1, state.prompt, state.own, drop)
+    return model.extend(x, positions, state.prompt, state.own, drop)
 
 
 def _score_question(model, request, state, hidden, q, texts):
@@ -92,13 +90,16 @@ def _log_probs(model, request, state, hidden, rows, q, ids, lengths):
         thought=None,
         keys=state.keys[repeat],
         lengths=state.lengths[repeat],
+        counts=state.counts[repeat],
         prompt=state.prompt.select(groups),
         own=state.own.select(repeat),
     )
     after = hidden[rows, None].expand(-1, count, -1).flatten(0, 1)[:, None]  # (M * K, 1, D)
     if longest > 1:
         x = model.embed(ids[:, :-1]).repeat(len(rows), 1, 1)  # (M * K, A - 1, D)
-        text = _extend(model, request, branch, x, request.latent_length + 2)
+        first = (branch.lengths + branch.counts + 1)[:, None]  # (M * K, 1)
+        positions = first + torch.arange(longest - 1, device=first.device)
+        text = _extend(model, request, branch, x, positions)
         after = torch.cat((after, text), dim=1)  # (M * K, A, D)
     token = model.lm_head(after).float().log_softmax(-1)  # (M * K, A, V)
     token = token.gather(-1, ids.repeat(len(rows), 1)[..., None])[..., 0]  # (M * K, A)

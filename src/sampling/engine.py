@@ -4,7 +4,9 @@ Whatever the samples of a question share is computed once and kept once: with no
 ``dropout_prompt=False``, its prompt. Rows are (question, sample) pairs, a question's rows adjacent.
 
 A backbone offers ``embed``, ``prefill``, ``extend``, ``to_thought``, ``lm_head`` and ``new_cache``;
-see src/models. Q questions, N samples, R = Q * N rows, T thoughts, A answer tokens, D model width.
+see src/models. One that ``stops_itself`` ends a row's latent phase by its end token, at the latest after
+``latent_length`` thoughts: the row then waits, unread, until all of its batch have ended.
+Q questions, N samples, R = Q * N rows, T thoughts, A answer tokens, D model width.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +23,10 @@ COMPACT_BELOW = 0.75  # share of unfinished rows under which the answer phase co
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample. prompts: Q lists of token ids; questions: their Q indices, for the keys."""
+    """What to sample. prompts: Q lists of token ids; questions: their Q indices, for the keys.
+
+    latent_length: thoughts of a trajectory, or for a backbone that stops itself its cap.
+    """
 
     prompts: list
     questions: list
@@ -36,12 +41,18 @@ class Request:
 class Trajectories:
     """thoughts (Q, N, T, D) as they were fed back; tokens[q][n]: answer ids, without end-of-text.
 
-    finished[q][n]: whether end-of-text came within the limit.
+    lengths (Q, N): how many of the T thoughts exist; the others are 0. finished[q][n]: whether end-of-text
+    came within the limit.
     """
 
     thoughts: torch.Tensor
+    lengths: torch.Tensor
     tokens: list
     finished: list
+
+    def thoughts_of(self, q):
+        """Thoughts (N, T', D) of question number q, T' those of its longest trajectory."""
+        return self.thoughts[q, :, : int(self.lengths[q].max())]
 
     def answer_ids(self, q, eos):
         """Answers of question number q, (N, A): ids, end-of-text where it came, then -1."""
@@ -53,13 +64,14 @@ class Trajectories:
 class State:
     """Rows between two forward passes: of prompt and earlier thoughts all is cached.
 
-    thought (R, D) is the next input, keys (R,) are the rows' random keys, lengths (R,) those of
-    their prompts.
+    thought (R, D) is the next input, or None when all thoughts have been read; keys (R,) are the rows'
+    random keys, lengths (R,) those of their prompts, counts (R,) the thoughts that they have.
     """
 
-    thought: torch.Tensor
+    thought: torch.Tensor | None
     keys: torch.Tensor
     lengths: torch.Tensor
+    counts: torch.Tensor
     prompt: object
     own: object
 
@@ -80,17 +92,23 @@ def sample(model, request):
 
 
 def think(model, request):
-    """The latent phase: the state before the last thought's forward, and the thoughts (R, T, D)."""
+    """The latent phase: the state before the answer, and the thoughts (R, T, D), 0 where none is."""
     _check(model, request)
     state = start(model, request)
-    return state, torch.stack([state.thought, *think_on(model, request, state, 1)], dim=1)
+    first = state.thought
+    return state, torch.stack([first, *think_on(model, request, state, 1)], dim=1)
 
 
 def decode(model, request, state, thoughts):
     """The Trajectories of what ``think`` returned; consumes the state."""
+    shape, counts = (len(request.prompts), request.n_samples), state.counts
     tokens, finished = answer(model, request, state)
-    shape = (len(request.prompts), request.n_samples)
-    return Trajectories(thoughts.unflatten(0, shape), _regroup(tokens, shape), _regroup(finished, shape))
+    return Trajectories(
+        thoughts.unflatten(0, shape),
+        counts.cpu().view(shape),
+        _regroup(tokens, shape),
+        _regroup(finished, shape),
+    )
 
 
 def check_length(model, longest_prompt, latent_length, max_new_tokens):
@@ -170,17 +188,58 @@ def start(model, request):
     hidden, prompt, lengths = _read_prompts(model, request, keys)
     own = model.new_cache(len(keys), request.latent_length + request.max_new_tokens)
     thought = add_noise(request.sampling, model.to_thought(hidden), keys, 1)  # (R, D)
-    return State(thought, keys, lengths, prompt, own)
+    return State(thought, keys, lengths, torch.ones_like(lengths), prompt, own)
 
 
 def think_on(model, request, state, first):
-    """The thoughts after thought number ``first``, which is the state's, up to the last: (R, D) each."""
+    """The thoughts after thought number ``first``, which is the state's, up to the last: (R, D) each.
+
+    Moves the state on to the answer.
+    """
+    if model.stops_itself:
+        return _think_until_stop(model, request, state, first)
     found = []
     for step in range(first, request.latent_length):
         hidden = read_thought(model, request.sampling, state, step)  # (R, D)
         state.thought = add_noise(request.sampling, model.to_thought(hidden), state.keys, step + 1)
         found.append(state.thought)
+    state.counts = torch.full_like(state.counts, request.latent_length)
     return found
+
+
+def _think_until_stop(model, request, state, first):
+    """``think_on`` of a backbone that stops itself; all thoughts have been read in the end.
+
+    Rows that have ended are dropped once they are many; what the others read then goes to the whole
+    state's cache by the way of theirs.
+    """
+    found, flight, last = [], replace(state, own=state.own.fork()), first
+    row = torch.arange(len(state.keys), device=state.keys.device)  # where a row in flight came from
+    alive = torch.ones_like(row, dtype=torch.bool)
+    state.counts = torch.zeros_like(state.counts)
+    for last in range(first, request.latent_length + 1):
+        state.counts[row[alive]] = last
+        hidden = read_thought(model, request.sampling, flight, last)  # (R', D)
+        alive = alive & ~stops(model, hidden)
+        if last == request.latent_length or not bool(alive.any()):
+            break
+        new = add_noise(request.sampling, model.to_thought(hidden), flight.keys, last + 1)
+        found.append(new.new_zeros(len(state.keys), new.shape[1]).index_copy(0, row[alive], new[alive]))
+        flight.thought = new
+        whole = flight.own
+        keep = _compact(flight, alive)
+        if keep is not None:
+            state.own.put(row, whole)
+            row, alive, flight.thought = row[keep], alive[keep], flight.thought[keep]
+    state.own.put(row, flight.own)
+    state.own.length, state.thought = flight.own.length, None
+    state.own.hide(state.counts)
+    return found
+
+
+def stops(model, hidden):
+    """Whether the model ends its latent phase at hidden states (R, D)."""
+    return model.lm_head(hidden).argmax(-1) == model.config.end_latent_token_id
 
 
 def read_thought(model, sampling, state, step):
@@ -196,10 +255,7 @@ def answer(model, request, state):
     Returns R lists of token ids, and whether each came to its end-of-text. Consumes the state.
     """
     sampling, rows = request.sampling, len(state.keys)
-    end = torch.full((rows,), model.config.end_latent_token_id, device=model.device)
-    x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
-    start = state.lengths + request.latent_length - 1
-    positions = torch.stack((start, start + 1), dim=1)  # (R, 2)
+    x, positions = answer_start(model, state)  # (R, S, D), (R, S)
     written = torch.zeros(rows, request.max_new_tokens, dtype=torch.int64, device=model.device)
     count = torch.zeros(rows, dtype=torch.int64, device=model.device)
     row = torch.arange(rows, device=model.device)  # where each row in flight came from
@@ -221,6 +277,17 @@ def answer(model, request, state):
     unfinished = set(row[alive].tolist())
     tokens = [ids[:n].tolist() for ids, n in zip(written.cpu(), count.tolist(), strict=True)]
     return tokens, [r not in unfinished for r in range(rows)]
+
+
+def answer_start(model, state):
+    """Inputs (R, S, D) and positions (R, S) by which the answer starts: the last thought, where it has not
+    been read, and the forced end-of-thinking token."""
+    end = torch.full_like(state.lengths, model.config.end_latent_token_id)
+    place = state.lengths + state.counts  # (R,) of that token
+    if state.thought is None:
+        return model.embed(end)[:, None], place[:, None]
+    x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
+    return x, torch.stack((place - 1, place), dim=1)
 
 
 def _compact(state, alive):

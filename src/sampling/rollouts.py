@@ -20,7 +20,8 @@ class Labelled:
     """Trajectories of Q questions with the outcome of each and the labels of its thoughts.
 
     corrects (Q, N) bool. estimations (Q, N, T): share of completions that are right, or the outcome
-    where no rollouts were asked for; of a skipped question it is not to be used.
+    where no rollouts were asked for, and 0 where there is no thought; of a skipped question it is not to
+    be used.
     skipped (Q,) bool: all trajectories are right, or none, so that rollouts were not spent on it.
     """
 
@@ -43,7 +44,8 @@ def annotate(model, request, n_rollouts, is_right):
     corrects = torch.tensor(
         [[is_right(q, ids) for ids in answers] for q, answers in enumerate(trajectories.tokens)]
     )  # (Q, N)
-    estimations = corrects[..., None].float().repeat(1, 1, request.latent_length)  # (Q, N, T)
+    there = torch.arange(thoughts.shape[1]) < trajectories.lengths[..., None]  # (Q, N, T)
+    estimations = (corrects[..., None] & there).float()
     skipped = torch.zeros(len(corrects), dtype=torch.bool)
     if n_rollouts:
         skipped = corrects.all(1) | ~corrects.any(1)
@@ -65,6 +67,7 @@ def _select(state, thoughts, questions, n_samples):
         thought=None,
         keys=state.keys[rows],
         lengths=state.lengths[rows],
+        counts=state.counts[rows],
         prompt=state.prompt.select(groups),
         own=state.own.select(rows, thoughts.shape[1] - 1),
     )
@@ -77,8 +80,8 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     Completions keep dropout to their end, other than the trajectories themselves (as the release).
     """
     request = replace(request, sampling=replace(request.sampling, dropout_answer=True))
-    rows, length = len(state.keys), request.latent_length
-    shares = torch.zeros(rows, length)
+    rows, length = thoughts.shape[:2]
+    shares, counts = torch.zeros(rows, length), state.counts.tolist()
     chunk = max(1, ROLLOUT_ROWS.get(thoughts.device.type, 512) // rows)
     for step in range(1, length + 1):
         # without dropout nothing is random after the last thought
@@ -89,7 +92,10 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
             for r in range(rows):
                 mine = answers[r * len(members) : (r + 1) * len(members)]
                 right[r] += sum(is_right(r // request.n_samples, ids) for ids in mine)
-        shares[:, step - 1] = torch.tensor(right) / count
+        there = torch.tensor(
+            [n >= step for n in counts]
+        )  # completions of a thought that is not count not
+        shares[:, step - 1] = torch.tensor(right) / count * there
     return shares.unflatten(0, (-1, request.n_samples))
 
 
@@ -101,6 +107,7 @@ def _complete(model, request, state, thought, step, members):
         thought=thought[repeat],
         keys=rng.fold(keys, members.repeat(len(state.keys))),
         lengths=state.lengths[repeat],
+        counts=state.counts[repeat],
         prompt=state.prompt,
         own=state.own.select(repeat, step - 1),
     )

@@ -10,6 +10,7 @@ import torch
 
 from src.sampling import rng
 
+ATTENTION, MLP = range(2)  # dropout sites of a block: after attention, after the MLP
 SAMPLERS = ("dropout", "noise")
 MASKS = ("step", "trajectory")
 _NOISE_SITE = -1

@@ -1,50 +1,46 @@
-"""Training of a COCONUT backbone: stages of the curriculum, validation, checkpoints, resume."""
+"""Training of a backbone: stages, validation, checkpoints, resume."""
 
 import io
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPT2Config
+from transformers import AutoTokenizer
 
-from src.models.coconut import COCONUT
+from src.models import BACKBONES
 from src.models.special_tokens import add_tokens
 from src.models.tiny_tokenizer import build_tokenizer
 from src.sampling import rng
 from src.training.attention import training_attention
 from src.training.coconut_loss import CoconutLoss
+from src.training.codi_loss import CodiLoss
+from src.training.colar_loss import ColarLoss
 from src.training.curriculum import Stage, batches, make_source
+from utils.config import number
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.files import write_bytes, write_json, write_text
 from utils.progress import progress
 
-
-@dataclass
-class Shape:
-    """A GPT-2 trained from scratch, with the word-level tokenizer of the tiny benchmark."""
-
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_positions: int = 128
-    initializer_range: float = 0.06
-
-    def __post_init__(self):
-        if min(self.n_embd, self.n_layer, self.n_head, self.n_positions) < 1:
-            raise ValueError("the sizes of shape must be at least 1")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"shape.n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+LOSSES = {"coconut": CoconutLoss, "codi": CodiLoss, "colar": ColarLoss}
+DROPOUTS = (
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+    "attention_dropout",
+)  # HF's own are off: stages have one
 
 
 @dataclass
 class Recipe:
     """training_args/backbone_*.yaml.
 
-    base: a GPT-2 by path or hub id, or shape: a new model. train: "tiny" for the generated stream
+    base: a plain GPT-2 or LLaMA by path or hub id; without one the model is new, with the word-level
+    tokenizer of the tiny benchmark. config: values of the model's config. loss: weights of the parts of
+    the loss, see the backbone's class in src/training. train: "tiny" for the generated stream
     (problems_per_epoch of it make an epoch), or a data file; held_out: files whose questions the
     stream must not hold. batch_size counts the problems of one optimizer step, over all processes.
     validate_every: epochs between two validations. save_every: optimizer steps between two saves.
@@ -57,20 +53,25 @@ class Recipe:
     batch_size: int
     weight_decay: float
     stages: list[Stage]
+    model_type: str = "coconut"
     base: str | None = None
-    shape: Shape | None = None
+    config: dict = field(default_factory=dict)
+    loss: dict = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
     problems_per_epoch: int | None = None
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
-    probe_weight: float = 0.0
     mixed_precision: str = "no"
     validate_every: int = 1
     save_every: int = 500
 
     def __post_init__(self):
-        if (self.base is None) == (self.shape is None):
-            raise ValueError("give one of base and shape")
+        if self.model_type not in LOSSES:
+            raise ValueError(f"model_type must be one of {', '.join(LOSSES)}, not {self.model_type!r}")
+        weights = LOSSES[self.model_type].weights
+        if not set(self.loss) <= set(weights):
+            raise ValueError(f"loss must give weights to {', '.join(weights)}, not {self.loss!r}")
+        self.loss = weights | {name: number(f"loss.{name}", w) for name, w in self.loss.items()}
         if not self.stages:
             raise ValueError("stages is empty")
         if self.mixed_precision not in ("no", "bf16"):
@@ -78,7 +79,7 @@ class Recipe:
         for name in ("batch_size", "problems_per_epoch", "validate_every", "save_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        for name in ("seed", "weight_decay", "warmup_steps", "max_grad_norm", "probe_weight"):
+        for name in ("seed", "weight_decay", "warmup_steps", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")
         if self.train == "tiny" and self.problems_per_epoch is None:
@@ -99,26 +100,23 @@ class Cursor:
 
 def new_model(recipe):
     """The model before training, and its tokenizer with the special tokens."""
-    if recipe.shape is None:
+    cls = BACKBONES[recipe.model_type]
+    values = {key: 0 for key in DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
+    if recipe.base is None:
+        tokenizer = build_tokenizer(cls)
+        eos = tokenizer.eos_token_id
+        values |= {"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(recipe.base)
-            model = COCONUT.from_pretrained(recipe.base, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
-        except Exception as error:  # whatever a missing or spoilt checkpoint makes of the parsers
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"base: {recipe.base} can't be loaded ({reason})") from None
-        return add_tokens(model, tokenizer), tokenizer
-    tokenizer = build_tokenizer()
-    eos = tokenizer.eos_token_id
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        bos_token_id=eos,
-        eos_token_id=eos,
-        attn_pdrop=0,
-        embd_pdrop=0,
-        resid_pdrop=0,
-        **asdict(recipe.shape),
-    )
-    return add_tokens(COCONUT(config), tokenizer), tokenizer
+            return add_tokens(cls(cls.config_class(**values)), tokenizer), tokenizer
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise UserError(f"config: makes no model ({' '.join(str(error).split())[:200]})") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(recipe.base)
+        model = cls.from_pretrained(recipe.base, **values)
+    except Exception as error:  # whatever a missing or spoilt checkpoint makes of the parsers
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"base: {recipe.base} can't be loaded ({reason})") from None
+    return add_tokens(model, tokenizer), tokenizer
 
 
 class BackboneTrainer:
@@ -137,7 +135,8 @@ class BackboneTrainer:
         self.state_file = self.output / "training_state.pt"
         self.clock = time.monotonic()
         self.cursor = Cursor()
-        self.module = CoconutLoss(self.model, recipe.probe_weight)
+        loss = LOSSES[recipe.model_type]
+        self.module = loss(self.model, recipe.loss, self.tokenizer.eos_token)
         saved = self._load()
         self.wrapped = accelerator.prepare(self.module)
         self.optimizer = self._new_optimizer()
@@ -165,7 +164,7 @@ class BackboneTrainer:
         bar = progress(
             total,
             self.cursor.step,
-            f"stage {self.cursor.stage}: {stage.thoughts} thoughts",
+            f"stage {self.cursor.stage}",
             disable=not self.accelerator.is_main_process,
         )
         while self.cursor.epoch < stage.epochs:
@@ -187,7 +186,7 @@ class BackboneTrainer:
     def _epoch(self, stage, total, bar):
         recipe, number = self.recipe, self._global_epoch()
         found = batches(
-            self.source.epoch(number), self.tokenizer, self.model.format_prompt, stage,
+            self.source.epoch(number), self.tokenizer, self.module.parts, stage,
             recipe.batch_size, f"{recipe.seed}/{number}", self.source.rest,
         )  # fmt: skip
         self.wrapped.train()
@@ -207,11 +206,12 @@ class BackboneTrainer:
 
     def _step(self, batch, stage, total):
         recipe, cursor = self.recipe, self.cursor
-        needed = batch.prompt.shape[1] + stage.thoughts + batch.text.shape[1] - 1
-        if needed > self.model.config.n_positions:
+        longest = max(text.shape[1] for text in batch.texts.values())
+        needed = batch.prompt.shape[1] + stage.thoughts + longest - 1
+        if needed > self.model.config.max_position_embeddings:
             raise UserError(
-                f"n_positions: the model has {self.model.config.n_positions} positions, a problem needs "
-                f"{needed}: raise it, or drop the longest problems"
+                f"config: the model has {self.model.config.max_position_embeddings} positions, a problem "
+                f"needs {needed}: raise them, or drop the longest problems"
             )
         final = stage.learning_rate if stage.final_learning_rate is None else stage.final_learning_rate
         done = min(1.0, cursor.step / max(1, total))
@@ -221,7 +221,7 @@ class BackboneTrainer:
         self.optimizer.zero_grad()
         with self.accelerator.autocast(), training_attention(self.accelerator.device):
             share = batch.share(*self.place)
-            loss, right = self.wrapped(share, stage.thoughts, stage.dropout, self._share_keys())
+            loss, right = self.wrapped(share, stage, self._share_keys())
             self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
@@ -238,16 +238,18 @@ class BackboneTrainer:
     def accuracy(self, stage):
         """Percent of validation problems solved greedily: overall, and by number of steps.
 
-        The processes share the batches; with explicit steps left, they too must be predicted right.
+        The processes share the batches.
         """
         self.wrapped.eval()
+        if stage.speeds:  # the one nearest to the prompt's default
+            stage = replace(stage, speeds=[min(stage.speeds, key=lambda speed: abs(speed - 2))])
         counts = torch.zeros(2, 32, dtype=torch.float64)  # right and seen, by number of steps
-        found = batches(self.valid, self.tokenizer, self.model.format_prompt, stage, 128, "valid", "all")
+        found = batches(self.valid, self.tokenizer, self.module.parts, stage, 128, "valid", "all")
         for i, batch in enumerate(found):
             if i % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
             with self.accelerator.autocast():
-                _, right = self.module(batch.share(0, 1, self.accelerator.device), stage.thoughts)
+                right = self.module.solved(batch.share(0, 1, self.accelerator.device), stage)
             at = torch.tensor(batch.n_steps).clamp(max=31)
             counts[0].index_add_(0, at, right.double().cpu())
             counts[1].index_add_(0, at, torch.ones(len(at), dtype=torch.float64))

@@ -1,8 +1,8 @@
-"""The COCONUT curriculum (arXiv 2412.06769): from explicit steps to latent thoughts, by stages."""
+"""What backbones are trained on: stages, sources of problems, batches."""
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,23 +17,27 @@ NO_DIGIT = 10  # the class of a digit that is not there
 
 @dataclass
 class Stage:
-    """One stage: the first ``hidden_steps`` steps are replaced by ``thoughts`` latent thoughts.
+    """One stage of training; which keys count, the backbone decides.
 
-    hidden_steps -1 hides all. The learning rate goes linearly from ``learning_rate`` to
-    ``final_learning_rate`` over the stage's ``epochs``; dropout as in sampling, after attention
-    and MLP.
+    COCONUT: the first ``hidden_steps`` steps are replaced by ``thoughts`` latent thoughts; hidden_steps
+    -1 hides all. CODI: so they are for the student; with 0 thoughts only the teacher learns. CoLaR:
+    ``speeds``, the compression factors r that batches draw from. The learning rate goes linearly from
+    ``learning_rate`` to ``final_learning_rate`` over the stage's ``epochs``; dropout as in sampling.
     """
 
-    thoughts: int
-    hidden_steps: int
     epochs: int
     learning_rate: float
+    thoughts: int = 0
+    hidden_steps: int = 0
+    speeds: list[int] = field(default_factory=list)
     final_learning_rate: float | None = None
     dropout: float = 0.0
 
     def __post_init__(self):
         if self.thoughts < 0 or self.hidden_steps < -1 or self.epochs < 1:
             raise ValueError("a stage needs thoughts >= 0, hidden_steps >= -1 and epochs >= 1")
+        if self.speeds and min(self.speeds) < 1:
+            raise ValueError("a stage's speeds must be at least 1")
         rates = (self.learning_rate, self.final_learning_rate or 0.0)
         if not (self.learning_rate > 0 and all(0 <= rate < 1 for rate in rates)):
             raise ValueError("a stage needs 0 < learning_rate < 1 and 0 <= final_learning_rate < 1")
@@ -78,62 +82,76 @@ class FileProblems:
 class Batch:
     """Problems with prompts of one length, or of similar ones.
 
-    prompt (B, L), padded on the right with 0, lengths (B,); text (B, S) from the end-of-thinking token
-    to end-of-text, padded on the right with -100; digits (B, K, 3) of the first K steps' results;
-    n_targets: by how many tokens the cross-entropy is divided.
+    prompt (B, L), padded on the right with 0, lengths (B,); texts: {name: (B, S)}, what the objective
+    asked for, padded on the right with -100; digits (B, K, 3) of the first K steps' results; speed: of
+    CoLaR; n_targets: by how many tokens the sum over a text is divided.
     """
 
     prompt: torch.Tensor
     lengths: torch.Tensor
-    text: torch.Tensor
+    texts: dict
     digits: torch.Tensor
     n_steps: list
-    n_targets: float
+    n_targets: dict
+    speed: int | None
 
     def share(self, process, processes, device="cpu"):
         """The rows of one process, on its device. The mean of the processes' gradients is that of
         the whole batch, however its tokens fall on them."""
         mine = slice(process, None, processes)
-        tensors = (self.prompt, self.lengths, self.text, self.digits)
-        parts = (part[mine].to(device) for part in tensors)
-        return Batch(*parts, self.n_steps[mine], self.n_targets / processes)
+        prompt, lengths, digits = (
+            part[mine].to(device) for part in (self.prompt, self.lengths, self.digits)
+        )
+        texts = {name: text[mine].to(device) for name, text in self.texts.items()}
+        n_targets = {name: count / processes for name, count in self.n_targets.items()}
+        return Batch(prompt, lengths, texts, digits, self.n_steps[mine], n_targets, self.speed)
 
 
-def answer_text(row, eos):
-    """What a trajectory writes when it is right."""
-    return "### " + row["answer"] + eos
+@dataclass
+class _Item:
+    row: dict
+    speed: int | None
+    prompt: list
+    texts: dict
 
 
-def target_text(row, hidden_steps, eos):
-    """What follows the thoughts: the steps that are left, then the answer."""
-    left = [] if hidden_steps < 0 else row["steps"][hidden_steps:]
-    return "<|end-latent|>" + " ".join([*left, answer_text(row, eos)])
-
-
-def batches(rows, tokenizer, format_prompt, stage, batch_size, seed, rest):
+def batches(rows, tokenizer, parts, stage, batch_size, seed, rest):
     """Shuffled batches of exactly equal prompt length, block by block of the rows.
 
-    What a block holds beyond full batches of one length, by ``rest``: "drop" leaves it out, "pad"
-    forms full batches of similar lengths and leaves out less than one batch, "all" keeps that too.
+    parts(row, stage, speed): the prompt's text, and {name: text} of what is learned from. What a block holds
+    beyond full batches of one length, by ``rest``: "drop" leaves it out, "pad" forms full batches of
+    similar lengths and leaves out less than one batch, "all" keeps that too.
     """
     rows = iter(rows)
     while block := list(itertools.islice(rows, BLOCK)):
-        items = _tokenize(block, tokenizer, format_prompt, stage)
-        found = _cut(items, batch_size, rest)
+        items = _tokenize(block, tokenizer, parts, stage, seed)
+        found = []
+        for speed in stage.speeds or [None]:
+            found += _cut([item for item in items if item.speed == speed], batch_size, rest)
         random.Random(f"{seed}/{block[0]['question']}").shuffle(found)
         yield from (_collate(part, stage.thoughts // 2) for part in found)
 
 
-def _tokenize(rows, tokenizer, format_prompt, stage):
-    prompts = tokenizer([format_prompt(row["question"]) for row in rows])["input_ids"]
-    texts = [target_text(row, stage.hidden_steps, tokenizer.eos_token) for row in rows]
-    return list(zip(rows, prompts, tokenizer(texts)["input_ids"], strict=True))
+def _tokenize(rows, tokenizer, parts, stage, seed):
+    draw = [random.Random(f"{seed}/{row['question']}").choice for row in rows]
+    speeds = [choice(stage.speeds) if stage.speeds else None for choice in draw]
+    split = [parts(row, stage, speed) for row, speed in zip(rows, speeds, strict=True)]
+
+    def ids(texts):
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    prompts = ids([prompt for prompt, _ in split])
+    texts = {name: ids([found[name] for _, found in split]) for name in split[0][1]}
+    return [
+        _Item(rows[i], speeds[i], prompts[i], {name: text[i] for name, text in texts.items()})
+        for i in range(len(rows))
+    ]
 
 
 def _cut(items, size, rest):
     by_length, found, left = {}, [], []
     for item in items:
-        by_length.setdefault(len(item[1]), []).append(item)
+        by_length.setdefault(len(item.prompt), []).append(item)
     for length in by_length if rest == "drop" else sorted(by_length):
         same = by_length[length]
         full = len(same) - len(same) % size
@@ -146,12 +164,12 @@ def _cut(items, size, rest):
 
 
 def _collate(items, n_probed):
-    rows, prompts, texts = zip(*items, strict=True)
-    prompt, lengths = pad_right(prompts, 0)
-    text, _ = pad_right(texts, -100)
-    digits = torch.tensor([result_digits(row, n_probed) for row in rows])
-    n_steps = [len(row["steps"]) for row in rows]
-    return Batch(prompt, lengths, text, digits, n_steps, float((text[:, 1:] != -100).sum()))
+    prompt, lengths = pad_right([item.prompt for item in items], 0)
+    texts = {name: pad_right([item.texts[name] for item in items], -100)[0] for name in items[0].texts}
+    n_targets = {name: float((text[:, 1:] != -100).sum()) for name, text in texts.items()}
+    digits = torch.tensor([result_digits(item.row, n_probed) for item in items])
+    n_steps = [len(item.row["steps"]) for item in items]
+    return Batch(prompt, lengths, texts, digits, n_steps, n_targets, items[0].speed)
 
 
 def result_digits(row, count):

@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     EarlyStoppingCallback,
-    GPT2Config,
     Trainer,
     TrainerCallback,
     TrainerState,
     TrainingArguments,
 )
 
-from src.models.latent_rm import LatentRM
+from src.models import BACKBONES
+from src.models.latent_rm import LATENT_RMS
 from src.models.loading import load_backbone
 from src.training.attention import training_attention
 from src.training.reward_data import LABELS, Groups, LengthSampler, collate
-from src.training.reward_loss import LOSSES, TrainedLatentRM
-from utils.config import build, read_yaml
+from src.training.reward_loss import LOSSES, RewardLoss
+from utils.config import build, number, read_yaml
 from utils.errors import UserError
 from utils.files import sha256, write_json, write_text
 from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
@@ -71,25 +71,23 @@ class RewardRecipe:
     store_dtype: str = "float32"
 
     def __post_init__(self):
-        self.loss = {name: _number(f"loss.{name}", weight) for name, weight in self.loss.items()}
+        self.loss = {name: number(f"loss.{name}", weight) for name, weight in self.loss.items()}
         if min(self.extra_layers, self.digits_weight, self.answer_weight) < 0:
             raise ValueError("extra_layers, digits_weight and answer_weight must not be negative")
         if not self.train_pools or not self.eval_pools:
             raise ValueError("train_pools and eval_pools must name at least one pool each")
         if not self.loss or not set(self.loss) <= set(LOSSES):
             raise ValueError(f"loss must give weights to {' and '.join(LOSSES)}, not {self.loss!r}")
+        if self.model_type not in BACKBONES:
+            raise ValueError(
+                f"model_type must be one of {', '.join(BACKBONES)}, not {self.model_type!r}"
+            )
+        if self.digits_weight and BACKBONES[self.model_type].stops_itself:
+            raise ValueError("digits_weight: thoughts of varying number stand for no step; leave it out")
         if self.labels not in LABELS:
             raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {self.labels!r}")
         if self.store_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError("store_dtype must be float32, float16 or bfloat16")
-
-
-def _number(key, value):
-    """A number of a YAML file, which reads 1e-4 as a string. Raises ValueError naming the key."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{key} must be a number, not {value!r}") from None
 
 
 def load_recipe(path):
@@ -135,7 +133,7 @@ def _arguments(recipe, values):
     kinds = typing.get_type_hints(TrainingArguments)
     for key, value in values.items():
         if type(value) is str and kinds[key] in (float, float | None, int, int | None):
-            values[key] = _number(key, value)
+            values[key] = number(key, value)
     return TrainingArguments(output_dir=recipe.output_dir, **(defaults | values))
 
 
@@ -143,42 +141,44 @@ def new_model(recipe, seed):
     """The reward model before training, from its backbone's weights and a random head."""
     torch.manual_seed(seed)
     backbone, tokenizer = load_backbone(recipe.model_type, recipe.model_id)
-    config = GPT2Config.from_dict(backbone.config.to_dict())
+    config = type(backbone.config).from_dict(backbone.config.to_dict())
     if recipe.latent_hidden_size:
         config.latent_hidden_size = recipe.latent_hidden_size
-    config.n_layer += recipe.extra_layers
+    own_layers = config.num_hidden_layers
+    config.num_hidden_layers += recipe.extra_layers
     config.scores_answer = recipe.answer_weight > 0
+    model = LATENT_RMS[config.model_type](config)
+    kept = {k: v for k, v in backbone.state_dict().items() if not k.startswith(("lm_head.", "lt_head."))}
+    model.load_state_dict(kept, strict=False)
+    for block in model.blocks[own_layers:]:
+        for layer in model.outputs_of(block):
+            torch.nn.init.zeros_(layer.weight)
     weights = (recipe.digits_weight, recipe.answer_weight)
-    model = TrainedLatentRM(config, recipe.loss, recipe.cumulative, *weights)
-    model.transformer.load_state_dict(backbone.transformer.state_dict(), strict=False)
-    for block in model.transformer.h[len(backbone.transformer.h) :]:
-        torch.nn.init.zeros_(block.attn.c_proj.weight)
-        torch.nn.init.zeros_(block.mlp.c_proj.weight)
-    return model, tokenizer
+    return RewardLoss(model, recipe.loss, recipe.cumulative, *weights), tokenizer
 
 
 def check_width(model, groups):
     """Raises UserError when the model does not read thoughts of the pools' width."""
-    if groups.shape[2] != model.thought_width:
+    if groups.width != model.thought_width:
         raise UserError(
-            f"{groups.pools[0].folder}: thoughts of width {groups.shape[2]}, the model reads "
+            f"{groups.pools[0].folder}: thoughts of width {groups.width}, the model reads "
             f"{model.thought_width}: set latent_hidden_size, or choose another model_id"
         )
-    longest = max(groups.lengths) + groups.shape[1] + groups.longest_answer
-    if longest > model.config.n_positions:
+    longest = max(groups.lengths) + groups.longest_thinking + groups.longest_answer
+    if longest > model.config.max_position_embeddings:
         raise UserError(
             f"{groups.pools[0].folder}: a prompt, its thoughts and an answer take {longest} positions, "
-            f"the model has {model.config.n_positions}: choose another model_id"
+            f"the model has {model.config.max_position_embeddings}: choose another model_id"
         )
 
 
 def pool_metrics(prediction):
-    """Percent over the questions of a pool, from scores (Q, N, T), corrects (Q, N) and predictions.
+    """Percent over the questions of a pool, from scores (Q, N), corrects (Q, N) and predictions.
 
     recall_at_1 is best-of-N accuracy (the release's name for it); auc is pairwise, from 0 to 1.
     """
     corrects, answers = prediction.label_ids
-    scores = np.asarray(prediction.predictions, dtype=np.float64).sum(-1)  # (Q, N)
+    scores = np.asarray(prediction.predictions, dtype=np.float64)  # (Q, N)
     found = {name: [] for name in METRICS[:5]}
     for right, numbers, score in zip(corrects.astype(bool), answers, scores, strict=True):
         parsed = [None if math.isnan(number) else number for number in numbers.tolist()]
@@ -265,13 +265,13 @@ def train(recipe, arguments, text):
     output = Path(recipe.output_dir)
     model, tokenizer = new_model(recipe, arguments.seed)
     with_digits = recipe.digits_weight > 0
-    groups = Groups(recipe.train_pools, tokenizer, recipe.labels, not recipe.keep_unmixed, with_digits)
+    words = (BACKBONES[recipe.model_type], tokenizer)
+    groups = Groups(recipe.train_pools, *words, recipe.labels, not recipe.keep_unmixed, with_digits)
     pools = {
-        name: Groups([path], tokenizer, with_digits=with_digits)
-        for name, path in recipe.eval_pools.items()
+        name: Groups([path], *words, with_digits=with_digits) for name, path in recipe.eval_pools.items()
     }
     for part in (groups, *pools.values()):
-        check_width(model, part)
+        check_width(model.model, part)
     if len(groups) < _global_batch(arguments):
         raise UserError(f"train_pools: {len(groups)} questions fill no batch; annotate more")
     identity = {"recipe": asdict(recipe), "arguments": _lasting(arguments)}
@@ -327,8 +327,7 @@ def _lasting(arguments):
 
 def _finish(recipe, trainer, tokenizer, metrics):
     """Writes the published layout: without the heads that only training has."""
-    output, model = Path(recipe.output_dir), trainer.accelerator.unwrap_model(trainer.model)
-    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith("digit_heads.")}
+    output, model = Path(recipe.output_dir), trainer.accelerator.unwrap_model(trainer.model).model
     kept = {k: v for k, v in metrics.items() if not k.endswith(("_runtime", "_per_second"))}
     minutes = sum(log.get("train_runtime", 0) for log in trainer.state.log_history) / 60
     write_json(
@@ -339,14 +338,12 @@ def _finish(recipe, trainer, tokenizer, metrics):
             "epochs": trainer.state.epoch,
             "questions": len(trainer.train_dataset),
             "minutes_of_last_session": round(minutes, 1),
-            "parameters": sum(value.numel() for value in tensors.values()),
+            "parameters": model.num_parameters(),
             "history": [log for log in trainer.state.log_history if any("recall" in k for k in log)],
         },
     )
     tokenizer.save_pretrained(output)
-    plain = LatentRM(model.config)
-    plain.load_state_dict(tensors)
     with tempfile.TemporaryDirectory(dir=output) as folder:
-        plain.to(getattr(torch, recipe.store_dtype)).save_pretrained(folder)
+        model.to(getattr(torch, recipe.store_dtype)).save_pretrained(folder)
         for name in ("config.json", "model.safetensors"):  # by the last one the folder is finished
             (Path(folder) / name).replace(output / name)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from src.training.curriculum import answer_text, digits_of, result_digits
+from src.training.curriculum import digits_of, result_digits
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.shards import Pool
@@ -14,14 +14,16 @@ LABELS = ("rollout", "outcome")
 
 
 class Groups(Dataset):
-    """The questions of some pools, each with its N trajectories.
+    """The questions of some pools, each with its N trajectories, for the reward model of a ``backbone`` class.
 
     labels: "rollout" (the pools' estimations) or "outcome" (their corrects). mixed_only: without the
     questions that all trajectories solve, or none. with_digits: also the digits of the true results.
     Raises UserError when pools do not go together.
     """
 
-    def __init__(self, folders, tokenizer, labels="outcome", mixed_only=False, with_digits=False):
+    def __init__(
+        self, folders, backbone, tokenizer, labels="outcome", mixed_only=False, with_digits=False
+    ):
         self.pools = [Pool(folder) for folder in folders]
         self.labels = labels
         self.places = [
@@ -34,24 +36,34 @@ class Groups(Dataset):
         if empty or not self.places:
             where = (empty or folders)[0]
             raise UserError(f"{where}: no question whose trajectories differ; annotate more")
-        self.shape = tuple(self.pools[0].tensor(0, "latent_embeds").shape)  # (N, T, D)
+        self.samples, _, self.width = self.pools[0].tensor(0, "latent_embeds").shape  # N, D
         for pool in self.pools:
-            if tuple(pool.tensor(0, "latent_embeds").shape) != self.shape:
+            samples, _, width = pool.tensor(0, "latent_embeds").shape
+            if (samples, width) != (self.samples, self.width):
                 raise UserError(f"{pool.folder}: trajectories of another shape than {folders[0]}")
             if labels == "rollout" and not pool.manifest["settings"]["n_samples_per_step"]:
                 raise UserError(
                     f"{pool.folder}: has no rollouts; set labels: outcome or annotate with them"
                 )
         self.rows = [load_dataset(pool.manifest["data_path"]) for pool in self.pools]
-        self.tokenizer, self.with_digits = tokenizer, with_digits
+        self.backbone, self.tokenizer, self.with_digits = backbone, tokenizer, with_digits
+
+    def _right_answers(self, rows):
+        """Token ids of what a trajectory writes when it is right, a list a row."""
+        texts = [self.backbone.format_answer(row["answer"]) + self.tokenizer.eos_token for row in rows]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     @property
     def longest_answer(self):
         """Tokens of the longest answer, the right ones and the trajectories' own, with end-of-text."""
-        texts = [answer_text(row, self.tokenizer.eos_token) for rows in self.rows for row in rows]
-        right = max(map(len, self.tokenizer(texts)["input_ids"]))
+        right = max(len(ids) for rows in self.rows for ids in self._right_answers(rows))
         own = (self.pools[p].width(place, "answer_ids") for p, place in self.places)
         return max(right, *own)
+
+    @property
+    def longest_thinking(self):
+        """Thoughts of the longest trajectory."""
+        return max(self.pools[p].width(place, "latent_embeds") for p, place in self.places)
 
     @property
     def lengths(self):
@@ -65,11 +77,12 @@ class Groups(Dataset):
         p, place = self.places[i]
         found = self.pools[p][place]
         corrects, row = found["corrects"], self.rows[p][found["idx"]]
-        gold = self.tokenizer(answer_text(row, self.tokenizer.eos_token))["input_ids"]
-        labels = corrects.float()[:, None].expand(self.shape[:2])  # (N, T)
+        (gold,) = self._right_answers([row])
+        labels = corrects.float()[:, None].expand_as(found["estimations"])  # (N, T)
         item = {
             "input_ids": found["input_ids"][0],  # (L,)
             "latent_embeds": found["latent_embeds"],  # (N, T, D)
+            "latent_lengths": found["latent_lengths"],  # (N,)
             "answer_ids": found["answer_ids"],  # (N, A)
             "labels": found["estimations"] if self.labels == "rollout" else labels,
             "corrects": corrects,
@@ -77,13 +90,14 @@ class Groups(Dataset):
             "gold_ids": torch.tensor(gold),  # (A,)
         }
         if self.with_digits:
-            item["digits"] = self._digits(row, found["predictions"])
+            thoughts = found["latent_embeds"].shape[1]
+            item["digits"] = self._digits(row, found["predictions"], thoughts // 2)
         return item
 
-    def _digits(self, row, predictions):
+    def _digits(self, row, predictions, steps):
         own = [_number_digits(number) for number in predictions.tolist()]
         return {
-            "step": torch.tensor(result_digits(row, self.shape[1] // 2)),  # (T // 2, 3)
+            "step": torch.tensor(result_digits(row, steps)),  # (T // 2, 3)
             "true": torch.tensor(digits_of(row["answer"].replace(",", ""))),  # (3,)
             "own": torch.tensor(own),  # (N, 3)
         }
@@ -98,33 +112,35 @@ def _number_digits(number):
 
 
 def collate(items):
-    """A batch: prompts (Q, L) padded on the right, everything else stacked."""
+    """A batch: prompts (Q, L) and thoughts (Q, N, T, D) padded on the right, everything else stacked."""
     prompts = [item["input_ids"] for item in items]
     ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # (Q, L)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     golds = torch.nn.utils.rnn.pad_sequence(
         [item["gold_ids"] for item in items], batch_first=True, padding_value=-1
     )
-    longest = max(item["answer_ids"].shape[1] for item in items)
     batch = {
         "input_ids": ids,
         "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
-        "answer_ids": torch.stack(
-            [_widened(item["answer_ids"], longest) for item in items]
-        ),  # (Q, N, A)
+        "answer_ids": _stacked(items, "answer_ids", -1),  # (Q, N, A)
+        "latent_embeds": _stacked(items, "latent_embeds", 0.0),  # (Q, N, T, D)
+        "labels": _stacked(items, "labels", 0.0),  # (Q, N, T)
         "gold_ids": golds,  # (Q, A)
         "digits": None,
     }
     if "digits" in items[0]:
         names = items[0]["digits"]
         batch["digits"] = {k: torch.stack([item["digits"][k] for item in items]) for k in names}
-    for key in ("latent_embeds", "labels", "corrects", "predictions"):
+    for key in ("latent_lengths", "corrects", "predictions"):
         batch[key] = torch.stack([item[key] for item in items])
     return batch
 
 
-def _widened(ids, width):
-    return torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
+def _stacked(items, key, fill):
+    """The items' tensors (N, X, ...), made as wide as the widest, in one (Q, N, X, ...)."""
+    parts = [item[key].transpose(0, 1) for item in items]  # (X, N, ...)
+    padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
+    return padded.transpose(1, 2)
 
 
 class LengthSampler(Sampler):

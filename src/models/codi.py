@@ -1,0 +1,46 @@
+"""CODI (Shen et al., arXiv 2502.21074): GPT-2 that learned latent thoughts by self-distillation."""
+
+from torch import nn
+from transformers import GPT2LMHeadModel
+
+from src.models.base import LatentReasoner
+from src.models.gpt2 import GPT2Reader
+from utils.answers import last_number
+
+
+class CODI(LatentReasoner, GPT2Reader, GPT2LMHeadModel):
+    """Published layout: as COCONUT, and with ``config.projector`` also ``projector.{1,3,4}``."""
+
+    parse_answer = staticmethod(last_number)
+    sampling_defaults = LatentReasoner.sampling_defaults | {"noise_std": 1.4}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.projector = new_projector(config)
+        self.post_init()
+
+    @staticmethod
+    def format_prompt(question):
+        return f"{question}<|start-latent|>"
+
+    @staticmethod
+    def format_answer(answer):
+        return f"The answer is: {answer}"
+
+    def to_thought(self, hidden):
+        """The latent thought that is fed back for a hidden state (..., D): the state, projected."""
+        return self.projector(hidden)
+
+
+def new_projector(config):
+    """The projector that a config asks for; without one the identity, which has no weights."""
+    if not getattr(config, "projector", False):
+        return nn.Identity()
+    width, inner = config.n_embd, getattr(config, "projector_hidden_size", config.n_embd)
+    return nn.Sequential(
+        nn.Dropout(getattr(config, "projector_dropout", 0.0)),
+        nn.Linear(width, inner),
+        nn.GELU(),
+        nn.Linear(inner, width),
+        nn.LayerNorm(width),
+    )

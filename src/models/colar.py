@@ -1,0 +1,56 @@
+"""CoLaR (Tan et al., arXiv 2505.16552): LLaMA that thinks in compressed embeddings of its own words."""
+
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from src.models.base import LatentReasoner
+from src.models.llama import LlamaReader
+from utils.answers import after_answer
+
+
+class LatentHead(nn.Module):
+    """From the last hidden state (..., D) to the next thought (..., D), in units of the embeddings' std."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, inner = config.hidden_size, config.latent_intermediate_size
+        self.fc = nn.Sequential(
+            nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, inner), nn.LayerNorm(inner)
+        )
+        self.mean = nn.Linear(inner, width)
+
+    def forward(self, hidden):
+        return self.mean(self.fc(hidden))
+
+
+class CoLaR(LatentReasoner, LlamaReader, LlamaForCausalLM):
+    """Published layout: ``model.*`` and ``lm_head.weight`` as LLaMA, ``lt_head.fc.{0,2,3}``, ``lt_head.mean``.
+
+    It ends its latent phase itself, by ``###``; ``config.latent_embedding_std`` is the thoughts' unit.
+    """
+
+    parse_answer = staticmethod(after_answer)
+    special_tokens = {"end_latent_token_id": "###", "latent_token_id": "<|latent|>"}
+    config_keys = ("latent_intermediate_size", "latent_embedding_std")
+    stops_itself = True
+    latent_length = 64
+    sampling_defaults = LatentReasoner.sampling_defaults | {
+        "dropout_p": 0.03, "noise_std": 0.01, "dropout_answer": True, "dropout_embedding": False,
+    }  # fmt: skip
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.lt_head = LatentHead(config)
+        self.post_init()
+
+    @staticmethod
+    def format_prompt(question, speed=2):
+        return f"Question: {question} Let's think step by step:(Thinking speed: {speed})###"
+
+    @staticmethod
+    def format_answer(answer):
+        return f"Answer:{answer}"
+
+    def to_thought(self, hidden):
+        """The latent thought that is fed back for a hidden state (..., D)."""
+        return self.lt_head(hidden) * self.config.latent_embedding_std
