@@ -1,11 +1,14 @@
-"""Writes the benchmarks: `python -m src.prepare_data tiny` makes data/tiny_*.json from their seed."""
+"""Writes the benchmarks: `python -m src.prepare_data tiny` makes data/tiny_*.json from their seed,
+`python -m src.prepare_data paper` data/gsm_*.json and data/multiarith.json from the hub or from raw files."""
 
 import argparse
 import json
 from pathlib import Path
 
-from utils.errors import reports_user_errors
+from utils.data import load_dataset
+from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
+from utils.paper_benchmarks import BENCHMARKS, convert
 from utils.tiny_problems import make_split
 
 TINY_SEED = 2510
@@ -29,14 +32,40 @@ def write_tiny(folder, train):
         print(f"{path}: {size} questions")
 
 
+def write_paper(folder, source, train):
+    """Writes the paper's benchmarks, with ``train`` the training set too; finished files stay."""
+    for name in BENCHMARKS:
+        path = folder / f"{name}.json"
+        if name == "gsm_train" and not train:
+            continue
+        if path.exists():
+            count, wanted = len(load_dataset(path)), BENCHMARKS[name][0]
+            if count != wanted:
+                raise UserError(f"{path}: holds {count} questions, not {wanted}; remove it")
+            print(f"{path}: is there, {count} questions")
+            continue
+        rows = convert(name, source)
+        write_text(path, to_json(rows))
+        print(f"{path}: {len(rows)} questions")
+
+
 @reports_user_errors
 def main():
     parser = argparse.ArgumentParser(prog="src.prepare_data", description=__doc__)
-    parser.add_argument("benchmark", choices=["tiny"])
     parser.add_argument("--output_dir", type=Path, default=Path("data"))
-    parser.add_argument("--train", type=int, default=0, help="also tiny_train.json, so many questions")
+    which = parser.add_subparsers(dest="benchmark", required=True)
+    tiny = which.add_parser("tiny", help="the embedded benchmark")
+    tiny.add_argument("--train", type=int, default=0, help="also tiny_train.json, so many questions")
+    paper = which.add_parser("paper", help="the paper's benchmarks")
+    paper.add_argument("--train", action="store_true", help="also gsm_train.json, 385,620 questions")
+    paper.add_argument("--source", type=Path, help="a folder of raw files, in place of the hub")
+    for part in (tiny, paper):
+        part.add_argument("--output_dir", type=Path, default=argparse.SUPPRESS)
     args = parser.parse_args()
-    write_tiny(args.output_dir, args.train)
+    if args.benchmark == "tiny":
+        write_tiny(args.output_dir, args.train)
+    else:
+        write_paper(args.output_dir, args.source, args.train)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,20 @@ DROPOUTS = (
 
 
 @dataclass
+class Lora:
+    """Adapters in place of all weights (peft's LoraConfig): rank r, alpha, dropout, target_modules by name.
+
+    also_train: names of parameters, or parts of them, that are trained whole beside the adapters.
+    """
+
+    r: int
+    alpha: int
+    target_modules: list[str]
+    dropout: float = 0.0
+    also_train: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Recipe:
     """training_args/backbone_*.yaml.
 
@@ -56,6 +70,7 @@ class Recipe:
     model_type: str = "coconut"
     base: str | None = None
     config: dict = field(default_factory=dict)
+    lora: Lora | None = None
     loss: dict = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
     problems_per_epoch: int | None = None
@@ -119,6 +134,28 @@ def new_model(recipe):
     return add_tokens(model, tokenizer), tokenizer
 
 
+def adapted(model, lora):
+    """The model with LoRA adapters inside, by peft; its merge_and_unload() gives the plain one back.
+
+    Raises UserError without peft, or when the recipe's names fit nothing.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("lora: needs peft: pip install peft") from None
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules,
+        fan_in_fan_out=model.config.model_type == "gpt2",
+    )  # fmt: skip
+    try:
+        found = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora: {' '.join(str(error).split())[:200]}") from None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or any(part in name for part in lora.also_train))
+    return found
+
+
 class BackboneTrainer:
     """Runs a recipe from its cursor to its end. One object a process; ``accelerator`` joins them."""
 
@@ -135,6 +172,7 @@ class BackboneTrainer:
         self.state_file = self.output / "training_state.pt"
         self.clock = time.monotonic()
         self.cursor = Cursor()
+        self.adapted = adapted(self.model, recipe.lora) if recipe.lora else None
         loss = LOSSES[recipe.model_type]
         self.module = loss(self.model, recipe.loss, self.tokenizer.eos_token)
         saved = self._load()
@@ -145,7 +183,7 @@ class BackboneTrainer:
 
     def _new_optimizer(self):
         optimizer = torch.optim.AdamW(
-            self.wrapped.parameters(), betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay
+            [p for p in self.wrapped.parameters() if p.requires_grad], betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay
         )
         return self.accelerator.prepare(optimizer)
 
@@ -317,7 +355,8 @@ class BackboneTrainer:
     def _finish(self):
         if not self.accelerator.is_main_process:
             return
-        self.model.save_pretrained(self.output)
+        model = self.adapted.merge_and_unload() if self.adapted else self.model
+        model.save_pretrained(self.output)
         self.tokenizer.save_pretrained(self.output)
         last = self.cursor.history[-1] if self.cursor.history else {}
         metrics = {

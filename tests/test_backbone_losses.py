@@ -1,0 +1,169 @@
+"""CODI's and CoLaR's losses against the plain way, row by row by the Hugging Face models; LoRA; processes."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from src.models.loading import load_backbone
+from src.sampling import rng
+from src.training.codi_loss import CodiLoss
+from src.training.colar_loss import ColarLoss, _drawn
+from src.training.curriculum import Stage, batches
+from tests.conftest import random_coconut, random_codi, random_colar
+from tests.test_training import CONFIG, ROWS, train, write_recipe
+
+KEYS = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
+LLAMA = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 48, "max_position_embeddings": 192, "tie_word_embeddings": True,
+    "latent_intermediate_size": 24, "latent_embedding_std": 0.1,
+}  # fmt: skip
+OF = {
+    "codi": {"config": CONFIG | {"projector": True, "projector_hidden_size": 24},
+             "stages": [{"thoughts": 0, "epochs": 1, "learning_rate": 1e-3},
+                        {"thoughts": 4, "hidden_steps": -1, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.1}]},
+    "colar": {"config": LLAMA, "loss": {"latent": 0.5},
+              "stages": [{"speeds": [1, 2], "epochs": 2, "learning_rate": 1e-3, "dropout": 0.1}]},
+}  # fmt: skip
+
+
+def a_batch(module, tokenizer, stage):
+    return next(batches(ROWS, tokenizer, module.parts, stage, 4, "seed", "drop"))
+
+
+def gradients_of(module, loss):
+    module.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found, plain):
+    for name, gradient in plain.items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        assert (found[name] - gradient).abs().max() < 1e-3 * scale, name
+
+
+def plain_codi(model, batch, thoughts, weights):
+    """Teacher, student and distillation for one row at a time, every forward over all positions."""
+    losses = {"teacher": [], "student": []}
+    states = {"teacher": [], "student": []}
+    embed = model.transformer.wte
+    for row in range(len(batch.prompt)):
+        number = int((batch.texts["number"][row] != -100).sum())
+        for name in losses:
+            text = batch.texts[name][row][batch.texts[name][row] != -100]
+            x = embed(batch.prompt[row])
+            for _ in range(thoughts if name == "student" else 0):
+                hidden = model.transformer(inputs_embeds=x[None]).last_hidden_state[0, -1]
+                x = torch.cat((x, model.projector(hidden)[None]))
+            out = model.transformer(
+                inputs_embeds=torch.cat((x, embed(text[:-1])))[None], output_hidden_states=True
+            )
+            logits = model.lm_head(out.last_hidden_state[0, -len(text) + 1 :])
+            losses[name].append(F.cross_entropy(logits, text[1:], reduction="sum"))
+            states[name].append([layer[0, -number] for layer in out.hidden_states[1:]])
+    loss = sum(weights[name] * sum(losses[name]) / batch.n_targets[name] for name in losses)
+    distances = []
+    for layer in range(model.config.n_layer):
+        teacher = torch.stack([found[layer] for found in states["teacher"]]).detach()
+        student = torch.stack([found[layer] for found in states["student"]])
+        distances.append(F.smooth_l1_loss(student, teacher) / teacher.std())
+    return loss + weights["distill"] * sum(distances) / len(distances)
+
+
+@pytest.mark.parametrize("projector", [True, False])
+def test_codi_s_loss_and_gradients_are_the_plain_ones(projector):
+    model, tokenizer = random_codi(projector=projector, n_positions=128, n_layer=2)
+    weights = {"teacher": 0.5, "student": 2.0, "distill": 3.0, "probe": 0.0}
+    module = CodiLoss(model, weights, tokenizer.eos_token)
+    stage = Stage(epochs=1, learning_rate=1e-3, thoughts=3, hidden_steps=-1)
+    batch = a_batch(module, tokenizer, stage)
+    loss, _ = module(batch, stage)
+    expected = plain_codi(model, batch, 3, weights)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
+
+
+def test_codi_s_states_are_those_before_the_number():
+    model, tokenizer = random_codi(n_positions=128)
+    module = CodiLoss(model, CodiLoss.weights, tokenizer.eos_token)
+    stage = Stage(epochs=1, learning_rate=1e-3, thoughts=2, hidden_steps=-1)
+    batch = a_batch(module, tokenizer, stage)
+    for name in ("teacher", "student"):
+        for text, number in zip(batch.texts[name], batch.texts["number"], strict=True):
+            text, number = text[text != -100].tolist(), number[number != -100].tolist()
+            assert text[-len(number) :] == number
+            assert tokenizer.decode(text[: -len(number)]).endswith("the answer is :")
+
+
+@pytest.mark.parametrize("speed", [1, 2, 3])
+def test_colar_s_loss_and_gradients_are_the_plain_ones(speed):
+    model, tokenizer = random_colar(max_position_embeddings=192)
+    module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer.eos_token)
+    stage = Stage(epochs=1, learning_rate=1e-3, speeds=[speed])
+    batch = a_batch(module, tokenizer, stage)
+    assert f"(thinking speed : {speed})" in tokenizer.decode(batch.prompt[0]).replace("( ", "(").replace(" )", ")")
+    loss, _ = module(batch, stage, KEYS)
+    groups, _ = module._merge(batch)
+    drawn, embed, expected = _drawn(groups, KEYS), model.model.embed_tokens, 0.0
+    for row in range(4):
+        steps = batch.texts["steps"][row][batch.texts["steps"][row] != -100]
+        text = batch.texts["text"][row][batch.texts["text"][row] != -100]
+        merged = torch.stack([embed(part).sum(0) / speed**0.5 for part in steps.split(speed)])
+        for k, part in enumerate(steps.split(speed)):
+            assert drawn[row, k] in part
+        x = torch.cat((embed(batch.prompt[row]), merged, embed(text[:-1])))[None]
+        hidden = model.model(inputs_embeds=x).last_hidden_state[0, len(batch.prompt[row]) - 1 :]
+        count = len(merged)
+        head = model.lt_head.mean(model.lt_head.fc(hidden[:count]))
+        latent = F.mse_loss(head, merged.detach() / model.config.latent_embedding_std)
+        target = torch.cat((drawn[row, :count], text))
+        expected = expected + 1.3 * latent + 0.7 * F.cross_entropy(model.lm_head(hidden).float(), target)
+    torch.testing.assert_close(loss, (expected / 4).to(loss), rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected / 4))
+
+
+def test_a_group_s_token_is_drawn_evenly():
+    groups = torch.tensor([[[7, 8, 9], [5, -100, -100]]]).expand(3000, -1, -1)
+    keys = rng.row_keys(1, torch.arange(3000), torch.zeros(3000, dtype=torch.int64), "cpu")
+    drawn = _drawn(groups, keys)
+    assert (drawn[:, 1] == 5).all()
+    shares = torch.stack([(drawn[:, 0] == token).float().mean() for token in (7, 8, 9)])
+    assert (shares - 1 / 3).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", OF)
+def test_two_processes_are_one(name, tmp_path):
+    folders = []
+    for processes in (1, 2):
+        values = OF[name] | {"model_type": name, "problems_per_epoch": 300}
+        recipe = write_recipe(tmp_path / f"{name}{processes}.yaml", **{"loss": {}} | values)
+        done = train(recipe, processes=processes)
+        assert done.returncode == 0, done.stderr
+        folders.append(recipe.with_suffix(""))
+    one, other = (load_file(folder / "model.safetensors") for folder in folders)
+    distance = sum((one[name] - other[name]).pow(2).sum() for name in one).sqrt()
+    assert distance < 2e-3 * sum(one[name].pow(2).sum() for name in one).sqrt()
+    assert json.loads((folders[0] / "metrics.json").read_text())["valid_accuracy"] >= 0
+    load_backbone(name, str(folders[0]))
+
+
+def test_lora_trains_its_targets_and_leaves_a_plain_checkpoint(tmp_path):
+    pytest.importorskip("peft")
+    base, tokenizer = random_coconut(n_positions=128)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    recipe = write_recipe(
+        tmp_path / "x.yaml", model_type="coconut", base=str(tmp_path / "base"), config={},
+        lora={"r": 4, "alpha": 8, "target_modules": ["mlp.c_proj"], "also_train": ["ln_f"]},
+    )  # fmt: skip
+    done = train(recipe)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "x"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("mlp.c_proj.weight") or "ln_f" in name}
+    load_backbone("coconut", str(tmp_path / "x"))

@@ -1,0 +1,119 @@
+"""The paper's benchmarks: from the publishers' rows to ours (question, steps, answer), counted.
+
+Rows come from the hub's data sets or from raw files of the publishers; the rules are the same.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from utils.errors import UserError
+
+_MALFORMED = "20% of 7871124 people think horse"  # the one row of GSM-Hard that is no problem
+
+
+def gsm8k(row):
+    """GSM8K: the steps are the ``<<..>>`` of the worked answer, the number follows ``####``."""
+    if "steps" in row:  # GSM8K-Aug has them apart
+        return _row(row["question"], list(row["steps"]), str(row["answer"]))
+    worked, _, answer = row["answer"].rpartition("####")
+    return _row(row["question"], re.findall(r"<<.*?>>", worked), answer)
+
+
+def gsm_hard(row):
+    """GSM-Hard: numbers of GSM8K made large; no steps."""
+    return _row(row["input"], [], _number(row["target"]))
+
+
+def multiarith(row):
+    """MultiArith, by the names of the hub or of the raw file; no steps."""
+    question = row["question"] if "question" in row else row["input"]
+    answer = row["final_ans"] if "final_ans" in row else row["target"]
+    return _row(question, [], _number(answer))
+
+
+def _row(question, steps, answer):
+    return {"question": question.strip(), "steps": steps, "answer": answer.replace(",", "").strip()}
+
+
+def _number(value):
+    value = float(value)
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+# name: rows, hub data set, its configuration, its splits, raw file, converter (spec, section 6)
+BENCHMARKS = {
+    "gsm_test": (1319, "openai/gsm8k", "main", "test", "gsm8k_test.jsonl", gsm8k),
+    "gsm_valid": (500, "whynlp/gsm8k-aug", None, "validation", "gsm8k_train.jsonl", gsm8k),
+    "gsm_train": (385_620, "whynlp/gsm8k-aug", None, "train", "gsm8k_aug_train.jsonl", gsm8k),
+    "gsm_hard": (1318, "reasoning-machines/gsm-hard", None, "train", "gsmhardv2.jsonl", gsm_hard),
+    "multiarith": (580, "ChilleD/MultiArith", None, "train+test", "multiarith.jsonl", multiarith),
+}
+_CHOSEN = {"gsm_valid": "gsm8k_aug_valid_indices.json"}  # which rows of the raw file
+
+
+def convert(name, source=None):
+    """The rows of benchmark ``name`` from the raw files in folder ``source``, or else from the hub.
+
+    Raises UserError when they can't be had, can't be read, or are not as many as they should be.
+    """
+    wanted, hub, config, split, raw, converter = BENCHMARKS[name]
+    where = f"{hub} ({split})" if source is None else str(Path(source) / raw)
+    rows = (
+        _from_hub(name, hub, config, split) if source is None else _from_files(Path(source), name, raw)
+    )
+    found = {}
+    for number, row in enumerate(rows):
+        try:
+            new = converter(row)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: row {number} is not as expected ({error!r})") from None
+        if not (name == "gsm_hard" and _MALFORMED in new["question"]):
+            key = new["question"] if name == "multiarith" else number  # exact repeats are dropped there
+            found.setdefault(key, new)
+    if len(found) != wanted:
+        raise UserError(f"{where}: gives {len(found)} questions for {name}, it should be {wanted}: the "
+                        "source is cut off or has changed")  # fmt: skip
+    return list(found.values())
+
+
+def _from_hub(name, hub, config, split):
+    from datasets import load_dataset  # takes seconds to import
+
+    try:
+        return load_dataset(hub, config, split=split)
+    except Exception as error:  # the hub's errors share no base class
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{name}: {hub} can't be fetched from the hub ({type(error).__name__}: {reason}); "
+                        "give a folder with the raw files by --source") from None  # fmt: skip
+
+
+def _from_files(source, name, raw):
+    rows = [_parsed(source / raw, line, k) for k, line in enumerate(_lines(source / raw))]
+    if name not in _CHOSEN:
+        return rows
+    path = source / _CHOSEN[name]
+    chosen = _parsed(path, "".join(_lines(path)), 0)
+    try:
+        return [rows[i] for i in chosen]
+    except (IndexError, TypeError):
+        raise UserError(f"{path}: names rows that {raw} does not have") from None
+
+
+def _lines(path):
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(
+            f"{path}: can't be read ({reason}); --source names the folder of raw files"
+        ) from None
+
+
+def _parsed(path, text, number):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: line {number + 1} is not valid JSON ({error.msg}); is it cut off?"
+        ) from None
