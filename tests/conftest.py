@@ -12,7 +12,7 @@ from transformers import GPT2Config, LlamaConfig
 from src.models.coconut import COCONUT
 from src.models.codi import CODI
 from src.models.colar import CoLaR
-from src.models.latent_rm import GPT2LatentRM
+from src.models.latent_rm import LATENT_RMS, GPT2LatentRM
 from src.models.special_tokens import set_token_ids
 from src.models.tiny_tokenizer import build_tokenizer
 
@@ -86,6 +86,13 @@ def checkpoint(tmp_path_factory):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def random_judge(backbone, seed=1):
+    """A small random reward model of the architecture of ``backbone``, for its thoughts."""
+    torch.manual_seed(seed)
+    config = type(backbone.config).from_dict(backbone.config.to_dict())
+    return LATENT_RMS[config.model_type](config).to(backbone.dtype).eval()
 
 
 def random_latent_rm(seed=1, thought_width=32, **shape):

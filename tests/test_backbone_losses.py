@@ -23,8 +23,9 @@ LLAMA = {
 }  # fmt: skip
 OF = {
     "codi": {"config": CONFIG | {"projector": True, "projector_hidden_size": 24},
-             "stages": [{"thoughts": 0, "epochs": 1, "learning_rate": 1e-3},
-                        {"thoughts": 4, "hidden_steps": -1, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.1}]},
+             "stages": [{"epochs": 1, "learning_rate": 1e-3},
+                        {"epochs": 1, "learning_rate": 1e-3, "thoughts": 4, "hidden_steps": -1,
+                         "dropout": 0.1}]},
     "colar": {"config": LLAMA, "loss": {"latent": 0.5},
               "stages": [{"speeds": [1, 2], "epochs": 2, "learning_rate": 1e-3, "dropout": 0.1}]},
 }  # fmt: skip
@@ -105,7 +106,7 @@ def test_colar_s_loss_and_gradients_are_the_plain_ones(speed):
     module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer.eos_token)
     stage = Stage(epochs=1, learning_rate=1e-3, speeds=[speed])
     batch = a_batch(module, tokenizer, stage)
-    assert f"(thinking speed : {speed})" in tokenizer.decode(batch.prompt[0]).replace("( ", "(").replace(" )", ")")
+    assert f"thinking speed : {speed} )" in tokenizer.decode(batch.prompt[0])
     loss, _ = module(batch, stage, KEYS)
     groups, _ = module._merge(batch)
     drawn, embed, expected = _drawn(groups, KEYS), model.model.embed_tokens, 0.0

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from src.models.latent_rm import GPT2LatentRM, PrefixScorer
 from src.models.loading import load_reward_model
 from src.training.reward_loss import bce, contrastive
-from tests.conftest import random_coconut, random_latent_rm
+from tests.conftest import RANDOM, random_coconut, random_judge, random_latent_rm
 from utils.errors import UserError
 
 Q, N, T = 3, 4, 5
@@ -136,6 +136,71 @@ def test_a_checkpoint_has_the_published_layout_and_comes_back(tmp_path, width):
     loaded = load_reward_model(tmp_path, backbone, tokenizer)
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+LENGTHS = torch.tensor([[5, 1, 3, 2], [2, 5, 1, 4], [1, 1, 2, 3]])  # of Q questions' trajectories
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("answers", [False, True])
+def test_trajectories_of_different_lengths(name, answers):
+    """Against one row at a time by the Hugging Face model, no padding; for each architecture."""
+    backbone, _ = RANDOM[name]()
+    model = random_judge(backbone)
+    model.config.scores_answer = answers
+    texts = [[[50, 51, 52], [53], [54, 55]], [[56], [57, 58], [59]], [[60], [61, 62], [63]]]
+    ids = torch.full((Q, N, 3), -1)
+    ids[:, 3, 0] = 64
+    for q in range(Q):
+        for n in range(3):
+            ids[q, n, : len(texts[q][n])] = torch.tensor(texts[q][n])
+    embeds = thoughts().to(model.dtype)
+    for q in range(Q):
+        for n in range(N):
+            embeds[q, n, LENGTHS[q, n] :] = 9.0  # nobody may look there
+    body, words = model.base_model, model.get_input_embeddings()
+    with torch.no_grad():
+        found = model(*padded("left", 2), embeds, LENGTHS, ids)
+        for q, prompt in enumerate(PROMPTS):
+            for n in range(N):
+                count, text = int(LENGTHS[q, n]), ids[q, n][ids[q, n] >= 0].tolist()
+                after = [model.config.end_latent_token_id, *text[:-1]] if answers else []
+                parts = [words(torch.tensor(prompt)), embeds[q, n, :count]]
+                parts += [words(torch.tensor(after))] if answers else []
+                hidden = body(inputs_embeds=torch.cat(parts)[None]).last_hidden_state[0]
+                own = hidden[len(prompt) : len(prompt) + count]
+                rewards = model.classifier(model.projector(own))[:, 0]
+                assert not found[q, n, count:T].any()
+                torch.testing.assert_close(found[q, n, :count], rewards, rtol=1e-3, atol=1e-3)
+                if answers:
+                    said = (hidden[-len(text) :] @ words.weight.T).log_softmax(-1)
+                    said = said[torch.arange(len(text)), text].sum()
+                    torch.testing.assert_close(found[q, n, T], said, rtol=1e-3, atol=1e-3)
+
+
+def test_losses_look_at_the_thoughts_that_exist():
+    there = torch.tensor([[[True, True], [True, False]]])  # the second trajectory has one thought
+    scores = torch.tensor([[[1.0, 0.5], [2.0, 99.0]]])
+    labels = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    first = -torch.log(torch.e ** torch.tensor(1.0) / (torch.e + torch.e**2))
+    torch.testing.assert_close(contrastive(scores, labels, there), ((first + 0.0) / 2)[None])
+    plain = torch.nn.BCEWithLogitsLoss()(scores[there], labels[there])
+    torch.testing.assert_close(bce(scores, labels, there), plain[None])
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_checkpoint_of_each_architecture_comes_back(tmp_path, name):
+    backbone, tokenizer = RANDOM[name]()
+    model = random_judge(backbone.float())
+    model.save_pretrained(tmp_path)
+    keys = set(load_file(tmp_path / "model.safetensors"))
+    prefix = "model." if name == "colar" else "transformer."
+    own = {key for key in keys if not key.startswith(prefix)}
+    projector = {f"projector.{k}.{part}" for k in (1, 3, 4) for part in ("weight", "bias")}
+    assert own == {"classifier.weight", "classifier.bias"} | (projector if name == "codi" else set())
+    loaded = load_reward_model(tmp_path, backbone, tokenizer)
+    for key, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], weight), key
 
 
 def _spoil(path, fault):

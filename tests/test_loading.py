@@ -9,7 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from src.models.coconut import COCONUT
-from src.models.loading import load_backbone
+from src.models.loading import load_backbone, load_reward_model
+from src.sampling.engine import Request, sample
+from src.sampling.samplers import Sampling
+from tests.conftest import RANDOM, random_judge
 from utils.errors import UserError
 
 
@@ -120,6 +123,88 @@ def test_weights_of_another_model(folder):
         ),
     )
     fails(folder, "unexpected keys such as projector.1.weight")
+
+
+def publish(name, folder, dtype):
+    """A small checkpoint as the hub has them: shards with an index, tied heads left out, ids of -100."""
+    model, tokenizer = RANDOM[name](**({"tie_word_embeddings": True} if name == "colar" else {}))
+    for key in model.special_tokens:
+        setattr(model.config, key, -100)
+    model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
+    tokenizer.save_pretrained(folder)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert "lm_head.weight" not in index["weight_map"]
+    return model
+
+
+def weights_of(folder):
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", RANDOM)
+def test_published_checkpoints_load_sample_score_and_save_unchanged(name, dtype, tmp_path):
+    kind = name.split()[0]
+    publish(name, tmp_path / "model", getattr(torch, dtype))
+    model, tokenizer = load_backbone(kind, str(tmp_path / "model"), dtype)
+    assert model.dtype == getattr(torch, dtype)
+    end = model.special_tokens["end_latent_token_id"]
+    assert model.config.end_latent_token_id == tokenizer.convert_tokens_to_ids(end)
+    prompts = model.encode(tokenizer, ["How many?", "A shirt costs 9 dollars."])
+    for sampling in (Sampling("noise", noise_std=0.3), Sampling("dropout", dropout_p=0.2)):
+        found = sample(model, Request(prompts, [0, 1], 3, 4, 6, 1, sampling))
+        assert torch.isfinite(found.thoughts).all()
+    judge = random_judge(model)
+    judge.save_pretrained(tmp_path / "rm")
+    loaded = load_reward_model(tmp_path / "rm", model, tokenizer, dtype)
+    ids = torch.tensor([prompts[0]])
+    scores = loaded(ids, torch.ones_like(ids), found.thoughts[:1], found.lengths[:1])
+    assert scores.shape == (1, 3, found.thoughts.shape[2])
+    model.save_pretrained(tmp_path / "again")
+    before, after = weights_of(tmp_path / "model"), weights_of(tmp_path / "again")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    config = json.loads((tmp_path / "again/config.json").read_text())
+    assert config["model_type"] == ("llama" if kind == "colar" else "gpt2")
+
+
+def test_the_published_names_of_projector_and_latent_head(tmp_path):
+    publish("codi", tmp_path / "codi", torch.float32)
+    publish("colar", tmp_path / "colar", torch.float32)
+    assert {f"projector.{k}.{part}" for k in (1, 3, 4) for part in ("weight", "bias")} == {
+        key for key in weights_of(tmp_path / "codi") if not key.startswith("transformer.")
+    }
+    head = {
+        f"lt_head.{k}.{part}" for k in ("fc.0", "fc.2", "fc.3", "mean") for part in ("weight", "bias")
+    }
+    assert head == {k for k in weights_of(tmp_path / "colar") if not k.startswith("model.")}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("codi", "coconut", "unexpected keys such as projector"),
+        ("colar", "codi", "model_type 'llama'"), ("codi", "colar", "model_type 'gpt2'"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_backbone(name, asked, message, tmp_path):
+    publish(name, tmp_path / "x", torch.float32)
+    with pytest.raises(UserError, match=message):
+        load_backbone(asked, str(tmp_path / "x"))
+
+
+def test_a_plain_llama_is_no_colar(tmp_path):
+    publish("colar", tmp_path / "x", torch.float32)
+    path = tmp_path / "x/config.json"
+    config = json.loads(path.read_text())
+    config.pop("latent_embedding_std")
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json lacks latent_embedding_std"):
+        load_backbone("colar", str(tmp_path / "x"))
 
 
 def test_tokenizer_without_special_tokens(folder):

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.models.latent_rm import PrefixScorer
+from src.models.latent_rm import PrefixScorer, existing
 from src.sampling import rng, rollouts
 from src.sampling.beam_search import beam_search
 from src.sampling.candidates import sample_and_keep, score_candidates
 from src.sampling.engine import Request, sample
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import _NOISE_SITE, Sampling
-from tests.conftest import random_latent_rm
-from tests.reference import continue_one, key_of, rollout_key
+from tests.conftest import random_judge
+from tests.reference import continue_one, key_of, rollout_key, thought_of
 
 PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
 NOISE = Sampling("noise", noise_std=0.5)
@@ -42,9 +42,9 @@ def odd(q, ids):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_labels_are_those_of_plain_completions(coconut, name):
+def test_labels_are_those_of_plain_completions(backbone, name):
     """Prompt and prefix computed anew for every completion, one by one."""
-    model, sampling, m = coconut[0], SAMPLERS[name], 3
+    model, sampling, m = backbone[0], SAMPLERS[name], 3
     found = annotate(model, request(sampling), m, odd)
     assert not found.skipped.all()
     keeps_dropping = replace(sampling, dropout_answer=True)
@@ -54,7 +54,9 @@ def test_labels_are_those_of_plain_completions(coconut, name):
             assert odd(q, found.trajectories.tokens[q][n]) == found.corrects[q, n]
             if found.skipped[q]:
                 continue
-            for t in range(1, 5):
+            length = int(found.trajectories.lengths[q, n])
+            assert not found.estimations[q, n, length:].any()
+            for t in range(1, length + 1):
                 prefix, right = list(thoughts[:t]), 0
                 for k in range(m):
                     new_key = rollout_key(key, t, k)
@@ -65,37 +67,40 @@ def test_labels_are_those_of_plain_completions(coconut, name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_labels_do_not_depend_on_the_batch_or_the_memory(coconut, name, monkeypatch):
-    whole = annotate(coconut[0], request(SAMPLERS[name]), 5, odd)
+def test_labels_do_not_depend_on_the_batch_or_the_memory(backbone, name, monkeypatch):
+    whole = annotate(backbone[0], request(SAMPLERS[name]), 5, odd)
     monkeypatch.setattr(rollouts, "ROLLOUT_ROWS", {"cpu": 7})
     for q in range(3):
-        alone = annotate(coconut[0], request(SAMPLERS[name], questions=slice(q, q + 1)), 5, odd)
+        alone = annotate(backbone[0], request(SAMPLERS[name], questions=slice(q, q + 1)), 5, odd)
         assert torch.equal(alone.corrects[0], whole.corrects[q])
-        assert torch.equal(alone.estimations[0], whole.estimations[q])
+        longest = alone.estimations.shape[2]
+        assert torch.equal(alone.estimations[0], whole.estimations[q, :, :longest])
+        assert not whole.estimations[q, :, longest:].any()
 
 
-def test_trajectories_are_those_of_the_engine(coconut):
-    found = annotate(coconut[0], request(NOISE), 2, odd).trajectories
-    plain = sample(coconut[0], request(NOISE))
+def test_trajectories_are_those_of_the_engine(backbone):
+    found = annotate(backbone[0], request(NOISE), 2, odd).trajectories
+    plain = sample(backbone[0], request(NOISE))
     assert found.tokens == plain.tokens
     assert torch.equal(found.thoughts, plain.thoughts)
 
 
-def test_no_rollouts_are_spent_where_all_or_none_are_right(coconut, monkeypatch):
+def test_no_rollouts_are_spent_where_all_or_none_are_right(backbone, monkeypatch):
     monkeypatch.setattr(rollouts, "_roll_out", None)
     for outcome in (True, False):
-        found = annotate(coconut[0], request(NOISE), 4, lambda q, ids, right=outcome: right)
+        found = annotate(backbone[0], request(NOISE), 4, lambda q, ids, right=outcome: right)
         assert found.skipped.all()
-    without = annotate(coconut[0], request(NOISE), 0, odd)
+    without = annotate(backbone[0], request(NOISE), 0, odd)
     assert not without.skipped.any()
-    assert torch.equal(without.estimations, without.corrects[..., None].float().expand(3, 3, 4))
+    there = existing(without.trajectories.lengths, without.estimations.shape[2])
+    assert torch.equal(without.estimations, (without.corrects[..., None] & there).float())
 
 
 @pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
 @pytest.mark.parametrize("answer", [False, True])
-def test_candidates_have_the_model_s_own_probabilities(coconut, name, answer, monkeypatch):
+def test_candidates_have_the_model_s_own_probabilities(backbone, name, answer, monkeypatch):
     """Against one plain forward over the whole text; with dropout in the answer only their order."""
-    model = coconut[0]
+    model = backbone[0]
     sampling = replace(SAMPLERS[name], dropout_answer=answer) if name != "noise" else NOISE
     parse = lambda ids: len(ids) or None  # noqa: E731  a number for every answer but the empty one
     asked = request(sampling)
@@ -113,19 +118,22 @@ def test_candidates_have_the_model_s_own_probabilities(coconut, name, answer, mo
             first = next(n for n, ids in enumerate(answers) if parse(ids) == number)
             text = answers[first] + [model.config.eos_token_id] * trajectories.finished[q][first]
             for n in range(3):
+                length = int(trajectories.lengths[q, n])
                 x = torch.cat((
-                    model.embed(torch.tensor(PROMPTS[q])), trajectories.thoughts[q, n],
+                    model.embed(torch.tensor(PROMPTS[q])), trajectories.thoughts[q, n, :length],
                     model.embed(torch.tensor([model.config.end_latent_token_id, *text[:-1]])),
                 ))  # fmt: skip
                 logits = model(inputs_embeds=x[None]).logits[0, -len(text) :].log_softmax(-1)
                 plain = logits.gather(1, torch.tensor(text)[:, None]).sum()
-                torch.testing.assert_close(candidates.log_probs[n, k], plain, rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(
+                    candidates.log_probs[n, k], plain.float(), rtol=1e-3, atol=1e-3
+                )
 
 
-def test_candidates_of_a_larger_pool_begin_with_those_of_a_smaller(coconut):
+def test_candidates_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):
     parse = lambda ids: len(ids) or None  # noqa: E731
-    small = sample_with_candidates(coconut[0], request(NOISE, n=2), parse)[1]
-    large = sample_with_candidates(coconut[0], request(NOISE, n=6), parse)[1]
+    small = sample_with_candidates(backbone[0], request(NOISE, n=2), parse)[1]
+    large = sample_with_candidates(backbone[0], request(NOISE, n=6), parse)[1]
     for a, b in zip(small, large, strict=True):
         count = len(a.numbers)
         assert b.numbers[:count] == a.numbers
@@ -133,9 +141,9 @@ def test_candidates_of_a_larger_pool_begin_with_those_of_a_smaller(coconut):
 
 
 @pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
-def test_one_beam_with_one_candidate_is_sample_0(coconut, name):
-    model, sampling = coconut[0], SAMPLERS[name]
-    beams = beam_search(model, request(sampling), 1, 1, PrefixScorer(random_latent_rm()))
+def test_one_beam_with_one_candidate_is_sample_0(backbone, name):
+    model, sampling = backbone[0], SAMPLERS[name]
+    beams = beam_search(model, request(sampling), 1, 1, PrefixScorer(random_judge(backbone[0])))
     plain = sample(model, request(sampling, n=1))
     assert beams.trajectories.tokens == plain.tokens
     torch.testing.assert_close(beams.trajectories.thoughts, plain.thoughts, rtol=1e-4, atol=1e-4)
@@ -143,9 +151,9 @@ def test_one_beam_with_one_candidate_is_sample_0(coconut, name):
 
 @pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
 @pytest.mark.parametrize("shape", [(1, 4), (2, 3), (4, 1)])
-def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(coconut, name, shape):
+def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(backbone, name, shape):
     """The survivors' scores are the reward model's on their thoughts: caches moved with the beams."""
-    model, sampling, rm = coconut[0], SAMPLERS[name], random_latent_rm()
+    model, sampling, rm = backbone[0], SAMPLERS[name], random_judge(backbone[0])
     whole = beam_search(model, request(sampling), *shape, PrefixScorer(rm))
     for q, prompt in enumerate(PROMPTS):
         alone = request(sampling, questions=slice(q, q + 1))
@@ -153,31 +161,61 @@ def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(coconut, name, 
         assert found.trajectories.tokens[0] == whole.trajectories.tokens[q]
         thoughts, ids = whole.trajectories.thoughts[q : q + 1], torch.tensor([prompt])
         with torch.no_grad():
-            scores = rm(ids, torch.ones_like(ids), thoughts)  # (1, B, T)
-        torch.testing.assert_close(scores[0], whole.scores[q], rtol=1e-3, atol=1e-3)
+            lengths = whole.trajectories.lengths[q : q + 1]
+            scores = rm(ids, torch.ones_like(ids), thoughts, lengths)  # (1, B, T)
+        torch.testing.assert_close(scores[0].float(), whole.scores[q], rtol=1e-3, atol=1e-3)
         totals = whole.scores[q].sum(1)
         assert torch.equal(totals, totals.sort(descending=True).values)
 
 
-def test_beam_search_keeps_the_best_at_every_step(coconut):
-    """Against a plain search that computes every prefix anew."""
-    model, rm, (b, c) = coconut[0], random_latent_rm(), (2, 3)
-    beams = beam_search(model, request(NOISE), b, c, PrefixScorer(rm))
+@pytest.mark.parametrize("score_by", ["sum", "mean"])
+def test_beam_search_keeps_the_best_at_every_step(backbone, score_by):
+    """Against a plain search that computes every prefix anew; beams that have ended stay as they are."""
+    model, rm, (b, c) = backbone[0], random_judge(backbone[0]), (3, 3)
+    rm.classifier.bias.data -= 1.5  # a thought costs on average: short beams stand a chance
+    beams = beam_search(model, request(NOISE), b, c, PrefixScorer(rm), score_by)
+    ended_early = False
     for q, prompt in enumerate(PROMPTS):
         keys = torch.stack([key_of(5, QUESTIONS[q], slot) for slot in range(b * c)])
-        prefixes = [[]]
+        prefixes = [(0.0, [], False)]  # score, thoughts, ended
         for step in range(1, 5):
-            repeats = b * c if step == 1 else c
-            slots = [prefix for prefix in prefixes for _ in range(repeats)]
             scored = []
-            for key, prefix in zip(keys, slots, strict=True):
-                x = torch.cat((model.embed(torch.tensor(prompt)), *(h[None] for h in prefix)))
-                with torch.no_grad():
-                    thought = model.transformer(inputs_embeds=x[None]).last_hidden_state[0, -1]
-                    thought = thought + 0.5 * rng.normal(rng.fold(key, step), _NOISE_SITE, len(thought))
-                    grown, ids = [*prefix, thought], torch.tensor([prompt])
-                    score = rm(ids, torch.ones_like(ids), torch.stack(grown)[None, None]).sum()
-                scored.append((float(score), grown))
-            prefixes = [grown for _, grown in sorted(scored, key=lambda found: -found[0])[:b]]
-        plain = torch.stack([torch.stack(prefix) for prefix in prefixes])
-        torch.testing.assert_close(beams.trajectories.thoughts[q], plain, rtol=1e-3, atol=1e-3)
+            for beam, (score, prefix, ended) in enumerate(prefixes):
+                slots = range(b * c) if step == 1 else range(beam * c, (beam + 1) * c)
+                if ended:
+                    scored.append((score, prefix, True))
+                    continue
+                for slot in slots:
+                    grown = _grown(model, prompt, prefix, keys[slot], step)
+                    if grown is None:  # it ends here, and so do its fellows: the noise comes after
+                        scored.append((score, prefix, True))
+                        break
+                    scored.append((_judged(rm, prompt, grown, score_by), grown, False))
+            prefixes = sorted(scored, key=lambda found: -found[0])[:b]
+        for n, (_, plain, _) in enumerate(prefixes):
+            length = int(beams.trajectories.lengths[q, n])
+            assert length == len(plain)
+            thoughts = beams.trajectories.thoughts[q, n, :length]
+            torch.testing.assert_close(thoughts, torch.stack(plain), rtol=1e-3, atol=1e-3)
+            ended_early |= length < 4
+    assert ended_early == model.stops_itself
+
+
+@torch.no_grad()
+def _grown(model, prompt, prefix, key, step):
+    """The prefix and its next thought under the given key, or None where the model ends its thinking."""
+    x = torch.cat((model.embed(torch.tensor(prompt)), *(h[None] for h in prefix)))
+    body = model.model if model.stops_itself else model.transformer
+    hidden = body(inputs_embeds=x[None]).last_hidden_state[0, -1]
+    end = model.config.end_latent_token_id
+    if model.stops_itself and prefix and int(model.lm_head(hidden).argmax()) == end:
+        return None
+    noise = rng.normal(rng.fold(key, step), _NOISE_SITE, len(hidden))
+    return [*prefix, thought_of(model, hidden) + 0.5 * noise]
+
+
+@torch.no_grad()
+def _judged(rm, prompt, thoughts, score_by):
+    ids = torch.tensor([prompt])
+    scores = rm(ids, torch.ones_like(ids), torch.stack(thoughts)[None, None])
+    return float(scores.sum() if score_by == "sum" else scores.mean())

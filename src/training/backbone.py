@@ -152,7 +152,9 @@ def adapted(model, lora):
     except ValueError as error:
         raise UserError(f"lora: {' '.join(str(error).split())[:200]}") from None
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad or any(part in name for part in lora.also_train))
+        parameter.requires_grad_(
+            parameter.requires_grad or any(part in name for part in lora.also_train)
+        )
     return found
 
 
@@ -183,7 +185,9 @@ class BackboneTrainer:
 
     def _new_optimizer(self):
         optimizer = torch.optim.AdamW(
-            [p for p in self.wrapped.parameters() if p.requires_grad], betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay
+            [p for p in self.wrapped.parameters() if p.requires_grad],
+            betas=(0.9, 0.98),
+            weight_decay=self.recipe.weight_decay,
         )
         return self.accelerator.prepare(optimizer)
 

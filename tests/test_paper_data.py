@@ -1,0 +1,124 @@
+"""python -m src.prepare_data paper: converters, counts, hub and raw files."""
+
+import json
+
+import datasets
+import pytest
+
+from src import prepare_data
+from tests.commands import ROOT, command, run_here
+from utils import paper_benchmarks
+from utils.data import load_dataset
+from utils.errors import UserError
+from utils.paper_benchmarks import BENCHMARKS, convert
+
+RAW = ROOT.parent / "shared/data"
+COUNTS = {"gsm_test": 2, "gsm_valid": 2, "gsm_train": 1, "gsm_hard": 2, "multiarith": 2}
+GSM = [
+    {"question": " How many? ", "answer": "He has <<2*3=6>>6 and\n<<6+1,000=1006>>1006.\n#### 1,006"},
+    {"question": "No steps?", "answer": "#### -3"},
+]
+HARD = [
+    {"input": "Large?", "code": "", "target": 9867630.0}, {"input": "Part?", "code": "", "target": 0.5},
+    {"input": "20% of 7871124 people think horse", "code": "", "target": 1.0},
+]  # fmt: skip
+MULTI = [{"input": "One?", "target": 1}, {"input": "Two?", "target": 2}, {"input": "One?", "target": 1}]
+AUG = [{"question": "How?", "steps": ["<<1+1=2>>"], "answer": "2"}]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The benchmarks, with the counts of the rows above."""
+    counted = {name: (COUNTS[name], *rest[1:]) for name, rest in BENCHMARKS.items()}
+    monkeypatch.setattr(paper_benchmarks, "BENCHMARKS", counted)
+    monkeypatch.setattr(prepare_data, "BENCHMARKS", counted)
+
+
+@pytest.fixture
+def source(tmp_path, small):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    files = {
+        "gsm8k_test": GSM, "gsm8k_train": [*GSM, *GSM], "gsmhardv2": HARD, "multiarith": MULTI,
+        "gsm8k_aug_train": AUG,
+    }  # fmt: skip
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "gsm8k_aug_valid_indices.json").write_text("[3, 0]")
+    return folder
+
+
+def test_the_rules(source):
+    test = convert("gsm_test", source)
+    assert test[0] == {
+        "question": "How many?",
+        "steps": ["<<2*3=6>>", "<<6+1,000=1006>>"],
+        "answer": "1006",
+    }
+    assert test[1] == {"question": "No steps?", "steps": [], "answer": "-3"}
+    assert [row["question"] for row in convert("gsm_valid", source)] == ["No steps?", "How many?"]
+    assert [row["answer"] for row in convert("gsm_hard", source)] == ["9867630", "0.5"]
+    assert [row["question"] for row in convert("multiarith", source)] == ["One?", "Two?"]
+    assert convert("gsm_train", source) == AUG
+
+
+def test_the_hub_gives_the_same(source, monkeypatch):
+    multi = [{"question": row["input"], "final_ans": str(row["target"])} for row in MULTI]
+    sets = {
+        ("openai/gsm8k", "main", "test"): GSM, ("whynlp/gsm8k-aug", None, "train"): AUG,
+        ("reasoning-machines/gsm-hard", None, "train"): HARD,
+        ("ChilleD/MultiArith", None, "train+test"): multi,
+    }  # fmt: skip
+    load = lambda hub, config, split: datasets.Dataset.from_list(sets[hub, config, split])  # noqa: E731
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for name in ("gsm_test", "gsm_train", "gsm_hard", "multiarith"):
+        assert convert(name) == convert(name, source)
+
+
+def test_the_files_are_data_files_and_are_kept(source, tmp_path, monkeypatch, capsys):
+    where = ("--source", str(source), "--output_dir", str(tmp_path / "data"), "--train")
+    monkeypatch.setattr("sys.argv", ["prepare_data", "paper", *where])
+    prepare_data.main()
+    for name, count in COUNTS.items():
+        assert len(load_dataset(tmp_path / "data" / f"{name}.json")) == count
+    prepare_data.main()
+    assert capsys.readouterr().out.count("is there") == 5
+    path = tmp_path / "data/gsm_test.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:1]))
+    with pytest.raises(SystemExit):
+        prepare_data.main()
+    assert "holds 1 questions, not 2; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("gsm8k_test.jsonl", '{"question": "x"', "line 1 is not valid JSON"),
+        ("gsm8k_test.jsonl", '{"question": "x", "answer": "#### 1"}', "gives 1 questions"),
+        ("gsm8k_test.jsonl", '{"quest": "x"}', "row 0 is not as expected"),
+        ("gsm8k_test.jsonl", None, "can't be read"),
+        ("gsm8k_aug_valid_indices.json", "[99]", "names rows that"),
+    ],
+)
+def test_faults_are_one_clear_line(source, file, content, message):
+    (source / file).unlink()
+    if content is not None:
+        (source / file).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        convert("gsm_valid" if "indices" in file else "gsm_test", source)
+    assert file in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_network_the_mend_is_named(tmp_path):
+    done = run_here(command("prepare_data", "paper", "--output_dir", tmp_path))
+    assert done.returncode == 2
+    assert "--source" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(not RAW.is_dir(), reason="needs the publishers' raw files")
+@pytest.mark.parametrize("name", ["gsm_test", "gsm_valid", "gsm_hard", "multiarith"])
+def test_the_publishers_files(name):
+    rows = convert(name, RAW)
+    assert len(rows) == BENCHMARKS[name][0]
+    assert all(row["question"] and float(row["answer"]) is not None for row in rows)
