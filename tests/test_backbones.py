@@ -77,9 +77,13 @@ def test_strength_zero_is_greedy(generator, tmp_path):
 
 @pytest.fixture(scope="module")
 def judged(generator, tmp_path_factory):
-    """The backbone, and a reward model that src.train made from pools of src.annotate_data."""
+    """The backbone, and a reward model for it."""
+    return generator, trained_judge(generator, tmp_path_factory.mktemp("judged"))
+
+
+def trained_judge(generator, folder):
+    """The folder of a reward model that src.train made from a pool of src.annotate_data."""
     name, path = generator
-    folder = tmp_path_factory.mktemp("judged")
     for rollouts in (0, 2):
         done = run_here(command(
             "annotate_data", "--model_type", name, "--model_id", path, *DATA, "--n_samples", 4,
@@ -97,7 +101,7 @@ def judged(generator, tmp_path_factory):
     (folder / "rm.yaml").write_text(yaml.safe_dump(recipe))
     done = run_here(command("train", folder / "rm.yaml"))
     assert done.returncode == 0, done.stderr
-    return generator, folder / "rm"
+    return folder / "rm"
 
 
 def choose(judged, folder, *flags):
@@ -176,9 +180,8 @@ def test_a_backbone_joins_by_one_class_and_one_entry(tmp_path, monkeypatch):
         hidden = model.transformer(ids).last_hidden_state[0, -1]
     spread = latents["latent_embeds"][:, 0] - hidden / 2  # the noise alone
     assert spread.abs().mean() < 0.6
-    done = run_here(command(
-        "annotate_data", "--model_type", "halved", "--model_id", generator[1], *DATA, "--n_samples", 3,
-        "--n_samples_per_step", 2, "--max_new_tokens", 8, *SAMPLERS["noise"], "--save_path", tmp_path,
-        "--name", "labelled",
-    ))  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    judge = trained_judge(generator, tmp_path)
+    for mode in (("best_of_n", "--num_return_sequences", 5), ("beam_search", "--num_beams", 2)):
+        done = choose((generator, judge), tmp_path / mode[0], "--prm_mode", *mode)
+        assert done.returncode == 0, done.stderr
+        assert len(records_of(tmp_path / mode[0])) == 12

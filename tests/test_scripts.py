@@ -1,4 +1,4 @@
-"""run_tests.sh, and the tables that it writes."""
+"""The sweeps, and the tables that they write."""
 
 import csv
 import json
@@ -10,30 +10,35 @@ from pathlib import Path
 
 import pytest
 
+from src.models import BACKBONES
 from tests.commands import ENVIRONMENT, ROOT, run
-from tests.conftest import random_coconut
+from tests.conftest import RANDOM
+
+RUNS = {"run_tests.sh": "coconut", "run_tests_llama.sh": "colar"}
 
 
-def sweep(checkpoint, folder, **environment):
+def sweep(script, checkpoint, folder, **environment):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lists = {
-        "MODELS": f"coconut:{checkpoint}", "SPLITS": "tiny_valid", "DROPOUT_PS": "0.1",
+        "MODELS": f"{RUNS[script]}:{checkpoint}", "SPLITS": "tiny_valid", "DROPOUT_PS": "0.1",
         "NOISE_STDS": "0.5", "NS": "1 4", "SEEDS": "1", "LIMIT": "6", "NPROC": "1",
         "OUTPUT_DIR": str(folder), "PATH": path,
     }  # fmt: skip
     return subprocess.run(
-        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | lists | environment,
+        ["bash", script], cwd=ROOT, env=ENVIRONMENT | lists | environment,
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
-def test_sweep_writes_one_table_and_skips_what_is_finished(tmp_path_factory, tmp_path):
-    model, tokenizer = random_coconut(n_positions=160)
-    checkpoint = tmp_path_factory.mktemp("checkpoints") / "long-coconut"
-    model.save_pretrained(checkpoint)
+@pytest.mark.parametrize("script", RUNS)
+def test_sweep_writes_one_table_and_skips_what_is_finished(script, tmp_path_factory, tmp_path):
+    longer = {"coconut": {"n_positions": 160}, "colar": {"max_position_embeddings": 256}}[RUNS[script]]
+    model, tokenizer = RANDOM[RUNS[script]](**longer)
+    checkpoint = tmp_path_factory.mktemp("checkpoints") / "random"
+    model.float().save_pretrained(checkpoint)
     tokenizer.save_pretrained(checkpoint)
 
-    done = sweep(checkpoint, tmp_path)
+    done = sweep(script, checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -56,7 +61,7 @@ def test_sweep_writes_one_table_and_skips_what_is_finished(tmp_path_factory, tmp
     lost = min(samples)
     content = lost.read_text()
     shutil.rmtree(lost.parent)
-    done = sweep(checkpoint, tmp_path)
+    done = sweep(script, checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     assert lost.read_text() == content  # made anew, the others left alone
     assert all(path.stat().st_mtime_ns == at for path, at in samples.items() if path != lost)
@@ -69,9 +74,10 @@ def test_sweep_writes_one_table_and_skips_what_is_finished(tmp_path_factory, tmp
         ({"SPLITS": "tiny_test nope"}, "data/nope.json: no such file"),
     ],
 )
-def test_impossible_sweeps(environment, message):
+@pytest.mark.parametrize("script", [*RUNS, "run_tts_with_rm.sh"])
+def test_impossible_sweeps(script, environment, message):
     done = subprocess.run(
-        ["bash", "run_tests.sh"], cwd=ROOT, env=ENVIRONMENT | environment,
+        ["bash", script], cwd=ROOT, env=ENVIRONMENT | environment,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
@@ -81,10 +87,11 @@ def test_impossible_sweeps(environment, message):
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def test_run_tts_with_rm_puts_every_method_beside_its_budget(tmp_path):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_run_tts_with_rm_puts_every_method_beside_its_budget(tmp_path, backbone):
     small = {
-        "SPLITS": "tiny_multi", "SAMPLERS": "noise:0.8", "NS": "1 4", "BEAMS": "2x2", "LIMIT": "6",
-        "NPROC": "1", "OUTPUT_DIR": str(tmp_path / "out"), "PATH": PATH,
+        "BACKBONE": backbone, "SPLITS": "tiny_multi", "SAMPLERS": "noise:0.05", "NS": "1 4",
+        "BEAMS": "2x2", "LIMIT": "6", "NPROC": "1", "OUTPUT_DIR": str(tmp_path / "out"), "PATH": PATH,
     }  # fmt: skip
     done = run(["./run_tts_with_rm.sh"], **small)
     assert done.returncode == 0, done.stderr
@@ -95,7 +102,8 @@ def test_run_tts_with_rm_puts_every_method_beside_its_budget(tmp_path):
         "reward_bayesian",
     }  # fmt: skip
     assert rows["1", "majority"]["trajectories"] == "1"
-    assert rows["4", "majority"]["latent_passes"] == "24"
+    if backbone != "colar":
+        assert rows["4", "majority"]["latent_passes"] == "24"
     assert float(rows["4", "reward_bayesian"]["ms"]) > float(rows["4", "majority"]["ms"])
     assert rows["2 x 2", "beam_search"]["gain"] != ""  # against the vote of 4 trajectories
     assert "tiny_multi" in (tmp_path / "out/accuracy.md").read_text()
@@ -115,8 +123,10 @@ def test_run_annotation_makes_the_pools_of_its_recipe(tmp_path):
         assert (settings["n_samples"], settings["n_samples_per_step"]) == (n, rollouts)
 
 
-@pytest.mark.parametrize("script", ["run_tts_with_rm.sh", "run_annotation.sh"])
-def test_an_unknown_profile_is_one_line(script):
-    done = run([f"./{script}"], PROFILE="large")
+@pytest.mark.parametrize(
+    ("environment", "said"), [({"PROFILE": "large"}, "PROFILE"), ({"BACKBONE": "codj"}, "codj")]
+)
+def test_an_unknown_annotation_is_one_line(environment, said):
+    done = run(["./run_annotation.sh"], **environment)
     assert done.returncode == 2
-    assert "PROFILE" in done.stderr
+    assert said in done.stderr
