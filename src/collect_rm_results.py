@@ -32,7 +32,7 @@ COLUMNS = (
 )  # fmt: skip
 # flags by which beams and the pool of the same questions and sampler may differ
 _OWN = {"prm_id", "prm_mode", "num_return_sequences", "pool", "bayesian_vote", "num_beams",
-        "num_beam_candidates"}  # fmt: skip
+        "num_beam_candidates", "score_by"}  # fmt: skip
 SHOWN = ("accuracy", "gain over vote", "trajectories", "latent passes", "answer tokens", "ms")
 
 
@@ -72,7 +72,7 @@ def _pool_of(settings, metrics, n):
     sampler = settings["sampling_by"]
     beams = settings["prm_mode"] == "beam_search"
     return {
-        "prm": Path(settings["prm_id"]).name,
+        "prm": Path(settings["prm_id"]).name + (" (mean)" if settings["score_by"] == "mean" else ""),
         "benchmark": Path(settings["data_path"]).stem,
         "questions": metrics["questions"],
         "sampler": sampler,
