@@ -13,7 +13,7 @@ from utils.metrics import summarize
 # chosen on tiny_valid, see docs/results.md: {backbone: {sampler: its settings}}
 STRENGTHS = {
     "coconut": {"dropout": {"dropout_p": 0.1}, "noise": {"noise_std": 0.8}},
-    "codi": {"dropout": {"dropout_p": 0.1}, "noise": {"noise_std": 0.8}},
+    "codi": {"dropout": {"dropout_p": 0.1}, "noise": {"noise_std": 0.6}},
     "colar": {"dropout": {"dropout_p": 0.03, "dropout_answer": True}, "noise": {"noise_std": 0.05}},
 }
 GREEDY = {"coconut": 60, "codi": 55, "colar": 55}  # percent at least

@@ -35,7 +35,7 @@ strengths() {
   coconut-tiny-dropout) echo 0.1 ;;
   coconut-tiny-noise) echo 0.8 ;;
   codi-tiny-dropout) echo 0.1 ;;
-  codi-tiny-noise) echo 0.8 ;;
+  codi-tiny-noise) echo 0.6 ;;
   colar-tiny-dropout) echo 0.03 ;;
   colar-tiny-noise) echo 0.05 ;;
   coconut-paper-dropout | codi-paper-dropout) echo 0.2 ;;
