@@ -60,7 +60,7 @@ annotate() { # data file, then the pool as above
   local name questions trajectories rollouts sampler strength
   IFS=: read -r name questions trajectories rollouts sampler strength <<<"$2"
   local how=(--sampling_by noise --noise_std "$strength")
-  [ "$sampler" = noise ] || how=(--sampling_by dropout --dropout_p "$strength" "${embedding[@]}")
+  [ "$sampler" = noise ] || how=(--sampling_by dropout --dropout_p "$strength" ${embedding[@]+"${embedding[@]}"})
   echo "== $name"
   launch "$SAVE_PATH/$name/manifest.json" src.annotate_data --save_path "$SAVE_PATH" --name "$name" \
     --data_path "$1" --model_type "$BACKBONE" --model_id "$MODEL" --n_samples "$trajectories" \

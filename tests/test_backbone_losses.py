@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from src.models import BACKBONES
 from src.models.loading import load_backbone
+from src.models.tiny_tokenizer import build_tokenizer
 from src.sampling import rng
 from src.training.codi_loss import CodiLoss
 from src.training.colar_loss import ColarLoss, _drawn
@@ -150,6 +153,36 @@ def test_two_processes_are_one(name, tmp_path):
     assert distance < 2e-3 * sum(one[name].pow(2).sum() for name in one).sqrt()
     assert json.loads((folders[0] / "metrics.json").read_text())["valid_accuracy"] >= 0
     load_backbone(name, str(folders[0]))
+
+
+BASES = {
+    "codi": (GPT2LMHeadModel, GPT2Config, {k: v for k, v in CONFIG.items() if k != "initializer_range"},
+             {"projector": True, "projector_hidden_size": 24}, ["c_attn", "mlp.c_proj"], "projector"),
+    "colar": (LlamaForCausalLM, LlamaConfig, {k: v for k, v in LLAMA.items() if not k.startswith("latent")},
+              {"latent_intermediate_size": 24, "latent_embedding_std": 0.1}, ["q_proj", "down_proj"],
+              "lt_head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_training_goes_from_a_plain_base_in_bf16(name, tmp_path):
+    """As the papers' recipes: a language model of the hub, new parts, adapters; computed in float32."""
+    pytest.importorskip("peft")
+    model, config, shape, own, targets, part = BASES[name]
+    tokenizer = build_tokenizer(BACKBONES[name])
+    base = model(config(vocab_size=len(tokenizer), **shape)).to(torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    recipe = write_recipe(tmp_path / "x.yaml", **{"loss": {}} | OF[name] | {
+        "model_type": name, "base": str(tmp_path / "base"), "config": own, "problems_per_epoch": 200,
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": targets, "also_train": [part]},
+    })  # fmt: skip
+    done = train(recipe)
+    assert done.returncode == 0, done.stderr
+    tensors = load_file(tmp_path / "x/model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert not any("lora" in key for key in tensors)
+    load_backbone(name, str(tmp_path / "x"))
 
 
 def test_lora_trains_its_targets_and_leaves_a_plain_checkpoint(tmp_path):

@@ -171,11 +171,11 @@ def test_trajectories_of_different_lengths(name, answers):
                 own = hidden[len(prompt) : len(prompt) + count]
                 rewards = model.classifier(model.projector(own))[:, 0]
                 assert not found[q, n, count:T].any()
-                torch.testing.assert_close(found[q, n, :count], rewards, rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(found[q, n, :count], rewards.to(found), rtol=1e-3, atol=1e-3)
                 if answers:
                     said = (hidden[-len(text) :] @ words.weight.T).log_softmax(-1)
                     said = said[torch.arange(len(text)), text].sum()
-                    torch.testing.assert_close(found[q, n, T], said, rtol=1e-3, atol=1e-3)
+                    torch.testing.assert_close(found[q, n, T], said.to(found), rtol=1e-3, atol=1e-3)
 
 
 def test_losses_look_at_the_thoughts_that_exist():

@@ -21,6 +21,7 @@ from utils.errors import UserError
 
 ROWS = load_dataset(ROOT / "data/tiny_valid.json")[:200]
 STAGE = {"thoughts": 2, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3}
+PLAIN = {"epochs": 1, "learning_rate": 1e-3}
 CONFIG = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.06}
 
 
@@ -256,6 +257,8 @@ def test_user_errors(trained, tmp_path):
         ({"config": CONFIG | {"n_head": 3}}, "config: makes no model"),
         ({"config": CONFIG | {"n_positions": 20}}, "the model has 20 positions"),
         ({"loss": {"porbe": 1.0}}, "loss must give weights to probe"),
+        ({"stages": [STAGE | {"speeds": [2]}]}, "speeds has no effect"),
+        ({"model_type": "colar", "loss": {}, "stages": [PLAIN]}, "speeds are missing"),
         ({"model_type": "codj"}, "model_type must be one of coconut"),
         ({"held_out": ["data/none.json"]}, "data/none.json: no such data file"),
         ({"stages": [STAGE | {"thoughts": -2}]}, "thoughts >= 0"),

@@ -27,13 +27,14 @@ def load_dataset(path):
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: must be a non-empty JSON list of questions")
     for i, row in enumerate(rows):
-        fault = _fault(row)
+        fault = fault_of(row)
         if fault:
             raise UserError(f"{path}: row {i}: {fault}")
     return rows
 
 
-def _fault(row):
+def fault_of(row):
+    """What is wrong with a row, with its mend, or None."""
     if not isinstance(row, dict):
         return 'must be an object {"question", "steps", "answer"}'
     for key in ("question", "steps", "answer"):

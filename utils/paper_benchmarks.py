@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from utils.data import fault_of
 from utils.errors import UserError
 
 _MALFORMED = "20% of 7871124 people think horse"  # the one row of GSM-Hard that is no problem
@@ -68,6 +69,9 @@ def convert(name, source=None):
             new = converter(row)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: row {number} is not as expected ({error!r})") from None
+        fault = fault_of(new)
+        if fault:
+            raise UserError(f"{where}: row {number}: {fault}")
         if not (name == "gsm_hard" and _MALFORMED in new["question"]):
             key = new["question"] if name == "multiarith" else number  # exact repeats are dropped there
             found.setdefault(key, new)

@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.files import sha256, write_bytes, write_json
 
 MANIFEST = "manifest.json"
+FORMAT = 2  # of the keys below
 _KEYS = (
     "input_ids", "latent_embeds", "latent_lengths", "estimations", "corrects", "predictions", "answer_ids",
 )  # fmt: skip
@@ -77,6 +78,11 @@ class Pool:
             if key.endswith(".latent_embeds")
         ]
         self.places.sort(key=lambda place: place[1])
+        for shard, idx in self.places:
+            lacking = [key for key in _KEYS if f"{idx}.{key}" not in _names(shard)]
+            if lacking:
+                raise UserError(f"{shard}: question {idx} has no {lacking[0]}: not a pool of this version; "
+                                "annotate again")  # fmt: skip
         if len(self.places) != self.manifest["labelled"]:
             raise UserError(f"{self.folder}: {len(self.places)} labelled questions, manifest.json "
                             f"says {self.manifest['labelled']}; annotate again")  # fmt: skip
@@ -123,6 +129,11 @@ def _open(path):
         return safe_open(path, "pt").__enter__()
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a shard ({error}); annotate again") from None
+
+
+@lru_cache(maxsize=256)
+def _names(path):
+    return frozenset(_open(path).keys())
 
 
 def _manifest(folder):

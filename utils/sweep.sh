@@ -44,24 +44,55 @@ strengths() {
   colar-paper-dropout) echo 0.03 ;;
   colar-paper-noise) echo 0.01 ;;
   *)
-    echo "error: no $3 strengths for $1: set DROPOUT_PS and NOISE_STDS" >&2
+    echo "error: $1: unknown backbone; coconut, codi and colar are known" >&2
     exit 2
     ;;
   esac
 }
 
+# evaluate COMMAND NAME TINY_MODELS PAPER_MODELS: the paper's evaluation of some backbones, settings from the environment.
+evaluate() {
+  PROFILE=${PROFILE:-tiny}
+  case "$PROFILE" in
+  tiny)
+    MODELS=${MODELS-$3}
+    SPLITS=${SPLITS-tiny_test tiny_multi tiny_hard}
+    BATCH_SIZE=${BATCH_SIZE:-16}
+    LIMIT=${LIMIT-300}
+    ;;
+  paper)
+    MODELS=${MODELS-$4}
+    SPLITS=${SPLITS-gsm_test gsm_hard multiarith}
+    BATCH_SIZE=${BATCH_SIZE:-8}
+    LIMIT=${LIMIT-}
+    ;;
+  *)
+    echo "error: PROFILE=$PROFILE: must be tiny or paper" >&2
+    exit 2
+    ;;
+  esac
+  NS=${NS-1 4 16 64} # sizes of the pool; all come from one run at the largest
+  SEEDS=${SEEDS-42}
+  OUTPUT_DIR=${OUTPUT_DIR:-outputs/$2_$PROFILE}
+  check_splits "$SPLITS"
+  choose_processes
+  sample_cells "$1"
+}
+
 # sample_cells COMMAND: every model, benchmark, sampler, strength and seed of MODELS, SPLITS, DROPOUT_PS, NOISE_STDS,
 # SEEDS at the largest of NS, then the table. DROPOUT_PS and NOISE_STDS unset: each backbone's own.
 sample_cells() {
-  local command=$1 model split seed p s largest=0 n
+  local command=$1 model split seed p s ps ss largest=0 n
   for n in $NS; do largest=$((n > largest ? n : largest)); done
   for model in $MODELS; do
+    ps=${DROPOUT_PS-$(strengths "${model%%:*}" "$PROFILE" dropout)}
+    ss=${NOISE_STDS-$(strengths "${model%%:*}" "$PROFILE" noise)}
     for split in $SPLITS; do
       for seed in $SEEDS; do
-        for p in ${DROPOUT_PS-$(strengths "${model%%:*}" "$PROFILE" dropout)}; do
+        for p in $ps; do
           _sample_cell --sampling_by dropout --dropout_p "$p"
         done
-        for s in ${NOISE_STDS-$(strengths "${model%%:*}" "$PROFILE" noise)}; do
+        for s in $ss; do
           _sample_cell --sampling_by noise --noise_std "$s"
         done
       done

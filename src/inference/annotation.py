@@ -26,7 +26,8 @@ class Annotation:
     def __init__(self, settings, processes):
         self.settings, self.processes, self.folder = settings, processes, settings.folder
         self.rows = load_dataset(settings.data_path)[: settings.limit]
-        self.identity = identity_of(settings, self.rows) | {"data_path": settings.data_path}
+        self.identity = identity_of(settings, self.rows)
+        self.identity |= {"data_path": settings.data_path, "format": shards.FORMAT}
         check_folder(self.folder, self.identity, settings.overwrite)
         self.n_shards = math.ceil(len(self.rows) / settings.shard_size)
 

@@ -63,10 +63,10 @@ class Sampler:
         """The Trajectories, and what else the records hold: {key: a value for each question}."""
         if not self.settings.bayesian_vote:
             trajectories = sample(self.model, request)
-            self.work.update(latent_steps=int(trajectories.lengths.sum()))
+            self._count_thoughts(trajectories)
             return trajectories, {}
         trajectories, begun = sample_and_keep(self.model, request)
-        self.work.update(latent_steps=int(trajectories.lengths.sum()))
+        self._count_thoughts(trajectories)
         with _clock(self.work, "candidate_seconds"):
             found = score_candidates(self.model, request, begun, trajectories, self._parse)
         self.work.update(candidate_tokens=sum(candidates.passes for candidates in found))
@@ -74,6 +74,10 @@ class Sampler:
             "candidates": [candidates.numbers for candidates in found],
             "log_probs": [_rounded(candidates.log_probs) for candidates in found],  # (N, K) each
         }
+
+    def _count_thoughts(self, trajectories):
+        lengths = trajectories.lengths + self.model.stops_itself  # one more forward pass finds the end
+        self.work.update(latent_steps=int(lengths.sum()))
 
     def _parse(self, ids):
         return self.model.parse_answer(self.tokenizer.decode(ids, skip_special_tokens=True))

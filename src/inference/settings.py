@@ -50,7 +50,9 @@ class SamplingSettings:
     dropout_p: float | None = _flag(None, "dropout rate, default 0.2, CoLaR 0.03")
     noise_std: float | None = _flag(None, "sigma of the noise, default 0.6, CODI 1.4, CoLaR 0.01")
     dropout_prompt: bool | None = _flag(None, "false: all samples share one reading of the question")
-    dropout_answer: bool | None = _flag(None, "true: dropout in the last thought and the answer too")
+    dropout_answer: bool | None = _flag(
+        None, "true: dropout in the answer too, and (CoLaR always) in the last thought"
+    )
     dropout_mask: str | None = _flag(None, "a fresh mask every step, or one a trajectory", MASKS)
     seed: int = _flag(42, "with question and sample index it fixes every random number")
     overwrite: bool = _flag(False, "true: remove what the output folder holds first")

@@ -100,14 +100,15 @@ class FixedCache:
         other goes on."""
         return copy(self)
 
-    def select(self, rows, length=None):
+    def select(self, rows, length=None, room=None):
         """A cache of the given rows, an index tensor; its order is the new order, rows may repeat.
 
-        ``length``: only so many of their positions.
+        length: only so many of their positions. room: for so many more, None: as large as this one.
         """
         new, old = copy(self), self.buffer
         new.length = self.length if length is None else length
-        new.buffer = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
+        capacity = old.shape[4] if room is None else new.length + room
+        new.buffer = old.new_empty(*old.shape[:2], len(rows), old.shape[3], capacity, old.shape[5])
         # no page beyond is touched
         new.buffer[..., : new.length, :] = old[:, :, rows, :, : new.length]
         new.hidden = None if self.hidden is None else self.hidden[rows, : new.length]

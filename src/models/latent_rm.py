@@ -57,7 +57,7 @@ class LatentRM:
             scores = scores * existing(latent_lengths, hidden.shape[2])
         if logits is None:
             return scores
-        return torch.cat((scores, log_prob(logits, answer_ids)[..., None].to(scores)), dim=-1)
+        return torch.cat((scores.float(), log_prob(logits, answer_ids)[..., None]), dim=-1)
 
     def read(self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None):
         """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width, and with answer_ids

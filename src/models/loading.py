@@ -47,8 +47,9 @@ def checkpoint_folder(kind, model_id, flag="--model_id"):
 
 def _not_found(kind, given, reason):
     embedded = "checkpoints/tiny-latentRM-*" if kind == "rm" else f"checkpoints/tiny-{kind}"
+    whose = " (COCONUT's; others are trained: training_args/train_*.yaml)" if kind == "rm" else ""
     return UserError(
-        f"{given}: {reason}; the embedded model is {embedded}, the published one comes with "
+        f"{given}: {reason}; the embedded model is {embedded}, the published one{whose} comes with "
         f"`hf download ModalityDance/latent-tts-{kind} --local-dir checkpoints/latent-tts-{kind}`"
     )
 

@@ -12,6 +12,7 @@ from src.sampling.engine import State, answer_start, decode, pad_right, think
 from src.sampling.samplers import dropout_hook
 
 CANDIDATE_ROWS = {"cpu": 512, "cuda": 8192}  # (trajectory, candidate) pairs in flight
+CANDIDATE_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # numbers that their tokens' logits may take
 
 
 @dataclass
@@ -72,7 +73,8 @@ def _score_question(model, request, state, hidden, q, texts):
         return Candidates([], torch.zeros(n, 0), 0)
     ids, lengths = pad_right(list(texts.values()), 0)  # (K, A), (K,)
     ids, lengths = ids.to(model.device), lengths.to(model.device)
-    size = max(1, CANDIDATE_ROWS.get(model.device.type, 512) // len(ids))
+    pairs = CANDIDATE_LOGITS.get(model.device.type, 1 << 26) // (ids.shape[1] * model.config.vocab_size)
+    size = max(1, min(pairs, CANDIDATE_ROWS.get(model.device.type, 512)) // len(ids))
     rows = torch.arange(q * n, (q + 1) * n, device=model.device).split(size)
     parts = [_log_probs(model, request, state, hidden, chunk, q, ids, lengths) for chunk in rows]
     passes = n * int((lengths - 1).sum())
@@ -92,7 +94,7 @@ def _log_probs(model, request, state, hidden, rows, q, ids, lengths):
         lengths=state.lengths[repeat],
         counts=state.counts[repeat],
         prompt=state.prompt.select(groups),
-        own=state.own.select(repeat),
+        own=state.own.select(repeat, room=longest),
     )
     after = hidden[rows, None].expand(-1, count, -1).flatten(0, 1)[:, None]  # (M * K, 1, D)
     if longest > 1:

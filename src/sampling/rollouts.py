@@ -60,18 +60,39 @@ def annotate(model, request, n_rollouts, is_right):
 def _select(state, thoughts, questions, n_samples):
     """State and thoughts (R', T, D) of some questions only, a list of their places."""
     questions = torch.tensor(questions, device=thoughts.device)
-    samples = torch.arange(n_samples, device=thoughts.device)
-    rows = (questions[:, None] * n_samples + samples).flatten()
+    rows = _rows_of(questions, n_samples)
     groups = questions if state.prompt.groups < len(state.keys) else rows
-    chosen = State(
+    return _part(state, rows, groups, thoughts.shape[1] - 1), thoughts[rows]
+
+
+def _rows_of(questions, n_samples):
+    return (questions[:, None] * n_samples + torch.arange(n_samples, device=questions.device)).flatten()
+
+
+def _part(state, rows, groups, length):
+    """The state of some rows and of their groups, with so many of their own positions."""
+    return State(
         thought=None,
         keys=state.keys[rows],
         lengths=state.lengths[rows],
         counts=state.counts[rows],
         prompt=state.prompt.select(groups),
-        own=state.own.select(rows, thoughts.shape[1] - 1),
+        own=state.own.select(rows, length),
     )
-    return chosen, thoughts[rows]
+
+
+def _with_thought(state, step, n_samples):
+    """The part of the state whose rows have thought number ``step``, and which rows (R',) these are; where
+    a question's rows share their prompt, all of a question that has such a row."""
+    there = state.counts >= step  # (R,)
+    if bool(there.all()):
+        return state, torch.arange(len(there), device=there.device)
+    if state.prompt.groups == len(there):
+        rows = groups = there.nonzero()[:, 0]
+    else:
+        groups = there.view(-1, n_samples).any(1).nonzero()[:, 0]
+        rows = _rows_of(groups, n_samples)
+    return _part(state, rows, groups, step - 1), rows
 
 
 def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
@@ -80,22 +101,21 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     Completions keep dropout to their end, other than the trajectories themselves (as the release).
     """
     request = replace(request, sampling=replace(request.sampling, dropout_answer=True))
-    rows, length = thoughts.shape[:2]
-    shares, counts = torch.zeros(rows, length), state.counts.tolist()
-    chunk = max(1, ROLLOUT_ROWS.get(thoughts.device.type, 512) // rows)
+    length, shares = thoughts.shape[1], torch.zeros(thoughts.shape[:2])
     for step in range(1, length + 1):
+        part, rows = _with_thought(state, step, request.n_samples)
         # without dropout nothing is random after the last thought
-        count, right = n_rollouts if step < length or request.sampling.drops else 1, [0] * rows
+        count, right = n_rollouts if step < length or request.sampling.drops else 1, [0] * len(rows)
+        chunk = max(1, ROLLOUT_ROWS.get(thoughts.device.type, 512) // len(rows))
+        questions = (rows // request.n_samples).tolist()
         for first in range(0, count, chunk):
             members = torch.arange(first, min(first + chunk, count), device=thoughts.device)
-            answers = _complete(model, request, state, thoughts[:, step - 1], step, members)
-            for r in range(rows):
+            answers = _complete(model, request, part, thoughts[rows, step - 1], step, members)
+            for r, q in enumerate(questions):
                 mine = answers[r * len(members) : (r + 1) * len(members)]
-                right[r] += sum(is_right(r // request.n_samples, ids) for ids in mine)
-        there = torch.tensor(
-            [n >= step for n in counts]
-        )  # completions of a thought that is not count not
-        shares[:, step - 1] = torch.tensor(right) / count * there
+                right[r] += sum(is_right(q, ids) for ids in mine)
+        there = (part.counts >= step).cpu()  # completions of a thought that is not count not
+        shares[rows.cpu(), step - 1] = torch.tensor(right) / count * there
     return shares.unflatten(0, (-1, request.n_samples))
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from src.models import BACKBONES
 from src.models.special_tokens import add_tokens
@@ -89,6 +89,8 @@ class Recipe:
         self.loss = weights | {name: number(f"loss.{name}", w) for name, w in self.loss.items()}
         if not self.stages:
             raise ValueError("stages is empty")
+        for stage in self.stages:
+            stage.check_keys(LOSSES[self.model_type].stage_keys)
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError("mixed_precision must be no or bf16")
         for name in ("batch_size", "problems_per_epoch", "validate_every", "save_every"):
@@ -127,7 +129,10 @@ def new_model(recipe):
             raise UserError(f"config: makes no model ({' '.join(str(error).split())[:200]})") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.base)
-        model = cls.from_pretrained(recipe.base, **values)
+        config = AutoConfig.from_pretrained(recipe.base)
+        for key, value in values.items():
+            setattr(config, key, value)
+        model = cls.from_pretrained(recipe.base, config=config, dtype=torch.float32)
     except Exception as error:  # whatever a missing or spoilt checkpoint makes of the parsers
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"base: {recipe.base} can't be loaded ({reason})") from None
@@ -151,10 +156,12 @@ def adapted(model, lora):
         found = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"lora: {' '.join(str(error).split())[:200]}") from None
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(
-            parameter.requires_grad or any(part in name for part in lora.also_train)
-        )
+    for part in lora.also_train:
+        chosen = [parameter for name, parameter in model.named_parameters() if part in name]
+        if not chosen:
+            raise UserError(f"lora.also_train: no parameter of the model is named {part}")
+        for parameter in chosen:
+            parameter.requires_grad_(True)
     return found
 
 
@@ -248,8 +255,7 @@ class BackboneTrainer:
 
     def _step(self, batch, stage, total):
         recipe, cursor = self.recipe, self.cursor
-        longest = max(text.shape[1] for text in batch.texts.values())
-        needed = batch.prompt.shape[1] + stage.thoughts + longest - 1
+        needed = self.module.positions(batch, stage)
         if needed > self.model.config.max_position_embeddings:
             raise UserError(
                 f"config: the model has {self.model.config.max_position_embeddings} positions, a problem "
@@ -261,6 +267,10 @@ class BackboneTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (cursor.step + 1) / max(1, recipe.warmup_steps))
         self.optimizer.zero_grad()
+        process = self.place[
+            0
+        ]  # for the dropout of adapters and projector; a resumed step draws the same
+        torch.manual_seed(recipe.seed << 44 | cursor.stage << 36 | cursor.step << 10 | process)
         with self.accelerator.autocast(), training_attention(self.accelerator.device):
             share = batch.share(*self.place)
             loss, right = self.wrapped(share, stage, self._share_keys())

@@ -22,6 +22,7 @@ class CoconutLoss(nn.Module):
     """
 
     weights = {"probe": 0.0}
+    stage_keys = {"thoughts", "hidden_steps"}
 
     def __init__(self, model, weights, eos):
         """weights: of the parts of the loss beside the text's; eos: the end-of-text token."""
@@ -47,6 +48,10 @@ class CoconutLoss(nn.Module):
         thoughts, hidden = self.read(batch, "text", stage.thoughts, sampling, keys)
         loss, right = self.text_loss(batch, "text", hidden)
         return loss + self.w["probe"] * self.probe_loss(thoughts, batch.digits), right
+
+    def positions(self, batch, stage):
+        """Positions of the model that a batch takes."""
+        return batch.prompt.shape[1] + stage.thoughts + batch.texts["text"].shape[1] - 1
 
     def solved(self, batch, stage):
         """Whether each problem (B,) is solved greedily; explicit steps that are left must be right too."""

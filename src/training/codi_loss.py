@@ -12,7 +12,7 @@ class CodiLoss(CoconutLoss):
 
     teacher and student: cross-entropy of their texts. distill: smooth L1 between their states at the token
     before the answer, divided by the teacher's standard deviation, averaged over layers; no gradient goes
-    to the teacher. probe: as COCONUT's.
+    to the teacher. probe: as COCONUT's. The deviation is that of a process's share of the batch.
     """
 
     weights = {"teacher": 1.0, "student": 1.0, "distill": 1.0, "probe": 0.0}
@@ -26,6 +26,15 @@ class CodiLoss(CoconutLoss):
             number = " " + number  # byte-pair tokens hold the space
         texts = {"student": text, "teacher": self._text(row, row["steps"]), "number": number}
         return prompt, texts
+
+    def positions(self, batch, stage):
+        student = stage.thoughts + batch.texts["student"].shape[1]
+        return batch.prompt.shape[1] + max(student, batch.texts["teacher"].shape[1]) - 1
+
+    def solved(self, batch, stage):
+        name = "student" if stage.thoughts else "teacher"
+        _, hidden = self.read(batch, name, stage.thoughts, Sampling(), None)
+        return self.text_loss(batch, name, hidden)[1]
 
     def forward(self, batch, stage, keys=None):
         """Loss (scalar), and right (B,): whether the student's text (without thoughts: the teacher's) is

@@ -20,6 +20,7 @@ class ColarLoss(nn.Module):
     """
 
     weights = {"token": 1.0, "latent": 1.0}
+    stage_keys = {"speeds"}
 
     def __init__(self, model, weights, eos):
         """weights: of the parts of the loss; eos: the end-of-text token."""
@@ -32,6 +33,11 @@ class ColarLoss(nn.Module):
         end = self.model.special_tokens["end_latent_token_id"]
         text = end + self.model.format_answer(row["answer"]) + self.eos
         return prompt, {"steps": " ".join(row["steps"]) or row["answer"], "text": text}
+
+    def positions(self, batch, stage):
+        """Positions of the model that a batch takes."""
+        groups = -(-batch.texts["steps"].shape[1] // batch.speed)
+        return batch.prompt.shape[1] + groups + batch.texts["text"].shape[1] - 1
 
     def forward(self, batch, stage, keys):
         """Loss (scalar), and right (B,): whether the answer is predicted right after the true steps.

@@ -44,6 +44,15 @@ class Stage:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"a stage's dropout must be in [0, 1), not {self.dropout}")
 
+    def check_keys(self, known):
+        """Raises ValueError when a key is given that the backbone, which knows ``known``, does not use, or when
+        speeds are missing where they are needed."""
+        for key in {"thoughts", "hidden_steps", "speeds"} - known:
+            if getattr(self, key):
+                raise ValueError(f"a stage's {key} has no effect for this model_type: leave it out")
+        if "speeds" in known and not self.speeds:
+            raise ValueError("a stage's speeds are missing, the compression factors, such as [1, 2]")
+
 
 class TinyProblems:
     """Endless training problems of the tiny benchmark, without the questions of its files.

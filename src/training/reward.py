@@ -146,6 +146,7 @@ def new_model(recipe, seed):
         config.latent_hidden_size = recipe.latent_hidden_size
     own_layers = config.num_hidden_layers
     config.num_hidden_layers += recipe.extra_layers
+    config.projector_dropout = 0.0  # a LatentRM trains without dropout
     config.scores_answer = recipe.answer_weight > 0
     model = LATENT_RMS[config.model_type](config)
     kept = {k: v for k, v in backbone.state_dict().items() if not k.startswith(("lm_head.", "lt_head."))}
