@@ -22,6 +22,8 @@ def main():
     if accelerator.is_main_process:
         copy_recipe(path, recipe.output_dir)
     trainer.run()
+    accelerator.wait_for_everyone()  # all leave together
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the commands of src share: from settings to a finished run."""
 
 from src.inference.aggregation import measure, measure_beams
-from src.inference.folder import identity_of, start_processes
+from src.inference.folder import end_processes, identity_of, start_processes
 from src.inference.methods import BeamSearch, BestOfN, Sampler, SavedPool, read_pool
 from src.inference.report import print_report, print_reward_report
 from src.inference.runner import Run
@@ -25,6 +25,7 @@ def infer(settings):
     metrics = run.finish(work, lambda records: measure(records, settings.report_n))
     if metrics:
         print_report(metrics, run.folder)
+    end_processes(processes)
 
 
 def infer_with_reward(settings):
@@ -44,6 +45,7 @@ def infer_with_reward(settings):
         metrics = run.finish(work, lambda found: measure(found, settings.report_n, settings.score_by))
     if metrics:
         print_reward_report(metrics, run.folder)
+    end_processes(processes)
 
 
 def _method(settings, rows, pool, device):

@@ -21,6 +21,12 @@ def start_processes():
     return accelerate.PartialState(cpu=cpu, timeout=timedelta(days=7))
 
 
+def end_processes(processes):
+    """All leave together: gloo aborts where one is gone while another is still at work."""
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+
+
 def identity_of(settings, rows):
     """What a run's results depend on: its settings, and the digests of data and model."""
     return {
