@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Samples and labels the trajectories that LatentRM is trained and evaluated on.
 #
-#   ./run_annotation.sh                  pools of the embedded COCONUT: training_args/train_tiny_coconut.yaml
+#   ./run_annotation.sh                  pools of the bundled COCONUT: training_args/train_tiny_coconut.yaml
 #   BACKBONE=codi ./run_annotation.sh    of another backbone, codi or colar: training_args/train_tiny_codi.yaml
 #   SIZE=small ./run_annotation.sh       a few of them: training_args/train_tiny_coconut_small.yaml
 #   PROFILE=paper ./run_annotation.sh    a published checkpoint on GSM8K-Aug: training_args/train_coconut.yaml
@@ -22,22 +22,22 @@ tiny-full | tiny-small | paper-full) ;;
   exit 2
   ;;
 esac
-p=$(strengths "$BACKBONE" "$PROFILE" dropout) s=$(strengths "$BACKBONE" "$PROFILE" noise)
-# name : questions : trajectories : rollouts a thought : sampler : strength
+check_backbone "$BACKBONE"
+# name : questions : trajectories : rollouts a thought : sampler : strength (none: the checkpoint's own)
 case "$PROFILE-$SIZE" in
 tiny-full)
   questions=60000
   [ "$BACKBONE" = coconut ] || questions=30000
-  TRAIN=${TRAIN-tiny-$BACKBONE-train-noise:$questions:8:0:noise:$s tiny-$BACKBONE-train-dropout:$questions:8:0:dropout:$p}
-  VALID=${VALID-tiny-$BACKBONE-valid-noise-64::64:0:noise:$s tiny-$BACKBONE-valid-dropout-64::64:0:dropout:$p}
+  TRAIN=${TRAIN-tiny-$BACKBONE-train-noise:$questions:8:0:noise tiny-$BACKBONE-train-dropout:$questions:8:0:dropout}
+  VALID=${VALID-tiny-$BACKBONE-valid-noise-64::64:0:noise tiny-$BACKBONE-valid-dropout-64::64:0:dropout}
   ;;
 tiny-small)
-  TRAIN=${TRAIN-tiny-$BACKBONE-small-train:1500:8:4:noise:$s}
-  VALID=${VALID-tiny-$BACKBONE-small-valid-64:150:64:0:noise:$s}
+  TRAIN=${TRAIN-tiny-$BACKBONE-small-train:1500:8:4:noise}
+  VALID=${VALID-tiny-$BACKBONE-small-valid-64:150:64:0:noise}
   ;;
 paper-full)
-  TRAIN=${TRAIN-$BACKBONE-train::8:64:dropout:$p}
-  VALID=${VALID-$BACKBONE-valid-4::4:0:dropout:$p $BACKBONE-valid-64::64:0:dropout:$p}
+  TRAIN=${TRAIN-$BACKBONE-train::8:64:dropout}
+  VALID=${VALID-$BACKBONE-valid-4::4:0:dropout $BACKBONE-valid-64::64:0:dropout}
   ;;
 esac
 embedding=()
@@ -55,18 +55,21 @@ fi
 SEED=${SEED:-1}
 SAVE_PATH=${SAVE_PATH:-outputs/annotated}
 choose_processes
+start_cells "$SAVE_PATH"
 
 annotate() { # data file, then the pool as above
   local name questions trajectories rollouts sampler strength
   IFS=: read -r name questions trajectories rollouts sampler strength <<<"$2"
-  local how=(--sampling_by noise --noise_std "$strength")
-  [ "$sampler" = noise ] || how=(--sampling_by dropout --dropout_p "$strength" ${embedding[@]+"${embedding[@]}"})
-  echo "== $name"
-  launch "$SAVE_PATH/$name/manifest.json" src.annotate_data --save_path "$SAVE_PATH" --name "$name" \
-    --data_path "$1" --model_type "$BACKBONE" --model_id "$MODEL" --n_samples "$trajectories" \
+  local how=()
+  [ "$sampler" = noise ] || how=(${embedding[@]+"${embedding[@]}"})
+  # shellcheck disable=SC2046
+  add_cell src.annotate_data --save_path "$SAVE_PATH" --name "$name" --data_path "$1" \
+    --model_type "$BACKBONE" --model_id "$MODEL" --n_samples "$trajectories" \
     --n_samples_per_step "$rollouts" --batch_size "$BATCH_SIZE" --shard_size "$SHARD_SIZE" \
-    --seed "$SEED" ${questions:+--limit "$questions"} "${how[@]}"
+    --seed "$SEED" ${questions:+--limit "$questions"} $(sampler_flags "$sampler" "$strength") \
+    ${how[@]+"${how[@]}"}
 }
 
 for pool in $TRAIN; do annotate "$TRAIN_DATA" "$pool"; done
 for pool in $VALID; do annotate "$VALID_DATA" "$pool"; done
+run_cells

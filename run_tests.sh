@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's evaluation of the GPT-2 backbones: every model, benchmark, sampler, strength and seed.
 #
-#   ./run_tests.sh                  the embedded models on the embedded benchmarks
+#   ./run_tests.sh                  the bundled models on the bundled benchmarks
 #   PROFILE=paper ./run_tests.sh    the published checkpoints on the paper's benchmarks
 #
 # Each list can be set from the environment, for instance NOISE_STDS="0.2 0.4 0.8" ./run_tests.sh.

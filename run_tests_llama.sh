@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's evaluation of the LLaMA backbone, CoLaR: every model, benchmark, sampler, strength and seed.
 #
-#   ./run_tests_llama.sh                  the embedded model on the embedded benchmarks
+#   ./run_tests_llama.sh                  the bundled model on the bundled benchmarks
 #   PROFILE=paper ./run_tests_llama.sh    the published checkpoint on the paper's benchmarks
 #
 # Each list can be set from the environment, for instance NOISE_STDS="0.02 0.05" ./run_tests_llama.sh.

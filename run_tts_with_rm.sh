@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Choosing by LatentRM: best-of-N, the votes and beam search at equal budgets, over all benchmarks.
 #
-#   ./run_tts_with_rm.sh                    the embedded COCONUT on the embedded benchmarks
-#   BACKBONE=codi ./run_tts_with_rm.sh      another embedded backbone, codi or colar
+#   ./run_tts_with_rm.sh                    the bundled COCONUT on the bundled benchmarks
+#   BACKBONE=codi ./run_tts_with_rm.sh      another bundled backbone, codi or colar
 #   PROFILE=paper ./run_tts_with_rm.sh      a published checkpoint on the paper's benchmarks
 #
 # Each list can be set from the environment, for instance BEAMS="4x4" NS="16" ./run_tts_with_rm.sh.
@@ -14,12 +14,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 PROFILE=${PROFILE:-tiny}
 BACKBONE=${BACKBONE:-coconut}
+check_backbone "$BACKBONE"
 case "$PROFILE" in
 tiny)
   GENERATOR=${GENERATOR:-checkpoints/tiny-$BACKBONE}
   PRM=${PRM:-checkpoints/tiny-latentRM-$BACKBONE}
   SPLITS=${SPLITS-tiny_test tiny_multi tiny_hard}
-  SAMPLERS=${SAMPLERS-noise:$(strengths "$BACKBONE" tiny noise)}
+  SAMPLERS=${SAMPLERS-noise}
   BATCH_SIZE=${BATCH_SIZE:-16}
   LIMIT=${LIMIT-200}
   ;;
@@ -28,7 +29,7 @@ paper)
   # one reward model is published, COCONUT's; another backbone's is trained: training_args/train_codi.yaml
   PRM=${PRM:-$([ "$BACKBONE" = coconut ] && echo ModalityDance/latent-tts-rm || echo "outputs/latentRM-$BACKBONE")}
   SPLITS=${SPLITS-gsm_test gsm_hard multiarith}
-  SAMPLERS=${SAMPLERS-dropout:$(strengths "$BACKBONE" paper dropout) noise:$(strengths "$BACKBONE" paper noise)}
+  SAMPLERS=${SAMPLERS-dropout noise}
   BATCH_SIZE=${BATCH_SIZE:-8}
   LIMIT=${LIMIT-}
   ;;
@@ -37,37 +38,49 @@ paper)
   exit 2
   ;;
 esac
-NS=${NS-1 4 16 64}              # best-of-N, each a run of its own, so that its time is its own
-BEAMS=${BEAMS-1x16 2x8 4x4 8x2} # beams x candidates
+# SAMPLERS: noise or dropout, with the checkpoint's own strength, or such as noise:0.5
+NS=${NS-1 4 16 64}              # sizes of best-of-N; all come from one pool of the largest
+BEAMS=${BEAMS-1x16 2x8 4x4 8x2} # beams x proposals
 SEED=${SEED-42}
 OUTPUT_DIR=${OUTPUT_DIR:-outputs/run_tts_${PROFILE}_$BACKBONE}
-command=src.infer_gpt2_rm
-[ "$BACKBONE" != colar ] || command=src.infer_llama_rm
+sampling=src.infer_gpt2
+[ "$BACKBONE" != colar ] || sampling=src.infer_llama
+largest=0
+for n in $NS; do largest=$((n > largest ? n : largest)); done
 
 check_splits "$SPLITS"
 choose_processes
+start_cells "$OUTPUT_DIR"
 
-cell() { # split sampler:strength name, then the mode's flags
-  local split=$1 sampler=${2%%:*} strength=${2#*:} name=$3 flag=--dropout_p
-  local folder="$OUTPUT_DIR/${PRM##*/}/$split/$sampler-$strength-$name-seed$SEED${LIMIT:+-first$LIMIT}"
-  [ "$sampler" = noise ] && flag=--noise_std
-  echo "== $split $sampler $strength $name"
-  launch "$folder/metrics.json" "$command" \
-    --generator_type "$BACKBONE" --generator_id "$GENERATOR" --prm_id "$PRM" \
-    --data_path "data/$split.json" --sampling_by "$sampler" "$flag" "$strength" --seed "$SEED" \
-    --batch_size "$BATCH_SIZE" ${LIMIT:+--limit "$LIMIT"} --output_dir "$folder" "${@:4}"
+common() { # split and name: the flags of every cell of a benchmark
+  echo "--data_path data/$1.json --seed $SEED --batch_size $BATCH_SIZE ${LIMIT:+--limit $LIMIT}"
+}
+
+greedy_cell() { # split
+  # shellcheck disable=SC2046
+  add_cell "$sampling" --model_type "$BACKBONE" --model_id "$GENERATOR" --do_sample false $(common "$1") \
+    --output_dir "$OUTPUT_DIR/greedy/$1/greedy${LIMIT:+-first$LIMIT}"
+}
+
+choice_cell() { # split sampler[:strength] name, then the mode's flags
+  local strength=
+  case "$2" in *:*) strength=${2#*:} ;; esac
+  local folder="$OUTPUT_DIR/${PRM##*/}/$1/{sampler}-$3-seed$SEED${LIMIT:+-first$LIMIT}"
+  # shellcheck disable=SC2046
+  add_cell "${sampling}_rm" --generator_type "$BACKBONE" --generator_id "$GENERATOR" --prm_id "$PRM" \
+    $(common "$1") $(sampler_flags "${2%%:*}" "$strength") --output_dir "$folder" "${@:4}"
 }
 
 for split in $SPLITS; do
+  greedy_cell "$split"
   for sampler in $SAMPLERS; do
-    for n in $NS; do
-      cell "$split" "$sampler" "n$n" --prm_mode best_of_n --num_return_sequences "$n" --report_n "$n"
-    done
+    # shellcheck disable=SC2086  # NS is a list
+    [ "$largest" = 0 ] || choice_cell "$split" "$sampler" "n$largest" \
+      --prm_mode best_of_n --num_return_sequences "$largest" --report_n $NS
     for beam in $BEAMS; do
-      cell "$split" "$sampler" "beam$beam" --prm_mode beam_search \
+      choice_cell "$split" "$sampler" "beam$beam" --prm_mode beam_search \
         --num_beams "${beam%x*}" --num_beam_candidates "${beam#*x}"
     done
   done
 done
-
-python -m src.collect_rm_results "$OUTPUT_DIR"
+run_cells --results "$OUTPUT_DIR"

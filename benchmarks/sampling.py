@@ -20,7 +20,8 @@ from transformers import DynamicCache, GPT2Config
 
 from src.models.coconut import COCONUT
 from src.sampling import rng
-from src.sampling.engine import PREFILL_TOKENS, Request, sample
+from src.sampling.engine import Request, sample
+from src.sampling.memory import tokens_within
 from src.sampling.samplers import Sampling
 
 VARIANTS = {
@@ -93,7 +94,7 @@ def products(model, request):
     length = len(request.prompts[0])
     own = request.sampling.own_prompts
     reads = rows if own else len(request.prompts)
-    chunk = max(1, PREFILL_TOKENS[model.device.type] // length)
+    chunk = max(1, tokens_within(model) // length)
     for start in range(0, reads, chunk):
         _block_products(model, length * min(chunk, reads - start), min(chunk, reads - start))
     steps = [rows] * (request.latent_length - 1) + [2 * rows] + [rows] * (request.max_new_tokens - 1)

@@ -5,6 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
+from utils.cli import Parser
 from utils.data import load_dataset
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
@@ -51,10 +52,10 @@ def write_paper(folder, source, train):
 
 @reports_user_errors
 def main():
-    parser = argparse.ArgumentParser(prog="src.prepare_data", description=__doc__)
+    parser = Parser(prog="src.prepare_data", description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("data"))
     which = parser.add_subparsers(dest="benchmark", required=True)
-    tiny = which.add_parser("tiny", help="the embedded benchmark")
+    tiny = which.add_parser("tiny", help="the bundled benchmark")
     tiny.add_argument("--train", type=int, default=0, help="also tiny_train.json, so many questions")
     paper = which.add_parser("paper", help="the paper's benchmarks")
     paper.add_argument("--train", action="store_true", help="also gsm_train.json, 385,620 questions")

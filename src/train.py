@@ -1,15 +1,15 @@
 """Trains LatentRM: accelerate launch -m src.train training_args/train_*.yaml"""
 
-import argparse
 from pathlib import Path
 
 from src.training.reward import load_recipe, train
+from utils.cli import Parser
 from utils.errors import reports_user_errors
 
 
 @reports_user_errors
 def main():
-    parser = argparse.ArgumentParser(prog="src.train", description=__doc__)
+    parser = Parser(prog="src.train", description=__doc__)
     parser.add_argument("recipe", type=Path, help="a YAML file, see training_args/")
     path = parser.parse_args().recipe
     recipe, arguments = load_recipe(path)

@@ -124,9 +124,8 @@ def test_best_of_n_and_beams_choose_by_the_scores_that_exist(judged, tmp_path, s
     assert done.returncode == 0, done.stderr
     for i, record in enumerate(records_of(tmp_path / "best")):
         lengths = load_file(latents_path(tmp_path / "pool", i))["latent_lengths"].tolist()
-        assert [len(scores) for scores in record["scores"]] == [
-            n + 1 for n in lengths
-        ]  # and the answer's
+        assert [len(scores) for scores in record["scores"]] == lengths
+        assert len(record["answer_scores"]) == 5
     beams = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
     for size in (1, 16):
         done = choose(judged, tmp_path / f"{size}", *beams, "--batch_size", size, "--score_by", score_by)

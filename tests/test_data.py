@@ -93,8 +93,10 @@ GOOD = {"question": "How many?", "steps": ["<<1+1=2>>"], "answer": "2"}
         (json.dumps([]), "non-empty JSON list"),
         (json.dumps({"a": 1}), "non-empty JSON list"),
         (json.dumps([GOOD, {"question": "x", "steps": []}]), 'row 1: has no "answer"'),
-        (json.dumps([GOOD, GOOD | {"answer": 2}]), 'row 1: "answer" must be a string'),
-        (json.dumps([GOOD | {"answer": "two"}]), "row 0.*must be a string that holds a number"),
+        (json.dumps([GOOD, GOOD | {"answer": True}]), 'row 1: "answer" must be a number'),
+        (json.dumps([GOOD, GOOD | {"answer": float("nan")}]), 'row 1: "answer" must be a number'),
+        ('[{"answer": ' + "9" * 5000 + "}]", "not valid JSON"),
+        (json.dumps([GOOD | {"answer": "two"}]), "row 0.*must be a number, such as 17"),
         (json.dumps([GOOD | {"question": " "}]), "row 0.*non-empty string"),
         (json.dumps([GOOD | {"steps": "<<1+1=2>>"}]), "row 0.*list of strings"),
         (json.dumps([GOOD, 3]), "row 1: must be an object"),
@@ -107,6 +109,12 @@ def test_bad_files_are_named(tmp_path, content, message):
         load_dataset(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("answer", "text"), [(17, "17"), (17.0, "17"), (2.5, "2.5"), (-3, "-3")])
+def test_an_answer_may_be_a_number(tmp_path, answer, text):
+    (tmp_path / "x.json").write_text(json.dumps([GOOD | {"answer": answer}]))
+    assert load_dataset(tmp_path / "x.json")[0]["answer"] == text
 
 
 def test_missing_file_says_the_mend(tmp_path):

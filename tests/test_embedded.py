@@ -10,18 +10,12 @@ from tests.commands import ROOT
 from utils.data import load_dataset
 from utils.metrics import summarize
 
-# chosen on tiny_valid, see docs/results.md: {backbone: {sampler: its settings}}
-STRENGTHS = {
-    "coconut": {"dropout": {"dropout_p": 0.1}, "noise": {"noise_std": 0.8}},
-    "codi": {"dropout": {"dropout_p": 0.1}, "noise": {"noise_std": 0.6}},
-    "colar": {"dropout": {"dropout_p": 0.03, "dropout_answer": True}, "noise": {"noise_std": 0.05}},
-}
 GREEDY = {"coconut": 60, "codi": 55, "colar": 55}  # percent at least
 QUESTIONS = {"coconut": 250, "codi": 120, "colar": 120}  # of tiny_test on which that is tried
 MARGIN = {"coconut": 15, "codi": 12, "colar": 12}  # points of coverage at 64 above greedy, at least
 
 
-@pytest.fixture(scope="module", params=STRENGTHS)
+@pytest.fixture(scope="module", params=GREEDY)
 def name(request):
     return request.param
 
@@ -31,8 +25,10 @@ def embedded(name):
     return load_backbone(name, str(ROOT / f"checkpoints/tiny-{name}"))
 
 
-def sampling_of(name, by):
-    return Sampling(by, **STRENGTHS[name][by])
+def sampling_of(embedded, by):
+    """The strengths that the checkpoint's generation_config.json holds, chosen on tiny_valid."""
+    settings = embedded[0].defaults.sampling() | {"dropout_embedding": False}  # that is annotation's
+    return Sampling(by, **settings)
 
 
 def measure(embedded, split, limit, report_n, sampling):
@@ -45,7 +41,9 @@ def measure(embedded, split, limit, report_n, sampling):
         questions = range(len(rows))[part]
         found = sample(
             model,
-            Request(prompts[part], questions, max(report_n), model.latent_length, 12, 42, sampling),
+            Request(
+                prompts[part], questions, max(report_n), model.defaults.latent_length, 12, 42, sampling
+            ),
         )
         for row, answers in zip(rows[part], found.tokens, strict=True):
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -62,7 +60,7 @@ def test_greedy_solves_the_benchmark(embedded, name):
 @pytest.mark.parametrize("by", ["dropout", "noise"])
 def test_coverage_at_64_is_well_above_greedy(embedded, name, by):
     greedy = measure(embedded, "tiny_test", QUESTIONS[name], [1], Sampling())["1"]["coverage"]["value"]
-    found = measure(embedded, "tiny_test", QUESTIONS[name], [1, 4, 16, 64], sampling_of(name, by))
+    found = measure(embedded, "tiny_test", QUESTIONS[name], [1, 4, 16, 64], sampling_of(embedded, by))
     coverage = [found[n]["coverage"]["value"] for n in ("1", "4", "16", "64")]
     assert coverage == sorted(set(coverage))
     assert coverage[-1] >= greedy + MARGIN[name]
@@ -71,7 +69,7 @@ def test_coverage_at_64_is_well_above_greedy(embedded, name, by):
 @pytest.mark.parametrize("split", ["tiny_multi", "tiny_hard"])
 @pytest.mark.parametrize("by", ["dropout", "noise"])
 def test_coverage_grows_on_the_companions(embedded, name, split, by):
-    found = measure(embedded, split, 80, [1, 4, 16], sampling_of(name, by))
+    found = measure(embedded, split, 80, [1, 4, 16], sampling_of(embedded, by))
     coverage = [found[n]["coverage"]["value"] for n in ("1", "4", "16")]
     assert coverage == sorted(set(coverage))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src.sampling import memory
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
 from tests.reference import sample_one
@@ -126,7 +127,7 @@ def test_chunked_prompts_are_the_same(backbone, monkeypatch):
     model, tokenizer = backbone
     prompts = prompts_of(tokenizer, model)
     whole = run(model, prompts, range(5), 4, SAMPLINGS["dropout"])
-    monkeypatch.setitem(__import__("src.sampling.engine", fromlist=["x"]).PREFILL_TOKENS, "cpu", 1)
+    monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)
     assert_same(run(model, prompts, range(5), 4, SAMPLINGS["dropout"]), whole)
 
 

@@ -67,7 +67,7 @@ def assert_same(one, other):
     """The same answers; scores to rounding, since batches of other shapes round differently."""
     assert answers(one) == answers(other)
     for a, b in zip(records_of(one), records_of(other), strict=True):
-        for key in ("scores", "log_probs"):
+        for key in ("scores", "answer_scores", "log_probs"):
             if key in a:
                 np.testing.assert_allclose(a[key], b[key], rtol=1e-3, atol=2e-3)
 
@@ -112,9 +112,13 @@ def test_metrics_are_those_of_the_records(whole):
             assert 0 <= found[name]["value"] <= found["coverage"]["value"]
     assert metrics["by_n"]["1"]["best_of_n_gain"]["value"] == 0
     budget = json.loads((folder / "metrics.json").read_text())["speed"]["per_question"]
-    assert budget["trajectories"] == N
-    assert budget["latent_steps"] == 6 * N
-    assert budget["candidate_tokens"] > 0
+    assert list(budget) == ["1", "3", str(N)]
+    for n, spent in budget.items():
+        assert spent["trajectories"] == int(n)
+        assert spent["latent_steps"] == 6 * int(n)
+    for name in ("seconds", "reward_seconds", "candidate_seconds", "candidate_tokens"):
+        values = [spent[name] for spent in budget.values()]
+        assert 0 < values[0] < values[1] < values[2]
 
 
 def test_the_best_beam_answers(whole):
@@ -136,12 +140,14 @@ def test_a_model_that_scores_answers_scores_them_too(whole, tmp_path, mode):
         assert run_here(rm_command(prm, MODES[mode], *flags)).returncode == 0
     assert_same(tmp_path / "1", tmp_path / str(LIMIT))
     for record, plain in zip(records_of(tmp_path / "1"), records_of(whole[mode]), strict=True):
-        assert {len(scores) for scores in record["scores"]} == {7}
+        assert {len(scores) for scores in record["scores"]} == {6}
         # what comes after the thoughts does not move their rewards
-        thoughts = [scores[:6] for scores in record["scores"]]
-        np.testing.assert_allclose(thoughts, plain["scores"], rtol=1e-3, atol=2e-3)
+        np.testing.assert_allclose(record["scores"], plain["scores"], rtol=1e-3, atol=2e-3)
+        assert "answer_scores" not in plain
+        assert all(score < 0 for score in record["answer_scores"])
         if mode == "beam_search":
-            totals = [sum(scores) for scores in record["scores"]]
+            pairs = zip(record["scores"], record["answer_scores"], strict=True)
+            totals = [sum(scores) + answer for scores, answer in pairs]
             assert record["vote"] == record["predictions"][totals.index(max(totals))]
 
 
@@ -177,7 +183,8 @@ def test_aggregators_by_hand():
         "predictions": [1.0, 2.0, 2.0, None],
         "candidates": [1.0, 2.0],
         "log_probs": np.log([[0.9, 0.1], [0.6, 0.4], [0.5, 0.4], [0.1, 0.2]]).tolist(),
-        "scores": [[0.0, 0.0], [0.5, 0.5], [0.0, 0.0], [5.0, 5.0]],
+        "scores": [[0.0, 0.0], [0.5, 0.0], [0.0, 0.0], [5.0, 0.0]],
+        "answer_scores": [0.0, 0.5, 0.0, 5.0],
     }
     assert aggregate(record, 4) == {
         "majority": 2.0,
@@ -284,11 +291,11 @@ def test_the_reward_model_s_prompts_are_the_sampled_ids(saved, prm):
     seen = []
     model = random_latent_rm(n_embd=64, thought_width=128)
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    methods.score_pool(
+    methods.score_pools(
         model,
-        latents["input_ids"].tolist(),
-        latents["latent_embeds"],
-        latents["latent_lengths"],
-        latents["answer_ids"],
+        [latents["input_ids"].tolist()],
+        latents["latent_embeds"][None],
+        latents["latent_lengths"][None],
+        [latents["answer_ids"]],
     )
     assert torch.equal(seen[0][0], latents["input_ids"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from src.models.latent_rm import PrefixScorer, existing
-from src.sampling import rng, rollouts
+from src.sampling import memory, rng, rollouts
 from src.sampling.beam_search import beam_search
-from src.sampling.candidates import sample_and_keep, score_candidates
+from src.sampling.candidates import CandidatePool, sample_and_keep
 from src.sampling.engine import Request, sample
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import _NOISE_SITE, Sampling
@@ -33,7 +33,9 @@ def request(sampling, n=3, questions=slice(None), **changes):
 
 def sample_with_candidates(model, asked, parse):
     trajectories, begun = sample_and_keep(model, asked)
-    return trajectories, score_candidates(model, asked, begun, trajectories, parse)
+    pool = CandidatePool(model, parse)
+    pool.add(asked, begun, trajectories)
+    return trajectories, pool.candidates()
 
 
 def odd(q, ids):
@@ -69,7 +71,7 @@ def test_labels_are_those_of_plain_completions(backbone, name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_labels_do_not_depend_on_the_batch_or_the_memory(backbone, name, monkeypatch):
     whole = annotate(backbone[0], request(SAMPLERS[name]), 5, odd)
-    monkeypatch.setattr(rollouts, "ROLLOUT_ROWS", {"cpu": 7})
+    monkeypatch.setitem(memory.WORK_BYTES, "cpu", 7 * 70_000)  # some 7 rows
     for q in range(3):
         alone = annotate(backbone[0], request(SAMPLERS[name], questions=slice(q, q + 1)), 5, odd)
         assert torch.equal(alone.corrects[0], whole.corrects[q])
@@ -106,7 +108,7 @@ def test_candidates_have_the_model_s_own_probabilities(backbone, name, answer, m
     asked = request(sampling)
     trajectories, found = sample_with_candidates(model, asked, parse)
     assert trajectories.tokens == sample(model, asked).tokens
-    monkeypatch.setattr("src.sampling.candidates.CANDIDATE_ROWS", {"cpu": 2})
+    monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)  # a row at a time
     for q, candidates in enumerate(found):
         answers = trajectories.tokens[q]
         assert candidates.numbers == list(dict.fromkeys(parse(ids) for ids in answers if ids))

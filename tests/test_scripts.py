@@ -95,18 +95,22 @@ def test_run_tts_with_rm_puts_every_method_beside_its_budget(tmp_path, backbone)
     }  # fmt: skip
     done = run(["./run_tts_with_rm.sh"], **small)
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "out/results.csv").open() as stream:
+    with (tmp_path / "out/choices.csv").open() as stream:
         rows = {(row["N"], row["method"]): row for row in csv.DictReader(stream)}
     assert {method for n, method in rows if n == "4"} == {
         "majority", "best_of_n", "weighted_vote", "bayesian_vote", "bayesian_geometric",
         "reward_bayesian",
     }  # fmt: skip
-    assert rows["1", "majority"]["trajectories"] == "1"
+    assert float(rows["1", "majority"]["trajectories"]) == 1
     if backbone != "colar":
-        assert rows["4", "majority"]["latent_passes"] == "24"
+        assert float(rows["4", "majority"]["latent_passes"]) == 24
     assert float(rows["4", "reward_bayesian"]["ms"]) > float(rows["4", "majority"]["ms"])
     assert rows["2 x 2", "beam_search"]["gain"] != ""  # against the vote of 4 trajectories
+    assert rows["4", "majority"]["greedy_gain"] != ""
     assert "tiny_multi" in (tmp_path / "out/accuracy.md").read_text()
+    *_, header, line, note, tables = done.stdout.splitlines()
+    assert header.startswith("benchmark") and "gain over greedy" in header
+    assert line.startswith("tiny_multi") and note.startswith("*") and tables.startswith("tables:")
     again = run(["./run_tts_with_rm.sh"], **small)
     assert again.returncode == 0 and "question/s" not in again.stderr
 

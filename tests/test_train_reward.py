@@ -177,7 +177,7 @@ def test_the_ablations_are_switches(pool, short, tmp_path, changes):
 def test_added_layers_change_nothing_at_first(pool, tmp_path):
     plain, _ = load_recipe(recipe(tmp_path / "a.yaml", pool))
     grown, _ = load_recipe(recipe(tmp_path / "b.yaml", pool, extra_layers=3))
-    one, other = (reward.new_model(x, 0)[0] for x in (plain, grown))
+    one, other = (reward.new_model(x)[0] for x in (plain, grown))
     batch = collate([Groups([pool], *WORDS)[0]])
     arguments = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds")]
     with torch.no_grad():

@@ -16,6 +16,12 @@ def parse_number(text):
     return value if math.isfinite(value) else None
 
 
+def format_number(value):
+    """A number as data files write it: ``17`` for 17 and 17.0, ``2.5`` for 2.5."""
+    value = float(value)
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
 def after_hash(text):
     """COCONUT's form ``... ### 18``: the number after the last ``#``; None without one."""
     return parse_number(text.rpartition("#")[2]) if "#" in text else None

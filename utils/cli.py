@@ -1,5 +1,6 @@
-"""Command lines from dataclasses, with one-line errors."""
+"""Command lines with one-line errors, from dataclasses or by hand."""
 
+import argparse
 import difflib
 
 from transformers import HfArgumentParser
@@ -7,9 +8,15 @@ from transformers import HfArgumentParser
 from utils.errors import UserError
 
 
-class _Parser(HfArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors, without the lines of usage."""
+
     def error(self, message):
         raise UserError(f"{message}; see --help")
+
+
+class _DataclassParser(HfArgumentParser):
+    error = Parser.error
 
 
 def parse_flags(cls, prog, description, argv=None):
@@ -17,7 +24,7 @@ def parse_flags(cls, prog, description, argv=None):
 
     Raises UserError for unknown flags (with the nearest known one) and impossible values.
     """
-    parser = _Parser(cls, prog=prog, description=description, allow_abbrev=False)
+    parser = _DataclassParser(cls, prog=prog, description=description, allow_abbrev=False)
     try:
         known, unknown = parser.parse_known_args(argv)
         if unknown:

@@ -1,6 +1,7 @@
 """YAML files to typed dataclasses: unknown, duplicate and missing keys are errors."""
 
 import dataclasses
+import hashlib
 import types
 import typing
 from pathlib import Path
@@ -70,38 +71,80 @@ def build(cls, values, prefix=""):
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise UserError(f"key {prefix}{name} is missing")
-    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
+    return cls(**{key: typed(value, hints[key], prefix + key) for key, value in values.items()})
 
 
-def _convert(value, kind, key):
-    if isinstance(kind, types.UnionType):
-        if value is None and type(None) in kind.__args__:
-            return None
-        kind = next(arg for arg in kind.__args__ if arg is not type(None))
-    if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise UserError(f"{key} must be a list")
-        (item,) = typing.get_args(kind)
-        return [_convert(x, item, f"{key}[{i}].") for i, x in enumerate(value)]
+def typed(value, kind, key):
+    """``value`` as the type hint ``kind`` says: a class, a union, list[..], dict[..], Literal or a dataclass.
+
+    A number may be written as YAML reads it wrong (1e-4 is a string there). Raises UserError naming the
+    key.
+    """
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _first_that_fits(value, kind, key)
+    if origin is typing.Literal:
+        if value in kind.__args__:
+            return value
+        raise _wrong_type(value, kind, key)
+    if origin in (list, dict):
+        return _typed_items(value, kind, key)
     if dataclasses.is_dataclass(kind):
         return build(kind, value, key if key.endswith(".") else f"{key}.")
     return _scalar(value, kind, key)
 
 
+def _first_that_fits(value, union, key):
+    if value is None and type(None) in union.__args__:
+        return None
+    kinds = [kind for kind in union.__args__ if kind is not type(None)]
+    if len(kinds) == 1:
+        return typed(value, kinds[0], key)
+    for kind in kinds:
+        try:
+            return typed(value, kind, key)
+        except UserError:
+            continue
+    raise _wrong_type(value, union, key)
+
+
+def _typed_items(value, kind, key):
+    """The items of a list[T], or the values of a dict[str, T]."""
+    *_, item = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{key} must be a list, not {value!r}")
+        return [typed(x, item, f"{key}[{i}]") for i, x in enumerate(value)]
+    if not isinstance(value, dict):
+        raise UserError(f"{key} must hold keys and values, not {value!r}")
+    return {name: typed(x, item, f"{key}.{name}") for name, x in value.items()}
+
+
 def _scalar(value, kind, key):
-    if kind is float and type(value) in (int, str):  # YAML reads 1e-4 as a string
+    if kind is typing.Any:
+        return value
+    if kind is float and type(value) in (int, str):
         try:
             return float(value)
         except ValueError:
             pass
     if type(value) is not kind:
-        raise UserError(f"{key} must be of type {kind.__name__}, not {value!r}")
+        raise _wrong_type(value, kind, key)
     return value
 
 
-def number(key, value):
-    """A number of a YAML file, which reads 1e-4 as a string. Raises ValueError naming the key."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{key} must be a number, not {value!r}") from None
+def _wrong_type(value, kind, key):
+    args = getattr(kind, "__args__", None) or (kind,)
+    names = {getattr(arg, "__name__", str(arg)) for arg in args} - {"NoneType"}
+    return UserError(f"{key} must be of type {' or '.join(sorted(names))}, not {value!r}")
+
+
+def check_seed(seed):
+    """The one rule for seeds. Raises ValueError."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
+
+
+def seed_of_32_bits(seed):
+    """What a library takes whose seeds have 32 bits: the seed itself, or a digest of a larger one."""
+    return seed if seed < 2**32 else int(hashlib.sha256(str(seed).encode()).hexdigest()[:8], 16)

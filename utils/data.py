@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from utils.answers import parse_number
+from utils.answers import format_number, parse_number
 from utils.errors import UserError
 
 
@@ -20,17 +20,25 @@ def load_dataset(path):
         )
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not valid JSON ({error}); is the file cut off? Fetch it again"
         ) from None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: must be a non-empty JSON list of questions")
     for i, row in enumerate(rows):
+        _answer_as_text(row)
         fault = fault_of(row)
         if fault:
             raise UserError(f"{path}: row {i}: {fault}")
     return rows
+
+
+def _answer_as_text(row):
+    """A file may hold the answer as a number, 17 or "17"."""
+    answer = row.get("answer") if isinstance(row, dict) else None
+    if type(answer) in (int, float) and parse_number(str(answer)) is not None:
+        row["answer"] = format_number(answer)
 
 
 def fault_of(row):
@@ -45,5 +53,5 @@ def fault_of(row):
     if not isinstance(row["steps"], list) or not all(isinstance(s, str) for s in row["steps"]):
         return '"steps" must be a list of strings such as "<<1+2=3>>"'
     if not isinstance(row["answer"], str) or parse_number(row["answer"]) is None:
-        return f'"answer" must be a string that holds a number, not {row["answer"]!r}'
+        return f'"answer" must be a number, such as 17 or "17", not {row["answer"]!r}'
     return None

@@ -34,6 +34,11 @@ def reports_user_errors(main):
     return wrapped
 
 
+def warn(line):
+    """A line on stderr about something that goes on all the same; of several processes the first speaks."""
+    _say(f"warning: {line}")
+
+
 def _say(line, status=2, always=False):
     if always or os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)

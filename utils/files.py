@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 _TEMPORARY = ".tmp"
@@ -50,9 +51,15 @@ def write_json(path, value):
 
 
 def sha256(paths):
-    """Hex digest of the bytes of the given files, one after the other."""
+    """Hex digest of the bytes of the given files, one after the other; read again only after a change."""
+    stats = [(str(path), Path(path).stat()) for path in paths]
+    return _sha256(tuple((path, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats))
+
+
+@lru_cache(maxsize=1024)
+def _sha256(files):
     digest = hashlib.sha256()
-    for path in paths:
+    for path, *_ in files:
         with Path(path).open("rb") as stream:
             for part in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(part)

@@ -112,6 +112,11 @@ def measured(values):
     return {key: round(100 * float(x), 2) for key, x in found}
 
 
-def total_score(rewards, score_by):
-    """A trajectory's score from its rewards, a list: their "sum" (You et al., arXiv 2510.07745) or "mean"."""
-    return sum(rewards) if score_by == "sum" else sum(rewards) / len(rewards)
+def trajectory_score(reward_sum, num_thoughts, score_by, answer=0.0):
+    """A trajectory's score: the "sum" of the rewards of its thoughts (You et al., arXiv 2510.07745) or their
+    "mean", and to either the reward of its answer is added whole, where a model scores answers.
+
+    The one rule for best-of-N, votes and beams; a beam that has no answer yet has none to add. Numbers or
+    tensors of one shape.
+    """
+    return (reward_sum if score_by == "sum" else reward_sum / num_thoughts) + answer

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from utils.answers import format_number
 from utils.data import fault_of
 from utils.errors import UserError
 
@@ -23,23 +24,18 @@ def gsm8k(row):
 
 def gsm_hard(row):
     """GSM-Hard: numbers of GSM8K made large; no steps."""
-    return _row(row["input"], [], _number(row["target"]))
+    return _row(row["input"], [], format_number(row["target"]))
 
 
 def multiarith(row):
     """MultiArith, by the names of the hub or of the raw file; no steps."""
     question = row["question"] if "question" in row else row["input"]
     answer = row["final_ans"] if "final_ans" in row else row["target"]
-    return _row(question, [], _number(answer))
+    return _row(question, [], format_number(answer))
 
 
 def _row(question, steps, answer):
     return {"question": question.strip(), "steps": steps, "answer": answer.replace(",", "").strip()}
-
-
-def _number(value):
-    value = float(value)
-    return str(int(value)) if value.is_integer() else repr(value)
 
 
 # name: rows, hub data set, its configuration, its splits, raw file, converter (spec, section 6)

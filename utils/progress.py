@@ -1,6 +1,7 @@
 """A progress bar that is readable in a log file too."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -33,3 +34,37 @@ def progress(total, initial=0, description="questions", disable=False, unit="it"
         file=None if terminal else _Lines(),
         bar_format=None if terminal else _LINE,
     )
+
+
+def duration(seconds):
+    """``50 s``, ``1 min 30 s``, ``2 h 5 min`` or ``3 days 4 h``."""
+    seconds = round(seconds)
+    for name, size, smaller, smaller_size in (
+        ("days", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if seconds >= size:
+            return f"{seconds // size} {name} {seconds % size // smaller_size} {smaller}"
+    return f"{seconds} s"
+
+
+class Pace:
+    """Says once, when ``after`` seconds have passed at the end of a step, how long all steps will take.
+
+    left: steps to come at the start; say: what prints the line.
+    """
+
+    def __init__(self, left, say, after=5.0):
+        self.left, self.say, self.after = left, say, after
+        self.start, self.done = time.monotonic(), 0
+
+    def step(self):
+        self.done += 1
+        passed = time.monotonic() - self.start
+        if self.say is None or passed < self.after:
+            return
+        each = passed / self.done
+        line = f"a step takes {each:.2g} s: {self.left} steps about {duration(each * self.left)}"
+        self.say(f"{line}, evaluations not counted")
+        self.say = None

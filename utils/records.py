@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -51,6 +52,11 @@ def gather(folder):
         if path != main:
             path.unlink()
     return records
+
+
+def gold_of(record):
+    """The right answer of a record, a number."""
+    return parse_number(record["answer"])
 
 
 def append(folder, rank, records):

@@ -1,4 +1,5 @@
-# What the sweeps share: sourced by run_*.sh, from the repository's root.
+# What the sweeps share: sourced by run_*.sh, from the repository's root. A sweep writes its cells, a command
+# line each, to a file; src.sweep runs them in one group of processes.
 
 # Benchmarks must be there before the first cell starts.
 check_splits() {
@@ -12,6 +13,17 @@ check_splits() {
   done
 }
 
+# The backbone must be one of those that the profiles know.
+check_backbone() {
+  case "$1" in
+  coconut | codi | colar) ;;
+  *)
+    echo "error: $1: unknown backbone; coconut, codi and colar are known" >&2
+    exit 2
+    ;;
+  esac
+}
+
 # NPROC: one process a GPU; without one, a process a core, up to four.
 choose_processes() {
   if [ -z "${NPROC:-}" ]; then
@@ -20,37 +32,38 @@ choose_processes() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 }
 
-# launch FILE MODULE FLAGS..: on NPROC processes, or on one where FILE says that the work is done and only checked.
-launch() {
-  local start=(python)
-  if [ "$NPROC" -gt 1 ] && [ ! -f "$1" ]; then
-    start=(torchrun --standalone --nproc_per_node "$NPROC")
-  fi
-  "${start[@]}" -m "${@:2}"
+# start_cells FOLDER: begins the file of a sweep's cells, FOLDER/cells.txt.
+start_cells() {
+  mkdir -p "$1"
+  CELLS="$1/cells.txt"
+  : >"$CELLS"
 }
 
-# strengths TYPE tiny|paper dropout|noise: the sampler's strengths for a backbone, chosen on tiny_valid or the release's.
-strengths() {
-  case "$1-$2-$3" in
-  coconut-tiny-dropout) echo 0.1 ;;
-  coconut-tiny-noise) echo 0.8 ;;
-  codi-tiny-dropout) echo 0.1 ;;
-  codi-tiny-noise) echo 0.6 ;;
-  colar-tiny-dropout) echo 0.03 ;;
-  colar-tiny-noise) echo 0.05 ;;
-  coconut-paper-dropout | codi-paper-dropout) echo 0.2 ;;
-  coconut-paper-noise) echo 0.6 ;;
-  codi-paper-noise) echo 1.4 ;;
-  colar-paper-dropout) echo 0.03 ;;
-  colar-paper-noise) echo 0.01 ;;
+# add_cell MODULE FLAGS..
+add_cell() {
+  printf '%q ' "$@" >>"$CELLS"
+  echo >>"$CELLS"
+}
+
+# run_cells FLAGS..: of src.sweep.
+run_cells() {
+  python -m src.sweep "$CELLS" --nproc "$NPROC" "$@"
+}
+
+# sampler_flags NAME STRENGTH: the flags of a sampler; an empty strength is the checkpoint's own.
+sampler_flags() {
+  case "$1" in
+  dropout) echo "--sampling_by dropout ${2:+--dropout_p $2}" ;;
+  noise) echo "--sampling_by noise ${2:+--noise_std $2}" ;;
   *)
-    echo "error: $1: unknown backbone; coconut, codi and colar are known" >&2
+    echo "error: $1: unknown sampler; dropout and noise are known" >&2
     exit 2
     ;;
   esac
 }
 
-# evaluate COMMAND NAME TINY_MODELS PAPER_MODELS: the paper's evaluation of some backbones, settings from the environment.
+# evaluate COMMAND NAME TINY_MODELS PAPER_MODELS: the paper's evaluation of some backbones, settings from the
+# environment.
 evaluate() {
   PROFILE=${PROFILE:-tiny}
   case "$PROFILE" in
@@ -76,38 +89,34 @@ evaluate() {
   OUTPUT_DIR=${OUTPUT_DIR:-outputs/$2_$PROFILE}
   check_splits "$SPLITS"
   choose_processes
+  start_cells "$OUTPUT_DIR"
   sample_cells "$1"
+  run_cells --results "$OUTPUT_DIR"
 }
 
-# sample_cells COMMAND: every model, benchmark, sampler, strength and seed of MODELS, SPLITS, DROPOUT_PS, NOISE_STDS,
-# SEEDS at the largest of NS, then the table. DROPOUT_PS and NOISE_STDS unset: each backbone's own.
+# sample_cells COMMAND: every model, benchmark, sampler, strength and seed of MODELS, SPLITS, DROPOUT_PS,
+# NOISE_STDS, SEEDS at the largest of NS. DROPOUT_PS and NOISE_STDS unset: each checkpoint's own.
 sample_cells() {
-  local command=$1 model split seed p s ps ss largest=0 n
+  local command=$1 model split seed p s largest=0 n
   for n in $NS; do largest=$((n > largest ? n : largest)); done
   for model in $MODELS; do
-    ps=${DROPOUT_PS-$(strengths "${model%%:*}" "$PROFILE" dropout)}
-    ss=${NOISE_STDS-$(strengths "${model%%:*}" "$PROFILE" noise)}
+    check_backbone "${model%%:*}"
     for split in $SPLITS; do
       for seed in $SEEDS; do
-        for p in $ps; do
-          _sample_cell --sampling_by dropout --dropout_p "$p"
-        done
-        for s in $ss; do
-          _sample_cell --sampling_by noise --noise_std "$s"
-        done
+        if [ -z "${DROPOUT_PS+set}" ]; then _sample_cell dropout ""; fi
+        for p in ${DROPOUT_PS-}; do _sample_cell dropout "$p"; done
+        if [ -z "${NOISE_STDS+set}" ]; then _sample_cell noise ""; fi
+        for s in ${NOISE_STDS-}; do _sample_cell noise "$s"; done
       done
     done
   done
-  python -m src.collect_results "$OUTPUT_DIR"
 }
 
-_sample_cell() { # the sampler's flags, of which the last is its strength
-  local name=$2-${*: -1}-n$largest-seed$seed${LIMIT:+-first$LIMIT}
-  local folder="$OUTPUT_DIR/${model##*/}/$split/$name"
-  echo "== ${model##*/} $split $2 ${*: -1} seed $seed"
-  # shellcheck disable=SC2086  # NS is a list
-  launch "$folder/metrics.json" "$command" \
-    --model_type "${model%%:*}" --model_id "${model#*:}" --data_path "data/$split.json" \
+_sample_cell() { # sampler and strength
+  local name="{sampler}-n$largest-seed$seed${LIMIT:+-first$LIMIT}"
+  # shellcheck disable=SC2046,SC2086  # NS is a list
+  add_cell "$command" --model_type "${model%%:*}" --model_id "${model#*:}" --data_path "data/$split.json" \
     --n_samples "$largest" --report_n $NS --batch_size "$BATCH_SIZE" --seed "$seed" \
-    ${LIMIT:+--limit "$LIMIT"} --output_dir "$folder" "$@"
+    ${LIMIT:+--limit "$LIMIT"} --output_dir "$OUTPUT_DIR/${model##*/}/$split/$name" \
+    $(sampler_flags "$1" "$2")
 }

@@ -2,29 +2,37 @@
 
 import numpy as np
 
-from src.inference.runner import gold_of
 from utils.metrics import (
     best_of_n,
     majority_vote,
     measured,
     softmax,
     summarize,
-    total_score,
+    trajectory_score,
     weighted_vote,
 )
+from utils.records import gold_of
+
+
+def scores_of(record, score_by):
+    """The scores of a record's trajectories, a list."""
+    answers = record.get("answer_scores") or [0.0] * len(record["scores"])
+    pairs = zip(record["scores"], answers, strict=True)
+    return [trajectory_score(sum(rewards), len(rewards), score_by, answer) for rewards, answer in pairs]
 
 
 def aggregate(record, n, score_by="sum"):
     """{aggregator: answer} of a record's first n trajectories; which ones, its contents decide.
 
-    scores, a list of rewards a trajectory, give best_of_n and weighted_vote by their sum or mean;
+    scores, a list of rewards a trajectory, and answer_scores give best_of_n and weighted_vote
+    (utils.metrics.trajectory_score);
     log_probs (N, K) give bayesian_vote, the largest mean over trajectories of p(answer | trajectory), and
     its geometric form; both together reward_bayesian, the mean under the reward model's weights.
     """
     predictions = record["predictions"][:n]
     found, weights = {"majority": majority_vote(predictions)}, None
     if "scores" in record:
-        scores = [total_score(rewards, score_by) for rewards in record["scores"][:n]]
+        scores = scores_of(record, score_by)[:n]
         weights = softmax(scores)
         found["best_of_n"] = best_of_n(predictions, scores)
         found["weighted_vote"] = weighted_vote(predictions, weights)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from src.inference.folder import check_folder, environment, identity_of
-from src.sampling.engine import check_length
+from src.inference.questions import check_questions
 from src.sampling.rollouts import annotate
 from utils import shards
 from utils.answers import parse_number
@@ -14,17 +14,20 @@ from utils.errors import UserError
 from utils.files import remove_temporary, write_json
 from utils.progress import progress
 
-_CHUNK = 4096  # questions that are tokenized together to find the longest
+# Of a trajectory's time, what a rollout takes on average: half of the questions get any, and a rollout is
+# about half a trajectory.
+ROLLOUT_COST = 0.25
 
 
 class Annotation:
     """One run of ``AnnotationSettings``. Processes take whole shards in turn.
 
-    Nothing is written before ``run``. Raises UserError when the folder belongs to something else.
+    Nothing is written before ``complete``. Raises UserError when data, model or folder can't be used.
     """
 
-    def __init__(self, settings, processes):
+    def __init__(self, settings, processes, loader):
         self.settings, self.processes, self.folder = settings, processes, settings.folder
+        self.loader = loader
         self.rows = load_dataset(settings.data_path)[: settings.limit]
         self.identity = identity_of(settings, self.rows)
         self.identity |= {"data_path": settings.data_path, "format": shards.FORMAT}
@@ -37,14 +40,34 @@ class Annotation:
         files.append(self.folder / shards.MANIFEST)
         return not self.settings.overwrite and all(path.is_file() for path in files)
 
-    def run(self, model, tokenizer):
+    @property
+    def trajectories(self):
+        """How many are still to be sampled, by all processes together; rollouts count as their share."""
+        todo = [k for k in range(self.n_shards) if not shards.shard_path(self.folder, k).is_file()]
+        questions = sum(len(self._questions_of(k)) for k in todo)
+        settings = self.settings
+        rollouts = settings.latent_length * settings.n_samples_per_step * ROLLOUT_COST
+        return round(questions * settings.n_samples * (1 + rollouts))
+
+    def _questions_of(self, shard):
+        return shards.shard_questions(shard, self.settings.shard_size, len(self.rows))
+
+    def prepare(self):
+        """The backbone and its tokenizer, after the questions are found to suit them."""
+        backbone = self.loader.backbone(self.settings)
+        check_questions(self.settings, self.rows, *backbone)
+        return backbone
+
+    def complete(self):
         """Makes the missing shards of this process, then, on the first one, the manifest."""
-        self._check_lengths(model, tokenizer)
+        if self.finished:
+            return
+        model, tokenizer = self.prepare()
         self._open()
         todo = [k for k in range(self.n_shards) if not shards.shard_path(self.folder, k).is_file()]
         self.processes.wait_for_everyone()  # all have looked before any writes
         todo = todo[self.processes.process_index :: self.processes.num_processes]
-        questions = [shards.shard_questions(k, self.settings.shard_size, len(self.rows)) for k in todo]
+        questions = [self._questions_of(k) for k in todo]
         seen = labelled = right = 0
         with progress(
             sum(map(len, questions)), unit="question", disable=not self.processes.is_main_process
@@ -61,6 +84,9 @@ class Annotation:
         self.processes.wait_for_everyone()
         if self.processes.is_main_process:
             shards.write_manifest(self.folder, self.identity | {"shard_size": self.settings.shard_size})
+
+    def report(self, _):
+        print(f"annotated {len(self.rows)} questions; files in {self.folder}")
 
     def _open(self):
         self.processes.wait_for_everyone()  # all have checked the folder as it was
@@ -86,18 +112,6 @@ class Annotation:
             found |= result
             solved += sum(tensors.pop("right") for tensors in result.values())
         return {i: found[i] for i in questions}, solved
-
-    def _check_lengths(self, model, tokenizer):
-        """Raises UserError, on every process alike, before any work is done for nothing."""
-        settings, longest = self.settings, (0, 0)
-        for first in range(0, len(self.rows), _CHUNK):
-            questions = [row["question"] for row in self.rows[first : first + _CHUNK]]
-            lengths = map(len, model.encode(tokenizer, questions))
-            longest = max(longest, max((n, first + i) for i, n in enumerate(lengths)))
-        try:
-            check_length(model, longest[0], settings.latent_length, settings.max_new_tokens)
-        except ValueError as error:
-            raise UserError(f"{settings.data_path}: row {longest[1]}: {error}") from None
 
     def _batch(self, model, tokenizer, prompts, batch):
         settings = self.settings

@@ -2,54 +2,60 @@
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch.nn.functional import pad
 
+from src.inference.aggregation import scores_of
+from src.inference.questions import check_questions
 from src.models.latent_rm import PrefixScorer
 from src.sampling.beam_search import beam_search
-from src.sampling.candidates import sample_and_keep, score_candidates
-from src.sampling.engine import check_length, sample
+from src.sampling.candidates import CandidatePool, sample_and_keep
+from src.sampling.engine import Trajectories, pad_right, sample, side_by_side
+from src.sampling.memory import rows_within
 from utils import records
 from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.metrics import best_of_n, majority_vote, total_score
+from utils.metrics import best_of_n, majority_vote
 
 
 class Sampler:
     """Samples a pool a question, with the probabilities of its answers for --bayesian_vote true.
 
-    work counts, of this process in this session: questions; trajectories; latent_steps (forward passes
-    that yield a thought); tokens (answer tokens written); candidate_tokens (answer tokens read for the
-    Bayesian vote); seconds, and of them candidate_seconds and reward_seconds.
+    The pool grows by the steps of ``sizes``, so that what a smaller pool costs is measured.
+    work: {size: Counter}, what the step to that size took, of this process in this session: trajectories;
+    latent_steps (forward passes that yield a thought); tokens (answer tokens written); candidate_tokens
+    (answer tokens read for the Bayesian vote); seconds, and of them candidate_seconds and reward_seconds.
+    questions: how many were answered.
     """
 
     def __init__(self, settings, rows, model, tokenizer):
         self.settings, self.rows, self.model, self.tokenizer = settings, rows, model, tokenizer
+        check_questions(settings, rows, model, tokenizer)
         self.prompts = model.encode(tokenizer, [row["question"] for row in rows])
-        self.work = Counter()
-        longest = max(map(len, self.prompts))
-        try:
-            check_length(model, longest, settings.latent_length, settings.max_new_tokens)
-        except ValueError as error:
-            raise UserError(f"{settings.data_path}: {error}") from None
+        self.work, self.questions = defaultdict(Counter), 0
+
+    @property
+    def sizes(self):
+        """The sizes through which the pool grows, the last of which is all of it."""
+        return [self.settings.n_samples]
 
     def batch(self, batch):
         request = self.settings.request([self.prompts[i] for i in batch], batch)
         try:
-            with _clock(self.work, "seconds"):
-                trajectories, extras = self._sample(request)
+            trajectories, extras = self._answer(request)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"out of memory on {self.model.device}: lower --batch_size {self.settings.batch_size}"
             ) from None
-        written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
-        self.work.update(questions=len(batch), trajectories=len(batch) * len(trajectories.tokens[0]))
-        self.work.update(tokens=written)
+        self.questions += len(batch)
         found = []
         for q, i in enumerate(batch):
             texts = self.tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
@@ -59,25 +65,42 @@ class Sampler:
                 self._save_latents(record, self.prompts[i], trajectories, q)
         return found
 
-    def _sample(self, request):
+    def _answer(self, request):
         """The Trajectories, and what else the records hold: {key: a value for each question}."""
-        if not self.settings.bayesian_vote:
-            trajectories = sample(self.model, request)
-            self._count_thoughts(trajectories)
-            return trajectories, {}
-        trajectories, begun = sample_and_keep(self.model, request)
-        self._count_thoughts(trajectories)
-        with _clock(self.work, "candidate_seconds"):
-            found = score_candidates(self.model, request, begun, trajectories, self._parse)
-        self.work.update(candidate_tokens=sum(candidates.passes for candidates in found))
-        return trajectories, {
-            "candidates": [candidates.numbers for candidates in found],
-            "log_probs": [_rounded(candidates.log_probs) for candidates in found],  # (N, K) each
-        }
+        candidates = CandidatePool(self.model, self._parse) if self.settings.bayesian_vote else None
+        parts, extras = [], []
+        for first, size in pairwise([0, *self.sizes]):
+            part = replace(request, first_sample=first, n_samples=size - first)
+            with _clock(self.work[size], "seconds"):
+                trajectories, found = self._grow(part, size, candidates)
+            self._count(size, trajectories)
+            parts.append(trajectories)
+            extras.append(found)
+        extras = {key: side_by_side([found[key] for found in extras]) for key in extras[0]}
+        if candidates is not None:
+            found = candidates.candidates()
+            extras["candidates"] = [question.numbers for question in found]
+            extras["log_probs"] = [_rounded(question.log_probs) for question in found]  # (N, K) each
+        return Trajectories.joined(parts), extras
 
-    def _count_thoughts(self, trajectories):
+    def _grow(self, request, size, candidates):
+        """Further Trajectories of a pool that they bring to ``size``, and what else is known of each:
+        {key: for each question a list with a value for each of them}."""
+        if candidates is None:
+            return sample(self.model, request), {}
+        trajectories, state = sample_and_keep(self.model, request)
+        before = candidates.tokens_read
+        with _clock(self.work[size], "candidate_seconds"):
+            candidates.add(request, state, trajectories)
+        self.work[size].update(candidate_tokens=candidates.tokens_read - before)
+        return trajectories, {}
+
+    def _count(self, size, trajectories):
         lengths = trajectories.lengths + self.model.stops_itself  # one more forward pass finds the end
-        self.work.update(latent_steps=int(lengths.sum()))
+        written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
+        self.work[size].update(
+            trajectories=lengths.numel(), latent_steps=int(lengths.sum()), tokens=written
+        )
 
     def _parse(self, ids):
         return self.model.parse_answer(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -102,30 +125,31 @@ class BestOfN(Sampler):
         super().__init__(settings, rows, model, tokenizer)
         self.reward_model = reward_model
 
-    def _sample(self, request):
-        trajectories, extras = super()._sample(request)
-        with _clock(self.work, "reward_seconds"):
-            scores = self._score(request, trajectories)
-        return trajectories, extras | {"scores": scores}
+    @property
+    def sizes(self):
+        return sorted({*self.settings.report_n, self.settings.n_samples})
+
+    def _grow(self, request, size, candidates):
+        trajectories, _ = super()._grow(request, size, candidates)
+        with _clock(self.work[size], "reward_seconds"):
+            return trajectories, self._score(request, trajectories)
 
     def _score(self, request, trajectories):
         eos = self.model.config.eos_token_id
-        return [
-            score_pool(
-                self.reward_model,
-                prompt,
-                trajectories.thoughts_of(q),
-                trajectories.lengths[q],
-                trajectories.answer_ids(q, eos),
-            )
-            for q, prompt in enumerate(request.prompts)
-        ]
+        answers = [trajectories.answer_ids(q, eos) for q in range(len(request.prompts))]
+        return score_pools(
+            self.reward_model, request.prompts, trajectories.thoughts, trajectories.lengths, answers
+        )
 
 
 class BeamSearch(BestOfN):
     """Guides the latent phase by the reward model; the best beam answers."""
 
-    def _sample(self, request):
+    @property
+    def sizes(self):
+        return [self.settings.num_beams]
+
+    def _grow(self, request, size, candidates):
         settings, scorer = self.settings, PrefixScorer(self.reward_model)
         beams = beam_search(
             self.model,
@@ -135,20 +159,21 @@ class BeamSearch(BestOfN):
             scorer,
             settings.score_by,
         )
-        self.work.update(latent_steps=beams.passes)
+        self.work[size].update(latent_steps=beams.passes)
         if self.reward_model.scores_answer:  # the thoughts were scored on the way, the answers were not
-            scores = self._score(request, beams.trajectories)
-        else:
-            pairs = zip(beams.scores, beams.trajectories.lengths, strict=True)
-            scores = [_score_lists(x, lengths, x.shape[1]) for x, lengths in pairs]
-        return beams.trajectories, {"scores": scores}
+            return beams.trajectories, self._score(request, beams.trajectories)
+        return beams.trajectories, _lists(beams.scores, beams.trajectories.lengths)
+
+    def _count(self, size, trajectories):
+        written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
+        self.work[size].update(trajectories=trajectories.lengths.numel(), tokens=written)
 
     def batch(self, batch):
         found = super().batch(batch)
-        return [r | {"vote": best_of_n(r["predictions"], self._totals(r))} for r in found]
+        return [record | {"vote": self._best(record)} for record in found]
 
-    def _totals(self, record):
-        return [total_score(scores, self.settings.score_by) for scores in record["scores"]]
+    def _best(self, record):
+        return best_of_n(record["predictions"], scores_of(record, self.settings.score_by))
 
 
 def read_pool(folder, identity):
@@ -173,7 +198,7 @@ class SavedPool:
 
     def __init__(self, settings, pool, reward_model):
         self.settings, self.pool, self.reward_model = settings, pool, reward_model
-        self.work = Counter()
+        self.work, self.questions = defaultdict(Counter), 0
         self.prompts = [self._latents(i)["input_ids"].tolist() for i in range(len(pool))]
 
     def _latents(self, i):
@@ -186,38 +211,59 @@ class SavedPool:
             raise UserError(f"{path}: missing or damaged; sample the pool again") from None
 
     def batch(self, batch):
-        found = []
+        found, work = [], self.work[self.settings.n_samples]
         for i in batch:
             latents, record = self._latents(i), self.pool[i]
             if latents["corrects"].tolist() != record["correct"]:
                 path = latents_path(self.settings.pool, i)
                 raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
-            with _clock(self.work, "seconds"), _clock(self.work, "reward_seconds"):
-                pool = (latents[key] for key in ("latent_embeds", "latent_lengths", "answer_ids"))
-                scores = score_pool(self.reward_model, self.prompts[i], *pool)
-            found.append(record | {"scores": scores})
-            self.work.update(questions=1)
+            with _clock(work, "seconds"), _clock(work, "reward_seconds"):
+                scores = score_pools(
+                    self.reward_model,
+                    [self.prompts[i]],
+                    latents["latent_embeds"][None],
+                    latents["latent_lengths"][None],
+                    [latents["answer_ids"]],
+                )
+            found.append(record | {key: values[0] for key, values in scores.items()})
+            self.questions += 1
         return found
 
 
 @torch.inference_mode()
-def score_pool(reward_model, prompt, thoughts, lengths, answer_ids):
-    """The rewards of each trajectory, a list: of its thoughts, and of its answer where the model scores it.
+def score_pools(reward_model, prompts, thoughts, lengths, answer_ids):
+    """The rewards of Q questions' trajectories, for each question a list with a value for each of them:
+    "scores", the rewards of its thoughts, and where the model scores answers "answer_scores", log p of its
+    answer.
 
-    thoughts (N, T, D), of which lengths (N,) exist, under a prompt's ids, which are read once for all of
-    them; answer_ids (N, A).
+    prompts: Q lists of token ids, each read once. thoughts (Q, N, T, D), of which lengths (Q, N) exist;
+    answer_ids: Q tensors (N, A), padded with -1.
     """
-    device = reward_model.device
-    ids = torch.tensor([prompt], device=device)  # (1, L)
-    pool = (thoughts, lengths, answer_ids)
-    scores = reward_model(ids, torch.ones_like(ids), *(part[None].to(device) for part in pool))[0]
-    return _score_lists(scores, lengths, thoughts.shape[1])
+    longest = max(ids.shape[1] for ids in answer_ids)
+    answers = torch.stack([pad(ids, (0, longest - ids.shape[1]), value=-1) for ids in answer_ids])
+    n, steps = thoughts.shape[1:3]
+    rows = rows_within(reward_model, steps + longest, logits=longest)
+    parts = []
+    for part in torch.arange(len(prompts)).split(max(1, rows // n)):
+        ids, prompt_lengths = pad_right([prompts[q] for q in part], 0)  # (q, L), (q,)
+        mask = torch.arange(ids.shape[1]) < prompt_lengths[:, None]
+        tensors = (ids, mask.long(), thoughts[part], lengths[part], answers[part])
+        parts.append(reward_model(*(x.to(reward_model.device) for x in tensors)).float().cpu())
+    scores = torch.cat(parts)  # (Q, N, T), or (Q, N, T + 1) with the answer's
+    found = _lists(scores[..., :steps], lengths)
+    if scores.shape[2] > steps:
+        found["answer_scores"] = _rounded(scores[..., steps])
+    return found
 
 
-def _score_lists(scores, lengths, thoughts):
-    """Scores (N, T + 0 or 1), of which ``thoughts`` columns are T, without those that do not exist."""
-    rows = _rounded(scores.float().cpu())
-    return [row[:n] + row[thoughts:] for row, n in zip(rows, lengths.tolist(), strict=True)]
+def _lists(scores, lengths):
+    """{"scores": lists} from scores (Q, N, T), without those of thoughts that do not exist."""
+    pairs = zip(scores, lengths.tolist(), strict=True)
+    return {
+        "scores": [
+            [row[:n] for row, n in zip(_rounded(pool), counts, strict=True)] for pool, counts in pairs
+        ]
+    }
 
 
 def latents_path(folder, idx):

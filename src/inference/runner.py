@@ -1,7 +1,8 @@
 """Runs a method over a data file: batches, processes, resume, output files.
 
 A method (src/inference/methods.py) answers a batch of questions; it has ``prompts``, token ids a
-question, ``batch(ids)``, the records of these questions, and ``work``, what it has done so far.
+question, ``batch(ids)``, the records of these questions, and ``work`` and ``questions``, what it has done
+so far.
 """
 
 import json
@@ -12,10 +13,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from src.inference.folder import check_folder, environment
 from utils import records
-from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import remove_temporary, write_json
 from utils.progress import progress
+from utils.records import gold_of
 
 
 class Run:
@@ -38,7 +39,7 @@ class Run:
         return len(self.done) == len(self.rows)
 
     def answer(self, method):
-        """Answers what is left of this process's share. Returns the method's work."""
+        """Answers what is left of this process's share."""
         self._open()
         todo = self._share(method.prompts)
         seen = voted = covered = 0
@@ -54,7 +55,6 @@ class Run:
                 shares = f"vote {100 * voted / seen:.1f} %, coverage {100 * covered / seen:.1f} %"
                 bar.set_postfix_str(shares, refresh=False)
                 bar.update(len(batch))
-        return method.work
 
     def _open(self):
         """Prepares the folder and tells all processes what is done, so that they share the rest."""
@@ -81,40 +81,47 @@ class Run:
         todo = [batch for batch in found if any(i not in self.done for i in batch)]
         return todo[self.processes.process_index :: self.processes.num_processes]
 
-    def finish(self, work, measure):
+    def finish(self, method, measure):
         """Gathers all processes' records, checks them and writes metrics.json. Returns its content.
 
-        measure(records): the measures of all records, in order.
+        method: the one that answered, or None where nothing was left to answer. measure(records): the
+        measures of all records, in order.
         """
-        works = gather_object([dict(work)])
+        work, questions = (method.work, method.questions) if method else ({}, 0)
+        done = gather_object([(questions, {size: dict(spent) for size, spent in work.items()})])
         self.processes.wait_for_everyone()
         if not self.processes.is_main_process:
             return None
+        found = self._all_records()
+        metrics = {"questions": len(found)} | measure(found) | {"speed": self._speed(done)}
+        write_json(self.folder / "metrics.json", metrics)
+        return metrics
+
+    def _all_records(self):
         done = records.gather(self.folder)
         if sorted(done) != list(range(len(self.rows))):
             raise UserError(
                 f"{self.folder}: {len(done)} of {len(self.rows)} questions are done; run again to go on"
             )
-        found = [done[i] for i in sorted(done)]
-        metrics = {"questions": len(found)} | measure(found) | {"speed": self._speed(works)}
-        write_json(self.folder / "metrics.json", metrics)
-        return metrics
+        return [done[i] for i in sorted(done)]
 
-    def _speed(self, works):
-        """Of the session that sampled last: an empty one keeps what stands."""
-        path, seconds = self.folder / "metrics.json", max(work.get("seconds", 0) for work in works)
-        if not seconds:
+    def _speed(self, done):
+        """Of the session that answered last; one that had nothing to answer keeps what stands there.
+
+        done: (questions, work) of each process. per_question: {size of the pool: what a question costs}.
+        """
+        questions = sum(count for count, _ in done)
+        if not questions:
+            path = self.folder / "metrics.json"
             return json.loads(path.read_text(encoding="utf-8"))["speed"] if path.exists() else {}
-        total = sum(map(Counter, works), Counter())
-        questions = total.pop("questions")
+        works = [work for _, work in done]
+        seconds = max(sum(spent["seconds"] for spent in work.values()) for work in works)
+        total, cost = Counter(), {}
+        for size in sorted(set().union(*works)):
+            total += sum((Counter(work.get(size, {})) for work in works), Counter())
+            cost[str(size)] = {key: round(value / questions, 4) for key, value in sorted(total.items())}
         rates = {f"{k}_per_second": round(total[k] / seconds, 1) for k in ("latent_steps", "tokens")}
-        budget = {key: round(value / questions, 4) for key, value in sorted(total.items())}
-        return {"seconds": round(seconds, 2)} | rates | {"per_question": budget}
-
-
-def gold_of(record):
-    """The right answer of a record, a number."""
-    return parse_number(record["answer"])
+        return {"seconds": round(seconds, 2)} | rates | {"per_question": cost}
 
 
 def _remove_run(folder):

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from src.models import BACKBONES
-from src.models.loading import DTYPES
+from src.models.loading import checkpoint_defaults, default_backbone, default_reward_model
+from src.models.precision import DTYPES, fastest_format
 from src.sampling.engine import Request
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from utils.metrics import powers_of_two
@@ -15,6 +16,8 @@ SAMPLER_FLAGS = {
     "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
     "noise": ("noise_std",),
 }
+MODEL_ID = "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
+OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} in it is the sampler's name"
 PRM_MODES = ("best_of_n", "beam_search")
 SCORES = ("sum", "mean")
 MODE_DEFAULTS = {
@@ -33,39 +36,49 @@ class SamplingSettings:
     """What determines how latent thoughts are sampled. Raises ValueError on impossible combinations.
 
     Subclasses hold ``model_type``, ``model_id`` and ``n_samples``, as flags or as properties. Flags that
-    are not given take the backbone's own values.
+    are not given take the checkpoint's values (generation_config.json), or the paper's where it has none.
     """
 
-    model_dtype: str = _flag("float32", "number format of the weights", DTYPES)
+    model_dtype: str = _flag(
+        "float32", "number format of the weights; auto: bfloat16 where it is fast", ("auto", *DTYPES)
+    )
     data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
     batch_size: int = _flag(8, "questions a batch")
     limit: int | None = _flag(None, "only the first so many questions")
     latent_length: int | None = _flag(
         None,
-        "thoughts T a trajectory, or the cap of a backbone that stops itself; default 6, CoLaR 64",
+        "thoughts T a trajectory, or the cap of a backbone that stops itself; default: the checkpoint's",
         aliases=["--max_latent_length"],
     )
-    max_new_tokens: int = _flag(64, "answer tokens at most")
+    max_new_tokens: int | None = _flag(None, "answer tokens at most, default: the checkpoint's")
     sampling_by: str | None = _flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
-    dropout_p: float | None = _flag(None, "dropout rate, default 0.2, CoLaR 0.03")
-    noise_std: float | None = _flag(None, "sigma of the noise, default 0.6, CODI 1.4, CoLaR 0.01")
+    dropout_p: float | None = _flag(None, "dropout rate, default: the checkpoint's")
+    noise_std: float | None = _flag(None, "sigma of the noise, default: the checkpoint's")
     dropout_prompt: bool | None = _flag(None, "false: all samples share one reading of the question")
     dropout_answer: bool | None = _flag(
         None, "true: dropout in the answer too, and (CoLaR always) in the last thought"
     )
     dropout_mask: str | None = _flag(None, "a fresh mask every step, or one a trajectory", MASKS)
     seed: int = _flag(42, "with question and sample index it fixes every random number")
+    allow_unknown: bool = _flag(
+        False, "true: go on where more than a tenth of the questions hold words unknown to the model"
+    )
     overwrite: bool = _flag(False, "true: remove what the output folder holds first")
 
     do_sample, save_latents = True, False
-    architecture, type_flag = None, "model_type"  # which backbones the command takes, None: all
+    architecture = None  # which backbones the command takes, None: all
+    type_flag, id_flag = "model_type", "model_id"
     sampler_flags = SAMPLER_FLAGS
-    free = ("batch_size", "overwrite")  # flags that do not change the results
+    free = ("batch_size", "allow_unknown", "overwrite")  # flags that do not change the results
 
     def __post_init__(self):
         self._check_backbone()
-        if self.latent_length is None:
-            self.latent_length = BACKBONES[self.model_type].latent_length
+        if self.model_dtype == "auto":
+            self.model_dtype = fastest_format()
+        self._defaults = checkpoint_defaults(self.model_type, self.model_id, f"--{self.id_flag}")
+        for name in ("latent_length", "max_new_tokens"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(self._defaults, name))
         for name in ("batch_size", "latent_length", "max_new_tokens"):
             self._at_least(name, 1)
         if self.limit is not None:
@@ -106,7 +119,7 @@ class SamplingSettings:
 
     def _sampler_defaults(self):
         names = self.sampler_flags.get(self.sampling_by if self.do_sample else None, ())
-        return {name: BACKBONES[self.model_type].sampling_defaults[name] for name in names}
+        return {name: getattr(self._defaults, name) for name in names}
 
     @property
     def sampling(self):
@@ -127,13 +140,21 @@ class SamplingSettings:
         )
 
     @property
+    def sampler_name(self):
+        """The sampler with its strength, such as ``noise-0.8``, or ``greedy``."""
+        strength = self.dropout_p if self.sampling_by == "dropout" else self.noise_std
+        return f"{self.sampling_by}-{strength}" if self.do_sample else "greedy"
+
+    @property
     def run_name(self):
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
-        strength = self.dropout_p if self.sampling_by == "dropout" else self.noise_std
-        sampler = f"{self.sampling_by}-{strength}" if self.do_sample else "greedy"
         model, data = Path(self.model_id).name, Path(self.data_path).stem
         digest = hashlib.sha256(json.dumps(self.result_settings()).encode()).hexdigest()[:6]
-        return f"{model}-{data}-{sampler}-n{self.n_samples}-seed{self.seed}-{digest}"
+        return f"{model}-{data}-{self.sampler_name}-n{self.n_samples}-seed{self.seed}-{digest}"
+
+    def _named_output(self, default):
+        """--output_dir, where ``{sampler}`` stands for the sampler's name, or its default."""
+        return (self.output_dir or default).replace("{sampler}", self.sampler_name)
 
     def result_settings(self):
         """What determines the samples: a run may be resumed under these and no others."""
@@ -154,29 +175,33 @@ class InferenceSettings(SamplingSettings):
     """The flags of src.infer_gpt2: sampled inference with majority voting."""
 
     model_type: str = _flag("coconut", "backbone, a GPT-2: coconut or codi")
-    model_id: str | None = _flag(None, "folder or hub id of the checkpoint, default: the embedded one")
-    n_samples: int = _flag(64, "trajectories N a question")
+    model_id: str | None = _flag(None, MODEL_ID)
+    n_samples: int | None = _flag(
+        None, "trajectories N a question, default 64; 1 where nothing is sampled"
+    )
     report_n: list[int] = field(
         default=None, metadata={"help": "sizes of the pool to report, default 1 4 16 64 up to N"}
     )
     do_sample: bool = _flag(True, "false: one deterministic trajectory a question")
     bayesian_vote: bool = _flag(False, "true: also vote by the mean probability of each answer")
-    output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
+    output_dir: str | None = _flag(None, OUTPUT_DIR)
     save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
 
     architecture = "gpt2"
-    free = ("batch_size", "overwrite", "report_n", "output_dir")
+    free = (*SamplingSettings.free, "report_n", "output_dir")
 
     def __post_init__(self):
-        self.model_id = self.model_id or f"checkpoints/tiny-{self.model_type}"
+        self.model_id = self.model_id or default_backbone(self.model_type)
+        if self.n_samples is None:
+            self.n_samples = 64 if self.do_sample else 1
         self._at_least("n_samples", 1)
         if not self.do_sample and self.n_samples > 1:
             raise ValueError(
-                f"--do_sample false gives {self.n_samples} equal trajectories: add --n_samples 1"
+                f"--do_sample false gives {self.n_samples} equal trajectories: leave out --n_samples"
             )
         super().__post_init__()
         self.report_n = report_sizes(self.report_n, self.n_samples)
-        self.output_dir = self.output_dir or f"outputs/{self.run_name}"
+        self.output_dir = self._named_output(f"outputs/{self.run_name}")
 
 
 @dataclass
@@ -195,7 +220,7 @@ class AnnotationSettings(SamplingSettings):
     save_path: str = _flag("outputs/annotated", "folder of the pools")
     name: str | None = _flag(None, "the pool's folder in it, default: a name made of the settings")
     model_type: str = _flag("coconut", f"backbone: {', '.join(BACKBONES)}")
-    model_id: str | None = _flag(None, "folder or hub id of the checkpoint, default: the embedded one")
+    model_id: str | None = _flag(None, MODEL_ID)
     n_samples: int = _flag(8, "trajectories n a question")
     n_samples_per_step: int = _flag(64, "rollouts M from every thought; 0: labels are the outcome")
     dropout_embedding: bool | None = _flag(
@@ -204,17 +229,14 @@ class AnnotationSettings(SamplingSettings):
     shard_size: int = _flag(64, "questions a file")
 
     sampler_flags = SAMPLER_FLAGS | {"dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")}
-    free = ("batch_size", "overwrite", "save_path", "name")
+    free = (*SamplingSettings.free, "save_path", "name")
 
     def __post_init__(self):
-        self.model_id = self.model_id or f"checkpoints/tiny-{self.model_type}"
+        self.model_id = self.model_id or default_backbone(self.model_type)
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
             self._at_least(name, least)
         super().__post_init__()
-        if (
-            self.dropout_embedding
-            and not BACKBONES[self.model_type].sampling_defaults["dropout_embedding"]
-        ):
+        if self.dropout_embedding and not BACKBONES[self.model_type].paper_defaults.dropout_embedding:
             raise ValueError(
                 f"--dropout_embedding true: {self.model_type} has no such dropout; leave it out"
             )
@@ -229,11 +251,17 @@ class AnnotationSettings(SamplingSettings):
 class RewardSettings(SamplingSettings):
     """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
 
-    prm_id: str | None = _flag(None, "folder or hub id of the reward model, default: the embedded one")
+    prm_id: str | None = _flag(
+        None, "folder or hub id of the reward model, default: the backbone's, see checkpoints/README.md"
+    )
     prm_mode: str = _flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
     generator_type: str = _flag("coconut", "backbone, a GPT-2: coconut or codi")
-    generator_id: str | None = _flag(None, "folder or hub id of the backbone, default: the embedded one")
-    score_by: str = _flag("sum", "a trajectory's score, of the rewards of its thoughts", SCORES)
+    generator_id: str | None = _flag(None, MODEL_ID)
+    score_by: str = _flag(
+        "sum",
+        "how the rewards of a trajectory's thoughts make its score (the answer's is added)",
+        SCORES,
+    )
     num_return_sequences: int | None = _flag(None, "best_of_n: trajectories N, default 64")
     report_n: list[int] = field(
         default=None, metadata={"help": "best_of_n: sizes of the pool to report, default 1 4 16 64"}
@@ -242,23 +270,24 @@ class RewardSettings(SamplingSettings):
     bayesian_vote: bool | None = _flag(None, "best_of_n: also the Bayesian vote, default true")
     num_beams: int | None = _flag(None, "beam_search: beams B, default 4")
     num_beam_candidates: int | None = _flag(None, "beam_search: candidates C of each, default 4")
-    output_dir: str | None = _flag(None, "default: outputs/ and a name made of the settings")
+    output_dir: str | None = _flag(None, OUTPUT_DIR)
 
-    architecture, type_flag = "gpt2", "generator_type"
-    free = ("batch_size", "overwrite", "report_n", "output_dir")
+    architecture = "gpt2"
+    type_flag, id_flag = "generator_type", "generator_id"
+    free = (*SamplingSettings.free, "report_n", "output_dir")
 
     def __post_init__(self):
         if self.pool is not None and self.prm_mode == "best_of_n":
             self._take_from_pool()
-        self.generator_id = self.generator_id or f"checkpoints/tiny-{self.generator_type}"
-        self.prm_id = self.prm_id or f"checkpoints/tiny-latentRM-{self.generator_type}"
+        self.generator_id = self.generator_id or default_backbone(self.generator_type)
+        self.prm_id = self.prm_id or default_reward_model(self.generator_type, self.generator_id)
         self._resolve_mode()
         super().__post_init__()
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
         elif self.dropout_mask == "trajectory":
             raise ValueError("--dropout_mask trajectory: beams draw anew at every step; leave it out")
-        self.output_dir = self.output_dir or f"outputs/{Path(self.prm_id).name}-{self.run_name}"
+        self.output_dir = self._named_output(f"outputs/{Path(self.prm_id).name}-{self.run_name}")
 
     def _resolve_mode(self):
         """Fills in the mode's defaults; a flag of the other mode is an error."""

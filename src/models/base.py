@@ -1,6 +1,7 @@
 """What the backbones share: Hugging Face habits on top of the sampling engine."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from typing import get_type_hints
 
 import torch
 from transformers import AutoTokenizer
@@ -8,6 +9,7 @@ from transformers import AutoTokenizer
 from src.models.special_tokens import TOKENS, missing_tokens, set_token_ids
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import DETERMINISTIC, Sampling
+from utils.config import typed
 
 # keywords of from_pretrained that say where the files are
 _PLACE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -25,6 +27,34 @@ class LatentGenerateOutput:
     lengths: torch.Tensor
 
 
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What the sampling flags start from; the fields are keys of a checkpoint's generation_config.json.
+
+    latent_length: thoughts of a trajectory, or the cap of a backbone that stops itself. max_new_tokens:
+    answer tokens at most. The others: see src.sampling.samplers.Sampling.
+    """
+
+    latent_length: int = 6
+    max_new_tokens: int = 64
+    dropout_p: float = 0.2
+    noise_std: float = 0.6
+    dropout_prompt: bool = True
+    dropout_answer: bool = False
+    dropout_embedding: bool = True
+    dropout_mask: str = "step"
+
+    def __post_init__(self):
+        if min(self.latent_length, self.max_new_tokens) < 1:
+            raise ValueError("latent_length and max_new_tokens must be at least 1")
+        Sampling("dropout", **self.sampling())
+
+    def sampling(self):
+        """The fields that are fields of Sampling too."""
+        lengths = ("latent_length", "max_new_tokens")
+        return {key: value for key, value in asdict(self).items() if key not in lengths}
+
+
 class LatentReasoner:
     """Mixin before a HF causal language model and the reader of its architecture.
 
@@ -32,17 +62,33 @@ class LatentReasoner:
     the text that it learns to write, parse_answer(text), the number in it or None, and to_thought(hidden).
     What follows can be set otherwise: special_tokens; config_keys, which a config must have; stops_itself,
     whether the model ends its latent phase by its own end token (``latent_length`` is then the cap);
-    latent_length and sampling_defaults, the settings that the flags start from.
+    paper_defaults, the paper's sampler strengths and lengths. A checkpoint's generation_config.json may
+    hold other values for any of them (``generation_defaults``).
     """
 
     special_tokens = TOKENS
     config_keys = ()
     stops_itself = False
-    latent_length = 6
-    sampling_defaults = {
-        "dropout_p": 0.2, "noise_std": 0.6, "dropout_prompt": True, "dropout_answer": False,
-        "dropout_embedding": True, "dropout_mask": "step",
-    }  # fmt: skip
+    paper_defaults = GenerationDefaults()
+
+    @classmethod
+    def generation_defaults(cls, values):
+        """The GenerationDefaults of a checkpoint whose generation_config.json holds ``values``, a dict.
+
+        Raises UserError or ValueError naming the key that can't be.
+        """
+        kinds = get_type_hints(GenerationDefaults)
+        given = {
+            field.name: typed(values[field.name], kinds[field.name], field.name)
+            for field in fields(GenerationDefaults)
+            if values.get(field.name) is not None
+        }
+        return replace(cls.paper_defaults, **given)
+
+    @property
+    def defaults(self):
+        """The GenerationDefaults of this model."""
+        return self.generation_defaults(self.generation_config.to_dict())
 
     @classmethod
     def encode(cls, tokenizer, questions):
@@ -69,7 +115,7 @@ class LatentReasoner:
         num_return_sequences=1,
         do_sample=False,
         latent_length=None,
-        max_new_tokens=64,
+        max_new_tokens=None,
         sampling_by="dropout",
         dropout_p=None,
         noise_std=None,
@@ -84,8 +130,8 @@ class LatentReasoner:
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
         ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. What the
-        sampling keywords mean stands at src.sampling.samplers.Sampling; they need ``do_sample``, and None
-        is the backbone's own default, as it is for ``latent_length``.
+        sampling keywords mean stands at src.sampling.samplers.Sampling; they need ``do_sample``. None is
+        the checkpoint's own default (generation_config.json), as it is for the lengths.
         Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on
         impossible settings, TypeError on unknown keywords.
         """
@@ -96,14 +142,15 @@ class LatentReasoner:
             "dropout_answer": dropout_answer, "dropout_mask": dropout_mask, "dropout_embedding": False,
         }  # fmt: skip
         given = {key: value for key, value in given.items() if value is not None}
-        sampling = Sampling(sampling_by, **(self.sampling_defaults | given))
+        defaults = self.defaults
+        sampling = Sampling(sampling_by, **(defaults.sampling() | given))
         question_ids = range(len(input_ids)) if question_ids is None else question_ids
         request = Request(
             prompts=[row[keep.bool()].tolist() for row, keep in pairs],
             questions=[int(question) for question in question_ids],
             n_samples=num_return_sequences,
-            latent_length=self.latent_length if latent_length is None else latent_length,
-            max_new_tokens=max_new_tokens,
+            latent_length=defaults.latent_length if latent_length is None else latent_length,
+            max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
             seed=seed,
             sampling=sampling if do_sample else DETERMINISTIC,
         )

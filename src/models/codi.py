@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from src.models.base import LatentReasoner
+from src.models.base import GenerationDefaults, LatentReasoner
 from src.models.gpt2 import GPT2Reader
 from utils.answers import last_number
 
@@ -12,7 +12,7 @@ class CODI(LatentReasoner, GPT2Reader, GPT2LMHeadModel):
     """Published layout: as COCONUT, and with ``config.projector`` also ``projector.{1,3,4}``."""
 
     parse_answer = staticmethod(last_number)
-    sampling_defaults = LatentReasoner.sampling_defaults | {"noise_std": 1.4}
+    paper_defaults = GenerationDefaults(noise_std=1.4)
 
     def __init__(self, config):
         super().__init__(config)

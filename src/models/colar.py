@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from src.models.base import LatentReasoner
+from src.models.base import GenerationDefaults, LatentReasoner
 from src.models.llama import LlamaReader
 from utils.answers import after_answer
 
@@ -33,10 +33,9 @@ class CoLaR(LatentReasoner, LlamaReader, LlamaForCausalLM):
     special_tokens = {"end_latent_token_id": "###", "latent_token_id": "<|latent|>"}
     config_keys = ("latent_intermediate_size", "latent_embedding_std")
     stops_itself = True
-    latent_length = 64
-    sampling_defaults = LatentReasoner.sampling_defaults | {
-        "dropout_p": 0.03, "noise_std": 0.01, "dropout_answer": True, "dropout_embedding": False,
-    }  # fmt: skip
+    paper_defaults = GenerationDefaults(
+        latent_length=64, dropout_p=0.03, noise_std=0.01, dropout_answer=True, dropout_embedding=False
+    )
 
     def __init__(self, config):
         super().__init__(config)

@@ -1,5 +1,6 @@
 """Loads a checkpoint and says in one line what is wrong with it."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -11,18 +12,41 @@ from transformers.utils import logging
 
 from src.models import BACKBONES
 from src.models.latent_rm import LATENT_RMS
+from src.models.precision import DTYPES
 from src.models.special_tokens import missing_tokens
-from utils.errors import UserError
+from utils.errors import UserError, warn
+from utils.files import sha256
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHTS = "*.safetensors"
 _FILES = (
-    "*.safetensors",
+    _WEIGHTS,
     "*.safetensors.index.json",
     "config.json",
     "*token*.json",
     "vocab.json",
     "merges.txt",
 )
+_GENERATION = "generation_config.json"
+
+
+def default_backbone(model_type):
+    """The checkpoint of a backbone that commands take by default: ``checkpoints/<type>``, where the published
+    one belongs, when it is there; else the bundled one."""
+    published = Path("checkpoints") / model_type
+    return str(published if published.is_dir() else bundled_backbone(model_type))
+
+
+def bundled_backbone(model_type):
+    """The folder of the checkpoint that the repository ships."""
+    return Path("checkpoints") / f"tiny-{model_type}"
+
+
+def default_reward_model(model_type, model_id):
+    """The LatentRM that goes with a backbone's checkpoint by default: of a bundled one the bundled one, else
+    ``checkpoints/latentRM-<type>``."""
+    bundled = bundled_backbone(model_type)
+    name = f"tiny-latentRM-{model_type}" if Path(model_id) == bundled else f"latentRM-{model_type}"
+    return str(Path("checkpoints") / name)
 
 
 @cache
@@ -39,18 +63,19 @@ def checkpoint_folder(kind, model_id, flag="--model_id"):
             raise _not_found(kind, f"{flag} {model_id}", "no config.json there")
         return path
     try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(model_id, allow_patterns=[*_FILES, _GENERATION]))
     except Exception as error:  # the hub's errors share no base class
         reason = f"no such folder, and not to be had from the hub ({type(error).__name__})"
         raise _not_found(kind, f"{flag} {model_id}", reason) from None
 
 
 def _not_found(kind, given, reason):
-    embedded = "checkpoints/tiny-latentRM-*" if kind == "rm" else f"checkpoints/tiny-{kind}"
+    bundled = "checkpoints/tiny-latentRM-*" if kind == "rm" else f"checkpoints/tiny-{kind}"
     whose = " (COCONUT's; others are trained: training_args/train_*.yaml)" if kind == "rm" else ""
+    target = "checkpoints/latentRM-coconut" if kind == "rm" else f"checkpoints/{kind}"
     return UserError(
-        f"{given}: {reason}; the embedded model is {embedded}, the published one{whose} comes with "
-        f"`hf download ModalityDance/latent-tts-{kind} --local-dir checkpoints/latent-tts-{kind}`"
+        f"{given}: {reason}; the bundled model is {bundled}, the published one{whose} comes with "
+        f"`hf download ModalityDance/latent-tts-{kind} --local-dir {target}`"
     )
 
 
@@ -58,6 +83,26 @@ def checkpoint_files(kind, model_id, flag="--model_id"):
     """The files that determine what a checkpoint computes, in order of their names."""
     folder = checkpoint_folder(kind, model_id, flag)
     return sorted({path for pattern in _FILES for path in folder.glob(pattern)})
+
+
+def weights_sha256(folder):
+    """Digest of a checkpoint's weights, by which a LatentRM knows its generator."""
+    return sha256(sorted(Path(folder).glob(_WEIGHTS)))
+
+
+def checkpoint_defaults(model_type, model_id, flag="--model_id"):
+    """The GenerationDefaults of a checkpoint, without loading it.
+
+    Raises UserError when its generation_config.json can't be read or holds an impossible value.
+    """
+    path, backbone = checkpoint_folder(model_type, model_id, flag) / _GENERATION, BACKBONES[model_type]
+    if not path.is_file():
+        return backbone.paper_defaults
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return backbone.generation_defaults(values)
+    except (UserError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: {error}; correct it or remove the key") from None
 
 
 def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
@@ -75,8 +120,9 @@ def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
 def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"):
     """The LatentRM in evaluation mode that is to judge the thoughts of ``backbone``.
 
-    Raises UserError when the checkpoint is missing, damaged, no LatentRM, or belongs to a backbone of
-    another width or vocabulary.
+    Raises UserError when the checkpoint is missing, damaged, no LatentRM, or was trained for a backbone of
+    another type, width or vocabulary. Warns when it was trained for other weights, or does not say for
+    which.
     """
     given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id, "--prm_id")
     try:
@@ -87,6 +133,7 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
         raise UserError(
             f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
         )
+    warning = _check_generator(given, config, backbone)
     width = getattr(config, "latent_hidden_size", None) or config.hidden_size
     if width != backbone.config.hidden_size:
         raise UserError(
@@ -104,7 +151,29 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
                         "choose the reward model of this backbone")  # fmt: skip
     model = _read_weights(LATENT_RMS[config.model_type], folder, given, DTYPES[dtype])
     model.config.end_latent_token_id = backbone.config.end_latent_token_id
+    if warning:
+        warn(warning)
     return model.to(device).eval()
+
+
+def _check_generator(given, config, backbone):
+    """A LatentRM of this project names in its config the generator that it was trained for: raises UserError
+    where that is of another type, and returns a warning where it is of other weights or not named."""
+    model_type = next(name for name, cls in BACKBONES.items() if isinstance(backbone, cls))
+    trained_for = getattr(config, "generator_type", None)
+    if trained_for is None:
+        return f"{given}: its config.json names no generator; taken to be trained for this {model_type}"
+    if trained_for != model_type:
+        raise UserError(
+            f"{given}: was trained for {trained_for}, not for {model_type}: its scores would mean nothing; "
+            f"choose a reward model of {model_type}"
+        )
+    if getattr(config, "generator_sha256", None) != weights_sha256(backbone.name_or_path):
+        return (
+            f"{given}: was trained for a {model_type} with other weights than {backbone.name_or_path}; "
+            "its scores may mean little"
+        )
+    return None
 
 
 def _damaged(given, error):

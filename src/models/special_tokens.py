@@ -10,6 +10,8 @@ TOKENS = {
     "latent_token_id": LATENT,
 }
 
+UNKNOWN_SHARE = 0.1  # of the questions of a file may hold words that the tokenizer does not know
+
 
 def missing_tokens(tokenizer, special_tokens):
     """The special tokens that the tokenizer lacks."""
@@ -36,3 +38,18 @@ def add_tokens(model, tokenizer):
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     return set_token_ids(model, tokenizer)
+
+
+def rows_with_unknown(model, tokenizer, rows):
+    """The places of the rows whose question the tokenizer does not wholly know."""
+    prompts = model.encode(tokenizer, [row["question"] for row in rows])
+    return [i for i, ids in enumerate(prompts) if tokenizer.unk_token_id in ids]
+
+
+def unknown_word(tokenizer, text):
+    """The first part of a text that the tokenizer does not know, or None; of a fast tokenizer only."""
+    if not tokenizer.is_fast:
+        return None
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return next((text[i:j] for token, (i, j) in pairs if token == tokenizer.unk_token_id), None)

@@ -11,6 +11,7 @@ import torch
 
 from src.sampling.engine import Trajectories, decode, read_thought, start, stops
 from src.sampling.samplers import add_noise
+from utils.metrics import trajectory_score
 
 
 @dataclass
@@ -56,7 +57,7 @@ def beam_search(model, request, num_beams, num_candidates, scorer, score_by="sum
         reward = scorer.extend(state.thought, parents).masked_fill(ended, 0)  # (R,)
         thoughts = _append(thoughts, parents, state.thought.masked_fill(ended[:, None], 0))
         scores = _append(scores, parents, reward)
-        total = scores.sum(1) if score_by == "sum" else scores.sum(1) / state.counts
+        total = trajectory_score(scores.sum(1), state.counts, score_by)  # (R,)
         keep = _best(total.masked_fill(twin, float("-inf")), len(request.prompts), num_beams)  # (Q * B,)
         thoughts, scores, ended = thoughts[keep], scores[keep], ended[keep]
         scorer.select(keep)

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from src.sampling.engine import State, answer_start, decode, pad_right, think
+from src.sampling.memory import rows_within
 from src.sampling.samplers import dropout_hook
-
-CANDIDATE_ROWS = {"cpu": 512, "cuda": 8192}  # (trajectory, candidate) pairs in flight
-CANDIDATE_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # numbers that their tokens' logits may take
 
 
 @dataclass
@@ -20,38 +18,78 @@ class Candidates:
     """Of one question: numbers, K distinct answers in the order of their first trajectory.
 
     log_probs (N, K): log p(text of the answer, end-of-text | trajectory), the text as its first
-    trajectory wrote it. passes: token positions that were read to find them.
+    trajectory wrote it.
     """
 
     numbers: list
     log_probs: torch.Tensor
-    passes: int
 
 
 @torch.inference_mode()
 def sample_and_keep(model, request):
-    """Samples ``request``: its Trajectories, and the state that ``score_candidates`` goes on from."""
+    """Samples ``request``: its Trajectories, and the state that their candidates are scored from."""
     state, thoughts = think(model, request)
     begun = state.fork()
     return decode(model, request, state, thoughts), begun
 
 
-@torch.inference_mode()
-def score_candidates(model, request, begun, trajectories, parse):
-    """The Candidates of each question.
+class CandidatePool:
+    """The answers of a growing pool of trajectories, and how probable each is under each trajectory.
 
-    parse(ids): the number that an answer's token ids say, or None. The pool's first n trajectories
-    and their answers give the same numbers as a pool of n. Only one answer text a number is scored.
+    parse(ids): the number that an answer's token ids say, or None. Only one answer text a number is
+    scored. Grown in parts or at once, a pool gives the same numbers. tokens_read: token positions that
+    were read so far.
     """
-    hidden = _read_end(model, request, begun)  # (R, D)
-    found = []
-    for q, answers in enumerate(trajectories.tokens):
+
+    def __init__(self, model, parse):
+        self.model, self.parse, self.tokens_read = model, parse, 0
+        self.parts = []  # (request, state, hidden (R, D) at the end-of-thinking token) of each part
+        self.questions = None  # of each one its _Question
+
+    @torch.inference_mode()
+    def add(self, request, state, trajectories):
+        """Takes in further trajectories, and the state that ``sample_and_keep`` gave with them."""
+        self.parts.append((request, state, _read_end(self.model, request, state)))
+        if self.questions is None:
+            self.questions = [_Question() for _ in trajectories.tokens]
+        for q, question in enumerate(self.questions):
+            new = self._new_texts(question, trajectories.tokens[q], trajectories.finished[q])
+            for part in range(len(self.parts) - 1):  # earlier trajectories: the new answers only
+                self._score(part, q, new)
+            question.texts |= new
+            self._score(len(self.parts) - 1, q, question.texts)
+
+    def candidates(self):
+        """The Candidates of each question."""
+        return [
+            Candidates(list(question.texts), torch.cat([torch.cat(x, 1) for x in question.log_probs]))
+            for question in self.questions
+        ]
+
+    def _new_texts(self, question, answers, finished):
+        """{number: token ids} of the answers that nobody gave before."""
         texts = {}
-        for ids, done in zip(answers, trajectories.finished[q], strict=True):
-            texts.setdefault(parse(ids), ids + [model.config.eos_token_id] * done)
-        texts.pop(None, None)
-        found.append(_score_question(model, request, begun, hidden, q, texts))
-    return found
+        for ids, done in zip(answers, finished, strict=True):
+            number = self.parse(ids)
+            if number is not None and number not in question.texts:
+                texts.setdefault(number, ids + [self.model.config.eos_token_id] * done)
+        return texts
+
+    def _score(self, part, q, texts):
+        """Adds the log-probabilities of ``texts``, {number: token ids}, under the trajectories of a part."""
+        log_probs, read = _score_question(self.model, *self.parts[part], q, texts)
+        columns = self.questions[q].log_probs
+        if part == len(columns):
+            columns.append([])
+        columns[part].append(log_probs)
+        self.tokens_read += read
+
+
+class _Question:
+    """texts: {number: token ids} so far; log_probs: for each part a list of (n, k) tensors, side by side."""
+
+    def __init__(self):
+        self.texts, self.log_probs = {}, []
 
 
 def _read_end(model, request, state):
@@ -67,18 +105,18 @@ def _extend(model, request, state, x, positions):
 
 
 def _score_question(model, request, state, hidden, q, texts):
-    """The Candidates of question number q, whose answers are ``texts``, {number: token ids}."""
+    """(n, K) log-probabilities of ``texts``, {number: token ids}, for question number q of a request, and how
+    many token positions were read for them."""
     n = request.n_samples
     if not texts:
-        return Candidates([], torch.zeros(n, 0), 0)
+        return torch.zeros(n, 0), 0
     ids, lengths = pad_right(list(texts.values()), 0)  # (K, A), (K,)
     ids, lengths = ids.to(model.device), lengths.to(model.device)
-    pairs = CANDIDATE_LOGITS.get(model.device.type, 1 << 26) // (ids.shape[1] * model.config.vocab_size)
-    size = max(1, min(pairs, CANDIDATE_ROWS.get(model.device.type, 512)) // len(ids))
-    rows = torch.arange(q * n, (q + 1) * n, device=model.device).split(size)
+    longest = ids.shape[1]
+    pairs = rows_within(model, request.latent_length + longest, logits=longest)
+    rows = torch.arange(q * n, (q + 1) * n, device=model.device).split(max(1, pairs // len(ids)))
     parts = [_log_probs(model, request, state, hidden, chunk, q, ids, lengths) for chunk in rows]
-    passes = n * int((lengths - 1).sum())
-    return Candidates(list(texts), torch.cat(parts).cpu(), passes)
+    return torch.cat(parts).cpu(), n * int((lengths - 1).sum())
 
 
 def _log_probs(model, request, state, hidden, rows, q, ids, lengths):

@@ -10,14 +10,15 @@ Q questions, N samples, R = Q * N rows, T thoughts, A answer tokens, D model wid
 """
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
+from torch.nn.functional import pad
 
 from src.sampling import rng
+from src.sampling.memory import tokens_within
 from src.sampling.samplers import DETERMINISTIC, Sampling, add_noise, dropout_hook
 
-# Tokens of one prefill when every sample reads its own prompt: bounds the memory of activations.
-PREFILL_TOKENS = {"cpu": 2048, "cuda": 65536}
 COMPACT_BELOW = 0.75  # share of unfinished rows under which the answer phase copies them together
 
 
@@ -25,6 +26,7 @@ COMPACT_BELOW = 0.75  # share of unfinished rows under which the answer phase co
 class Request:
     """What to sample. prompts: Q lists of token ids; questions: their Q indices, for the keys.
 
+    n_samples trajectories of each, number ``first_sample`` and those after it, so that a pool can grow.
     latent_length: thoughts of a trajectory, or for a backbone that stops itself its cap.
     """
 
@@ -35,6 +37,7 @@ class Request:
     max_new_tokens: int = 64
     seed: int = 0
     sampling: Sampling = DETERMINISTIC
+    first_sample: int = 0
 
 
 @dataclass
@@ -53,6 +56,20 @@ class Trajectories:
     def thoughts_of(self, q):
         """Thoughts (N, T', D) of question number q, T' those of its longest trajectory."""
         return self.thoughts[q, :, : int(self.lengths[q].max())]
+
+    @classmethod
+    def joined(cls, parts):
+        """One pool of the parts that it grew by, each with further samples of the same questions."""
+        if len(parts) == 1:
+            return parts[0]
+        longest = max(part.thoughts.shape[2] for part in parts)
+        thoughts = [pad(part.thoughts, (0, 0, 0, longest - part.thoughts.shape[2])) for part in parts]
+        return cls(
+            torch.cat(thoughts, dim=1),
+            torch.cat([part.lengths for part in parts], dim=1),
+            side_by_side([part.tokens for part in parts]),
+            side_by_side([part.finished for part in parts]),
+        )
 
     def answer_ids(self, q, eos):
         """Answers of question number q, (N, A): ids, end-of-text where it came, then -1."""
@@ -111,9 +128,13 @@ def decode(model, request, state, thoughts):
     )
 
 
-def check_length(model, longest_prompt, latent_length, max_new_tokens):
-    """Raises ValueError when prompt, thoughts and answer do not fit the model's positions."""
-    limit = model.config.max_position_embeddings
+def side_by_side(parts):
+    """For each question one list, of the lists that the parts of its pool have."""
+    return [list(chain.from_iterable(lists)) for lists in zip(*parts, strict=True)]
+
+
+def check_length(limit, longest_prompt, latent_length, max_new_tokens):
+    """Raises ValueError when prompt, thoughts and answer do not fit the model's positions, ``limit``."""
     needed = longest_prompt + latent_length + max_new_tokens  # the last token is never read
     if longest_prompt + latent_length >= limit:
         raise ValueError(
@@ -140,10 +161,13 @@ def _check(model, request):
         raise ValueError("without sampling all trajectories are equal: ask for one sample")
     if min(request.n_samples, request.latent_length, request.max_new_tokens) < 1:
         raise ValueError("samples, thoughts and answer tokens must be at least one each")
+    if not 0 <= request.seed < 2**63:
+        raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {request.seed}")
     if not all(map(len, request.prompts)):
         raise ValueError("a prompt is empty")
     longest = max(map(len, request.prompts))
-    check_length(model, longest, request.latent_length, request.max_new_tokens)
+    limit = model.config.max_position_embeddings
+    check_length(limit, longest, request.latent_length, request.max_new_tokens)
 
 
 def pad_right(sequences, fill):
@@ -157,7 +181,7 @@ def pad_right(sequences, fill):
 
 def _keys(request, device):
     questions = torch.tensor(request.questions).repeat_interleave(request.n_samples)
-    samples = torch.arange(request.n_samples).repeat(len(request.questions))
+    samples = request.first_sample + torch.arange(request.n_samples).repeat(len(request.questions))
     return rng.row_keys(request.seed, questions, samples, device)
 
 
@@ -169,7 +193,7 @@ def _read_prompts(model, request, keys):
         hidden, cache = model.prefill(model.embed(ids), lengths)
         return hidden.repeat_interleave(request.n_samples, dim=0), cache, row_lengths
     row_of = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
-    chunk = max(1, PREFILL_TOKENS.get(keys.device.type, 2048) // ids.shape[1])
+    chunk = max(1, tokens_within(model) // ids.shape[1])
     states, cache = [], None
     for row in torch.arange(len(keys), device=keys.device).split(chunk):
         x = model.embed(ids[row_of[row]])  # (r, L, D)

@@ -10,8 +10,8 @@ import torch
 
 from src.sampling import rng
 from src.sampling.engine import State, Trajectories, answer, decode, think, think_on
+from src.sampling.memory import rows_within
 
-ROLLOUT_ROWS = {"cpu": 512, "cuda": 8192}  # completions in flight: bounds the memory of their caches
 _ROLLOUT = 1 << 41  # folded into a trajectory's key, so that completions draw numbers of their own
 
 
@@ -102,11 +102,12 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     """
     request = replace(request, sampling=replace(request.sampling, dropout_answer=True))
     length, shares = thoughts.shape[1], torch.zeros(thoughts.shape[:2])
+    in_flight = rows_within(model, request.latent_length + request.max_new_tokens)
     for step in range(1, length + 1):
         part, rows = _with_thought(state, step, request.n_samples)
         # without dropout nothing is random after the last thought
         count, right = n_rollouts if step < length or request.sampling.drops else 1, [0] * len(rows)
-        chunk = max(1, ROLLOUT_ROWS.get(thoughts.device.type, 512) // len(rows))
+        chunk = max(1, in_flight // len(rows))
         questions = (rows // request.n_samples).tolist()
         for first in range(0, count, chunk):
             members = torch.arange(first, min(first + chunk, count), device=thoughts.device)

@@ -6,25 +6,28 @@ import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from src.models import BACKBONES
-from src.models.special_tokens import add_tokens
+from src.models.precision import resolve_precision
+from src.models.special_tokens import UNKNOWN_SHARE, add_tokens, rows_with_unknown
 from src.models.tiny_tokenizer import build_tokenizer
 from src.sampling import rng
 from src.training.attention import training_attention
 from src.training.coconut_loss import CoconutLoss
 from src.training.codi_loss import CodiLoss
 from src.training.colar_loss import ColarLoss
-from src.training.curriculum import Stage, batches, make_source
-from utils.config import number
+from src.training.curriculum import FileProblems, Stage, batches, make_source
+from utils.config import check_seed
 from utils.data import load_dataset
-from utils.errors import UserError
+from utils.errors import UserError, warn
 from utils.files import write_bytes, write_json, write_text
-from utils.progress import progress
+from utils.progress import Pace, progress
 
+CHECKED = 10_000  # rows of a training file in which unknown words are looked for
 LOSSES = {"coconut": CoconutLoss, "codi": CodiLoss, "colar": ColarLoss}
 DROPOUTS = (
     "attn_pdrop",
@@ -55,8 +58,10 @@ class Recipe:
     base: a plain GPT-2 or LLaMA by path or hub id; without one the model is new, with the word-level
     tokenizer of the tiny benchmark. config: values of the model's config. loss: weights of the parts of
     the loss, see the backbone's class in src/training. train: "tiny" for the generated stream
-    (problems_per_epoch of it make an epoch), or a data file; held_out: files whose questions the
-    stream must not hold. batch_size counts the problems of one optimizer step, over all processes.
+    (problems_per_epoch of it make an epoch), or a data file; held_out: files whose questions are left
+    out of it. mixed_precision: bf16, no, or auto, which is bf16 where the device computes it fast.
+    allow_unknown: go on where more than a tenth of the questions hold words unknown to the tokenizer.
+    batch_size counts the problems of one optimizer step, over all processes.
     validate_every: epochs between two validations. save_every: optimizer steps between two saves.
     """
 
@@ -69,14 +74,15 @@ class Recipe:
     stages: list[Stage]
     model_type: str = "coconut"
     base: str | None = None
-    config: dict = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     lora: Lora | None = None
-    loss: dict = field(default_factory=dict)
+    loss: dict[str, float] = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
     problems_per_epoch: int | None = None
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
+    allow_unknown: bool = False
     validate_every: int = 1
     save_every: int = 500
 
@@ -86,21 +92,23 @@ class Recipe:
         weights = LOSSES[self.model_type].weights
         if not set(self.loss) <= set(weights):
             raise ValueError(f"loss must give weights to {', '.join(weights)}, not {self.loss!r}")
-        self.loss = weights | {name: number(f"loss.{name}", w) for name, w in self.loss.items()}
+        self.loss = weights | self.loss
         if not self.stages:
             raise ValueError("stages is empty")
         for stage in self.stages:
             stage.check_keys(LOSSES[self.model_type].stage_keys)
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError("mixed_precision must be no or bf16")
+        self.mixed_precision = resolve_precision(self.mixed_precision)
+        check_seed(self.seed)
         for name in ("batch_size", "problems_per_epoch", "validate_every", "save_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        for name in ("seed", "weight_decay", "warmup_steps", "max_grad_norm"):
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")
         if self.train == "tiny" and self.problems_per_epoch is None:
             raise ValueError("key problems_per_epoch is missing; train: tiny needs it")
+        if self.train != "tiny" and self.problems_per_epoch is not None:
+            raise ValueError("problems_per_epoch has no effect with a file as train: leave it out")
 
 
 @dataclass
@@ -177,6 +185,7 @@ class BackboneTrainer:
         self.model, self.tokenizer = new_model(recipe)
         self.source = make_source(recipe.train, recipe.seed, recipe.problems_per_epoch, recipe.held_out)
         self.valid = load_dataset(recipe.valid)
+        self._check_words()
         self.output = Path(recipe.output_dir)
         self.state_file = self.output / "training_state.pt"
         self.clock = time.monotonic()
@@ -190,6 +199,33 @@ class BackboneTrainer:
         if saved:
             self.optimizer.load_state_dict(saved)
 
+    def introduction(self):
+        """What is trained on what, one line."""
+        recipe, accelerator = self.recipe, self.accelerator
+        start = f"from {recipe.base}" if recipe.base else "from scratch"
+        questions = f"{len(self.source)} questions an epoch of {recipe.train}"
+        left_out = getattr(self.source, "left_out", 0)
+        held = f" ({left_out} left out, which are in held_out)" if left_out else ""
+        precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
+        return (
+            f"training {recipe.model_type} {start} on {questions}{held}; {precision} on "
+            f"{accelerator.device.type}, {accelerator.num_processes} process(es)"
+        )
+
+    def _check_words(self):
+        """Raises UserError where the tokenizer does not know the words of the training or validation file."""
+        files = [("valid", self.recipe.valid, self.valid)]
+        if isinstance(self.source, FileProblems):
+            files.append(("train", self.recipe.train, self.source.rows[:CHECKED]))
+        for key, path, rows in files:
+            unknown = rows_with_unknown(self.model, self.tokenizer, rows)
+            if not unknown:
+                continue
+            line = f"{key}: {path}: {len(unknown)} of {len(rows)} questions hold unknown words"
+            if len(unknown) > UNKNOWN_SHARE * len(rows) and not self.recipe.allow_unknown:
+                raise UserError(f"{line}: set base to a model that knows them, or allow_unknown: true")
+            warn(line)
+
     def _new_optimizer(self):
         optimizer = torch.optim.AdamW(
             [p for p in self.wrapped.parameters() if p.requires_grad],
@@ -200,6 +236,7 @@ class BackboneTrainer:
 
     def run(self):
         """Trains to the end and writes the model, its recipe and its metrics."""
+        self.pace = Pace(self._steps_left(), print if self.accelerator.is_main_process else None)
         while self.cursor.stage < len(self.recipe.stages):
             self._stage(self.recipe.stages[self.cursor.stage])
             self.cursor.stage += 1
@@ -224,13 +261,16 @@ class BackboneTrainer:
             self._save()
         bar.close()
 
+    def _steps_left(self):
+        epochs = sum(stage.epochs for stage in self.recipe.stages[self.cursor.stage :])
+        return epochs * self._steps_per_epoch() - self.cursor.step
+
     def _global_epoch(self):
         return sum(s.epochs for s in self.recipe.stages[: self.cursor.stage]) + self.cursor.epoch
 
     def _steps_per_epoch(self):
         """Optimizer steps of an epoch, exactly known only when its batches are made: an estimate."""
-        size = self.recipe.problems_per_epoch or len(self.source.rows)
-        return math.ceil(size / self.recipe.batch_size)
+        return math.ceil(len(self.source) / self.recipe.batch_size)
 
     def _epoch(self, stage, total, bar):
         recipe, number = self.recipe, self._global_epoch()
@@ -246,6 +286,7 @@ class BackboneTrainer:
             loss, right = self._step(batch, stage, total)
             self.cursor.batch, self.cursor.step = position + 1, self.cursor.step + 1
             bar.update()
+            self.pace.step()
             if self.cursor.step % 50 == 0:
                 bar.set_postfix_str(f"loss {loss:.3f}, right {right.float().mean():.2f}", refresh=False)
             if self.cursor.step % recipe.save_every == 0:
@@ -267,10 +308,7 @@ class BackboneTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (cursor.step + 1) / max(1, recipe.warmup_steps))
         self.optimizer.zero_grad()
-        process = self.place[
-            0
-        ]  # for the dropout of adapters and projector; a resumed step draws the same
-        torch.manual_seed(recipe.seed << 44 | cursor.stage << 36 | cursor.step << 10 | process)
+        torch.manual_seed(self._module_seed())
         with self.accelerator.autocast(), training_attention(self.accelerator.device):
             share = batch.share(*self.place)
             loss, right = self.wrapped(share, stage, self._share_keys())
@@ -278,6 +316,13 @@ class BackboneTrainer:
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         return loss.detach(), right
+
+    def _module_seed(self):
+        """For the dropout of adapters and projector: a function of seed, stage, step and process."""
+        key = torch.zeros((), dtype=torch.int64)
+        for value in (self.recipe.seed, self.cursor.stage, self.cursor.step, self.place[0]):
+            key = rng.fold(key, value)
+        return int(key)
 
     def _share_keys(self):
         """Random keys of this process's rows: a function of seed, stage, step and row."""
@@ -358,7 +403,16 @@ class BackboneTrainer:
         except Exception as error:  # a spoilt archive fails in many ways
             reason = f"{self.state_file} is damaged ({type(error).__name__})"
             raise UserError(f"{reason}; remove it to start anew") from None
-        if state["recipe"] != asdict(self.recipe):
+        if state["recipe"] | {"mixed_precision": None} == asdict(self.recipe) | {
+            "mixed_precision": None
+        }:
+            before = state["recipe"]["mixed_precision"]
+            if before != self.recipe.mixed_precision:
+                raise UserError(
+                    f"{self.state_file} was made with another precision than this machine's: set "
+                    f"mixed_precision: {before} to go on"
+                )
+        else:
             raise UserError(
                 f"{self.state_file} was made by another recipe; go on with that one or remove the file"
             )
@@ -375,6 +429,7 @@ class BackboneTrainer:
         last = self.cursor.history[-1] if self.cursor.history else {}
         metrics = {
             "seed": self.recipe.seed,
+            "mixed_precision": self.recipe.mixed_precision,
             "valid_accuracy": last.get("valid_accuracy"),
             "valid_accuracy_by_steps": last.get("by_steps"),
             "minutes": round(self.cursor.seconds / 60, 1),

@@ -69,7 +69,7 @@ class ColarLoss(nn.Module):
         prompts = [ids[:n].tolist() for ids, n in zip(batch.prompt, batch.lengths.tolist(), strict=True)]
         text = [ids[ids != -100].tolist()[1:-1] for ids in batch.texts["text"]]  # the answer
         longest = max(map(len, text)) + 1
-        request = Request(prompts, range(len(prompts)), 1, self.model.latent_length, longest)
+        request = Request(prompts, range(len(prompts)), 1, self.model.defaults.latent_length, longest)
         found = sample(self.model, request)
         pairs = zip(found.tokens, text, strict=True)
         return torch.tensor([answers[0] == right for answers, right in pairs])

@@ -8,6 +8,7 @@ import torch
 
 from src.sampling.engine import pad_right
 from utils.data import load_dataset
+from utils.errors import UserError
 from utils.tiny_problems import make_problem
 
 BLOCK = 16384  # problems that are tokenized and batched together
@@ -64,27 +65,50 @@ class TinyProblems:
 
     def __init__(self, seed, per_epoch, held_out):
         self.seed, self.per_epoch = seed, per_epoch
-        self.held_out = {row["question"] for path in held_out for row in load_dataset(path)}
+        self.held_out = _questions(held_out)
+
+    def __len__(self):
+        return self.per_epoch
 
     def epoch(self, number):
         for i in range(number * self.per_epoch, (number + 1) * self.per_epoch):
             row = make_problem("train", self.seed, i)
-            if row["question"] not in self.held_out:
+            if _plain(row) not in self.held_out:
                 yield row
 
 
 class FileProblems:
-    """The rows of a data file, in an order of their own each epoch."""
+    """The rows of a data file but for those that are held out, in an order of their own each epoch.
+
+    left_out: how many are held out. Raises UserError when nothing is left.
+    """
 
     rest = "pad"
 
-    def __init__(self, seed, path):
-        self.seed, self.rows = seed, load_dataset(path)
+    def __init__(self, seed, path, held_out):
+        rows, held_out = load_dataset(path), _questions(held_out)
+        self.seed, self.rows = seed, [row for row in rows if _plain(row) not in held_out]
+        self.left_out = len(rows) - len(self.rows)
+        if not self.rows:
+            raise UserError(f"train: all {len(rows)} questions of {path} are in held_out")
+
+    def __len__(self):
+        return len(self.rows)
 
     def epoch(self, number):
         order = list(range(len(self.rows)))
         random.Random(f"{self.seed}/{number}").shuffle(order)
         return (self.rows[i] for i in order)
+
+
+def _questions(paths):
+    """The questions of some data files, as they are compared."""
+    return {_plain(row) for path in paths for row in load_dataset(path)}
+
+
+def _plain(row):
+    """A question without what does not tell two of them apart: case and white space."""
+    return " ".join(row["question"].lower().split())
 
 
 @dataclass
@@ -198,4 +222,4 @@ def make_source(train, seed, per_epoch, held_out):
     """The training problems that a recipe names: "tiny" or a data file."""
     if train == "tiny":
         return TinyProblems(seed, per_epoch, held_out)
-    return FileProblems(seed, train)
+    return FileProblems(seed, train, held_out)

@@ -22,18 +22,25 @@ from transformers import (
 
 from src.models import BACKBONES
 from src.models.latent_rm import LATENT_RMS
-from src.models.loading import load_backbone
+from src.models.loading import checkpoint_files, checkpoint_folder, load_backbone, weights_sha256
+from src.models.precision import resolve_precision, slowness
 from src.training.attention import training_attention
 from src.training.reward_data import LABELS, Groups, LengthSampler, collate
 from src.training.reward_loss import LOSSES, RewardLoss
-from utils.config import build, number, read_yaml
-from utils.errors import UserError
+from utils.config import build, check_seed, read_yaml, seed_of_32_bits, typed
+from utils.errors import UserError, warn
 from utils.files import sha256, write_json, write_text
 from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
+from utils.progress import Pace
 
 METRICS = ("recall_at_1", "weighted_vote", "vote", "coverage", "mean_accuracy", "auc", "loss")
 _STARTED = "started.json"  # the recipe and the pools that a folder's checkpoints belong to
 _LAST = "last"  # what _COMPLETE says when training ended there
+_LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "learning_rate": 0, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "save_total_limit": 1,
+    "num_train_epochs": 0, "dataloader_num_workers": 0,
+}  # fmt: skip
 _COMPLETE = "complete"  # stands in a checkpoint that was written to its end
 
 
@@ -49,16 +56,16 @@ class RewardRecipe:
     thoughts where it is not the model's. extra_layers: blocks put on top of the backbone's, which at
     first change nothing. digits_weight: weight of the training-only digit heads. answer_weight: above 0
     the model also learns to answer, by this weight, and scores the trajectory's answer. keep_unmixed:
-    train also on questions that all trajectories solve, or none. store_dtype: number format of the
-    finished checkpoint.
+    train also on questions that all trajectories solve, or none. mixed_precision: bf16, no, or auto, which
+    is bf16 where the device computes it fast. store_dtype: number format of the finished checkpoint.
     """
 
     output_dir: str
     model_id: str
     train_pools: list[str]
-    eval_pools: dict
+    eval_pools: dict[str, str]
     model_type: str = "coconut"
-    loss: dict = field(default_factory=lambda: {"contrastive": 1.0})
+    loss: dict[str, float] = field(default_factory=lambda: {"contrastive": 1.0})
     cumulative: bool = False
     labels: str = "rollout"
     train_weights: bool = True
@@ -68,10 +75,13 @@ class RewardRecipe:
     answer_weight: float = 0.0
     keep_unmixed: bool = False
     early_stopping_patience: int | None = None
+    mixed_precision: str = "no"
+    seed: int = 42
     store_dtype: str = "float32"
 
     def __post_init__(self):
-        self.loss = {name: number(f"loss.{name}", weight) for name, weight in self.loss.items()}
+        check_seed(self.seed)
+        self.mixed_precision = resolve_precision(self.mixed_precision)
         if min(self.extra_layers, self.digits_weight, self.answer_weight) < 0:
             raise ValueError("extra_layers, digits_weight and answer_weight must not be negative")
         if not self.train_pools or not self.eval_pools:
@@ -92,7 +102,7 @@ class RewardRecipe:
 
 def load_recipe(path):
     """The RewardRecipe and the TrainingArguments of a YAML file. Raises UserError naming the key."""
-    values = read_yaml(path)
+    values = _with_mixed_precision(path, read_yaml(path))
     own = {field.name for field in fields(RewardRecipe)}
     known = {field.name for field in fields(TrainingArguments)}
     for key in values:
@@ -103,12 +113,23 @@ def load_recipe(path):
             )
     try:
         recipe = build(RewardRecipe, {key: values[key] for key in values if key in own})
-        rest = {key: value for key, value in values.items() if key not in own}
+        kinds = typing.get_type_hints(TrainingArguments)
+        rest = {key: typed(value, kinds[key], key) for key, value in values.items() if key not in own}
         _check_metric(recipe, rest)
         arguments = _arguments(recipe, rest)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
     return recipe, arguments
+
+
+def _with_mixed_precision(path, values):
+    """The values of a recipe, where ``bf16``, the Trainer's key, may stand for ``mixed_precision``."""
+    if "bf16" not in values:
+        return values
+    if "mixed_precision" in values:
+        raise UserError(f"{path}: bf16 and mixed_precision say the same: leave one out")
+    chosen = "bf16" if typed(values["bf16"], bool, f"{path}: bf16") else "no"
+    return {key: value for key, value in values.items() if key != "bf16"} | {"mixed_precision": chosen}
 
 
 def _check_metric(recipe, values):
@@ -130,16 +151,20 @@ def _arguments(recipe, values):
         "disable_tqdm": not sys.stderr.isatty(),  # a bar, or plain lines in a log
         "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
     }
-    kinds = typing.get_type_hints(TrainingArguments)
-    for key, value in values.items():
-        if type(value) is str and kinds[key] in (float, float | None, int, int | None):
-            values[key] = number(key, value)
-    return TrainingArguments(output_dir=recipe.output_dir, **(defaults | values))
+    for key, least in _LEAST.items():
+        if values.get(key) is not None and values[key] < least:
+            raise UserError(f"{key} must be at least {least}, not {values[key]}")
+    return TrainingArguments(
+        output_dir=recipe.output_dir,
+        seed=seed_of_32_bits(recipe.seed),
+        bf16=recipe.mixed_precision == "bf16",
+        **(defaults | values),
+    )
 
 
-def new_model(recipe, seed):
+def new_model(recipe):
     """The reward model before training, from its backbone's weights and a random head."""
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     backbone, tokenizer = load_backbone(recipe.model_type, recipe.model_id)
     config = type(backbone.config).from_dict(backbone.config.to_dict())
     if recipe.latent_hidden_size:
@@ -148,6 +173,8 @@ def new_model(recipe, seed):
     config.num_hidden_layers += recipe.extra_layers
     config.projector_dropout = 0.0  # a LatentRM trains without dropout
     config.scores_answer = recipe.answer_weight > 0
+    config.generator_type = recipe.model_type
+    config.generator_sha256 = weights_sha256(checkpoint_folder(recipe.model_type, recipe.model_id))
     model = LATENT_RMS[config.model_type](config)
     kept = {k: v for k, v in backbone.state_dict().items() if not k.startswith(("lm_head.", "lt_head."))}
     model.load_state_dict(kept, strict=False)
@@ -158,8 +185,19 @@ def new_model(recipe, seed):
     return RewardLoss(model, recipe.loss, recipe.cumulative, *weights), tokenizer
 
 
-def check_width(model, groups):
-    """Raises UserError when the model does not read thoughts of the pools' width."""
+def check_pools(recipe, model, groups):
+    """Raises UserError when pools hold thoughts of another backbone, or what the model can't read; warns when
+    they are of other weights."""
+    digest = sha256(checkpoint_files(recipe.model_type, recipe.model_id))
+    for pool in groups.pools:
+        sampled_by = pool.manifest["settings"]["model_type"]
+        if sampled_by != recipe.model_type:
+            raise UserError(
+                f"{pool.folder}: thoughts of {sampled_by}, the recipe's model_type is {recipe.model_type}: "
+                "choose pools and model_id of one backbone"
+            )
+        if pool.manifest["model_sha256"] != digest:
+            warn(f"{pool.folder}: was sampled by another checkpoint than model_id {recipe.model_id}")
     if groups.width != model.thought_width:
         raise UserError(
             f"{groups.pools[0].folder}: thoughts of width {groups.width}, the model reads "
@@ -229,6 +267,18 @@ class _MarkComplete(TrainerCallback):
             write_text(path, _LAST if control.should_training_stop else "")
 
 
+class _SayPace(TrainerCallback):
+    """Says after the first steps how long all of them will take."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.pace = Pace(
+            state.max_steps - state.global_step, print if state.is_world_process_zero else None
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.pace.step()
+
+
 def last_checkpoint(folder):
     """The newest whole checkpoint of a folder, or None."""
     whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{_COMPLETE}")]
@@ -244,7 +294,14 @@ def _open_folder(output, identity, writes):
         raise UserError(f"output_dir: {output} holds a finished model; name another folder")
     path, checkpoints = output / _STARTED, list(output.glob("checkpoint-*"))
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != identity:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        before, now = (x["recipe"].get("mixed_precision") for x in (begun, identity))
+        if before != now:
+            raise UserError(
+                f"output_dir: {output} was begun with mixed_precision: {before}, this is {now}: set that "
+                "to go on, or name another folder"
+            )
+        if begun != identity:
             raise UserError(
                 f"output_dir: {output} was begun with another recipe or other pools; go on with them or "
                 "name another folder"
@@ -264,7 +321,7 @@ def train(recipe, arguments, text):
     text: the YAML file of the recipe, which is kept beside the model.
     """
     output = Path(recipe.output_dir)
-    model, tokenizer = new_model(recipe, arguments.seed)
+    model, tokenizer = new_model(recipe)
     with_digits = recipe.digits_weight > 0
     words = (BACKBONES[recipe.model_type], tokenizer)
     groups = Groups(recipe.train_pools, *words, recipe.labels, not recipe.keep_unmixed, with_digits)
@@ -272,7 +329,7 @@ def train(recipe, arguments, text):
         name: Groups([path], *words, with_digits=with_digits) for name, path in recipe.eval_pools.items()
     }
     for part in (groups, *pools.values()):
-        check_width(model.model, part)
+        check_pools(recipe, model.model, part)
     if len(groups) < _global_batch(arguments):
         raise UserError(f"train_pools: {len(groups)} questions fill no batch; annotate more")
     identity = {"recipe": asdict(recipe), "arguments": _lasting(arguments)}
@@ -281,9 +338,13 @@ def train(recipe, arguments, text):
     _open_folder(output, identity, arguments.process_index == 0)
     if arguments.process_index == 0:
         write_text(output / "recipe.yaml", text)
+        print(_introduction(recipe, arguments, len(groups)), flush=True)
+        slow = slowness("bfloat16") if arguments.bf16 else None
+        if slow:
+            warn(f"mixed_precision: {slow}; auto chooses what is fast")
     if arguments.world_size > 1:
         torch.distributed.barrier()
-    callbacks = [_MarkComplete()]
+    callbacks = [_MarkComplete(), _SayPace()]
     if recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer = RewardTrainer(
@@ -309,6 +370,14 @@ def train(recipe, arguments, text):
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return metrics
+
+
+def _introduction(recipe, arguments, questions):
+    precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
+    return (
+        f"training a LatentRM for {recipe.model_type} {recipe.model_id} on {questions} questions; "
+        f"{precision} on {arguments.device.type}, {arguments.world_size} process(es)"
+    )
 
 
 def _take_up_the_end(trainer, last):
@@ -338,6 +407,7 @@ def _finish(recipe, trainer, tokenizer, metrics):
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
             "questions": len(trainer.train_dataset),
+            "mixed_precision": recipe.mixed_precision,
             "minutes_of_last_session": round(minutes, 1),
             "parameters": model.num_parameters(),
             "history": [log for log in trainer.state.log_history if any("recall" in k for k in log)],

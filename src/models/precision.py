@@ -1,0 +1,42 @@
+"""Number formats: which ones a device computes fast."""
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def computes_bf16_fast():
+    """Whether this device has instructions for bfloat16; without them it is 10 times slower or more.
+
+    CUDA from compute capability 8 (Ampere); CPUs with AVX512-BF16 or AMX, by what torch says of them.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def fastest_format():
+    """The key of DTYPES that ``auto`` stands for on this device."""
+    return "bfloat16" if computes_bf16_fast() else "float32"
+
+
+def resolve_precision(name):
+    """``mixed_precision`` of a training, bf16 or no, with ``auto`` resolved. Raises ValueError."""
+    if name not in ("auto", "bf16", "no"):
+        raise ValueError(f"mixed_precision must be auto, bf16 or no, not {name!r}")
+    if name == "auto":
+        return "bf16" if computes_bf16_fast() else "no"
+    return name
+
+
+def slowness(dtype):
+    """One line on what ``dtype``, a key of DTYPES, costs here, or None where it is as fast as float32."""
+    on_cpu = not torch.cuda.is_available()
+    if (dtype == "bfloat16" and not computes_bf16_fast()) or (dtype == "float16" and on_cpu):
+        device = "CPU" if on_cpu else torch.cuda.get_device_name()
+        return (
+            f"{dtype} is 10 times slower than float32 or more on this {device}, which has no "
+            "instructions for it"
+        )
+    return None

@@ -1,0 +1,113 @@
+"""Runs the cells of a sweep in one group of processes: python -m src.sweep CELLS --nproc 2
+
+CELLS holds a command line a cell, such as ``src.infer_gpt2 --limit 100``, which can as well be run by
+itself (python -m src.infer_gpt2 ..). All cells are checked before the first one starts. run_*.sh write such
+files.
+"""
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from src.inference.commands import COMMANDS, introduce
+from src.inference.folder import end_processes, start_processes
+from src.inference.loader import Loader
+from src.inference.tables import collect
+from src.sampling.engine import sample
+from utils.cli import Parser, parse_flags
+from utils.errors import UserError, reports_user_errors
+from utils.progress import duration
+
+# A trajectory of best-of-N or beam search in all, in units of the time that sampling one takes.
+CHOICE_COST = 3.0
+START_SECONDS = 10  # until the processes are at work
+
+
+def read_cells(path, processes, loader):
+    """The jobs of a file of command lines. Raises UserError naming the cell."""
+    jobs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        name, *flags = shlex.split(line)
+        if name not in COMMANDS:
+            raise UserError(f"{path}: line {number}: {name} is none of {', '.join(COMMANDS)}")
+        command = COMMANDS[name]
+        jobs.append(command.job(parse_flags(command.flags, name, "", flags), processes, loader))
+    return jobs
+
+
+def expected_seconds(jobs, processes):
+    """How long unfinished jobs will take together, by a measurement of about a second.
+
+    Samples a few questions with twice as many trajectories each time until the second is over.
+    """
+    job = max(jobs, key=lambda job: job.trajectories)
+    model, tokenizer = job.loader.backbone(job.settings)
+    rows = job.rows[: job.settings.batch_size]
+    prompts = model.encode(tokenizer, [row["question"] for row in rows])
+    request = replace(job.settings.request(prompts, list(range(len(rows)))), n_samples=1)
+    begun, each = time.monotonic(), None
+    while time.monotonic() < begun + 1:
+        start = time.monotonic()
+        sample(model, request)
+        each = (time.monotonic() - start) / (request.n_samples * len(rows))
+        if job.settings.do_sample:
+            request = replace(request, n_samples=2 * request.n_samples)
+    total = sum(
+        job.trajectories * (CHOICE_COST if hasattr(job.settings, "prm_id") else 1) for job in jobs
+    )
+    return START_SECONDS + total * each / processes
+
+
+def start_workers(cells, nproc, results):
+    """Becomes torchrun with ``nproc`` processes that run the cells."""
+    flags = ["--results", str(results)] if results else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "src.sweep", str(cells), *flags])
+
+
+def check(jobs, nproc):
+    """Checks all that can be wrong with unfinished jobs before any starts, and says how long they take."""
+    for job in jobs:
+        job.prepare()
+    print(
+        f"{len(jobs)} cells: about {duration(expected_seconds(jobs, nproc))} on {nproc} processes, by a "
+        "measurement of one second",
+        flush=True,
+    )
+
+
+def complete(jobs, processes):
+    for number, job in enumerate(jobs, 1):
+        if processes.is_main_process:
+            print(f"[{number}/{len(jobs)}] {job.folder}", flush=True)
+        job.complete()
+
+
+@reports_user_errors
+def main():
+    parser = Parser(prog="src.sweep", description=__doc__)
+    parser.add_argument("cells", type=Path, help="a file of command lines")
+    parser.add_argument("--nproc", type=int, default=1, help="processes")
+    parser.add_argument("--results", type=Path, help="folder whose runs are tabled at the end")
+    args = parser.parse_args()
+    is_worker = "WORLD_SIZE" in os.environ
+    processes = start_processes()
+    jobs = read_cells(args.cells, processes, Loader(processes.device))
+    todo = [job for job in jobs if not job.finished]
+    if todo and not is_worker:
+        introduce(todo[0])
+        check(todo, args.nproc)
+        if args.nproc > 1:
+            start_workers(args.cells, args.nproc, args.results)
+    complete(todo, processes)
+    end_processes(processes)
+    if args.results and processes.is_main_process:
+        print("\n".join(collect(args.results)))
+
+
+if __name__ == "__main__":
+    main()
