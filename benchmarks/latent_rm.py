@@ -12,7 +12,7 @@ import json
 import torch
 from transformers import DynamicCache, GPT2Config
 
-from benchmarks.sampling import build_model, timed
+from benchmarks.sampling import build_model, cached, timed
 from src.models.latent_rm import GPT2LatentRM
 from src.sampling.engine import Request
 from src.sampling.rollouts import annotate
@@ -40,7 +40,7 @@ def plain_rollouts(model, ids, thoughts, rollouts, answer_tokens):
         cache = DynamicCache()
 
         def read(cache=cache, **inputs):
-            return model(**inputs, past_key_values=cache, output_hidden_states=True, logits_to_keep=1)
+            return model(**inputs, **cached(cache), output_hidden_states=True, logits_to_keep=1)
 
         hidden = read(inputs_embeds=x).hidden_states[-1][:, -1:]  # (R, 1, D)
         for _ in range(THOUGHTS - step):

@@ -8,6 +8,7 @@ run after a short warm-up.
 """
 
 import argparse
+import inspect
 import json
 import platform
 import resource
@@ -16,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from transformers import DynamicCache, GPT2Config
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from src.models.coconut import COCONUT
 from src.sampling import rng
@@ -30,6 +31,12 @@ VARIANTS = {
     "dropout_own_prompts": Sampling("dropout", dropout_p=0.2),
 }
 NEVER = -1  # as end-of-text: no answer ends early
+
+
+def cached(cache):
+    """The keyword under which Hugging Face's GPT-2 takes a cache: past_key_values before transformers 5.24."""
+    new = "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters
+    return {"cache" if new else "past_key_values": cache}
 
 
 def build_model(device):
@@ -50,7 +57,7 @@ def plain(model, request, last_logits=False):
 
     def read(**inputs):
         return model(
-            **inputs, past_key_values=cache, output_hidden_states=True, logits_to_keep=int(last_logits)
+            **inputs, **cached(cache), output_hidden_states=True, logits_to_keep=int(last_logits)
         )
 
     _set_dropout(model, sampling.dropout_p if drops and sampling.dropout_prompt else 0)

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from src.inference.commands import COMMANDS, introduce
-from src.inference.folder import end_processes, start_processes
 from src.inference.loader import Loader
 from src.inference.tables import collect
 from src.sampling.engine import sample
 from utils.cli import Parser, parse_flags
 from utils.errors import UserError, reports_user_errors
+from utils.processes import end_processes, start_processes
 from utils.progress import duration
 
 # A trajectory of best-of-N or beam search in all, in units of the time that sampling one takes.
@@ -27,14 +27,17 @@ START_SECONDS = 10  # until the processes are at work
 
 
 def read_cells(path, processes, loader):
-    """The jobs of a file of command lines. Raises UserError naming the cell."""
+    """The jobs of a file of command lines. Raises UserError naming the line."""
     jobs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name, *flags = shlex.split(line)
-        if name not in COMMANDS:
-            raise UserError(f"{path}: line {number}: {name} is none of {', '.join(COMMANDS)}")
-        command = COMMANDS[name]
-        jobs.append(command.job(parse_flags(command.flags, name, "", flags), processes, loader))
+        try:
+            name, *flags = shlex.split(line)
+            if name not in COMMANDS:
+                raise UserError(f"{name} is none of {', '.join(COMMANDS)}")
+            settings = parse_flags(COMMANDS[name].flags, name, "", flags)
+            jobs.append(COMMANDS[name].job(settings, processes, loader))
+        except (UserError, ValueError) as error:
+            raise UserError(f"{path}: line {number}: {error}") from None
     return jobs
 
 
@@ -94,6 +97,8 @@ def main():
     parser.add_argument("--nproc", type=int, default=1, help="processes")
     parser.add_argument("--results", type=Path, help="folder whose runs are tabled at the end")
     args = parser.parse_args()
+    if args.nproc < 1:
+        raise UserError(f"--nproc must be at least 1, not {args.nproc}")
     is_worker = "WORLD_SIZE" in os.environ
     processes = start_processes()
     jobs = read_cells(args.cells, processes, Loader(processes.device))
@@ -104,7 +109,7 @@ def main():
         if args.nproc > 1:
             start_workers(args.cells, args.nproc, args.results)
     complete(todo, processes)
-    end_processes(processes)
+    end_processes()
     if args.results and processes.is_main_process:
         print("\n".join(collect(args.results)))
 

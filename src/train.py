@@ -5,6 +5,7 @@ from pathlib import Path
 from src.training.reward import load_recipe, train
 from utils.cli import Parser
 from utils.errors import reports_user_errors
+from utils.processes import end_processes, leave_cleanly, use_all_cores
 
 
 @reports_user_errors
@@ -13,9 +14,12 @@ def main():
     parser.add_argument("recipe", type=Path, help="a YAML file, see training_args/")
     path = parser.parse_args().recipe
     recipe, arguments = load_recipe(path)
+    leave_cleanly()
+    use_all_cores()
     train(recipe, arguments, path.read_text(encoding="utf-8"))
     if arguments.process_index == 0:
         print(f"wrote {recipe.output_dir}")
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers.utils import logging
 
 from src.models.precision import slowness
 from src.training.backbone import BackboneTrainer, Recipe, copy_recipe
 from utils.cli import Parser
 from utils.config import load_yaml
 from utils.errors import reports_user_errors, warn
+from utils.processes import end_processes, leave_cleanly, use_all_cores
 
 
 @reports_user_errors
@@ -18,7 +20,10 @@ def main():
     parser.add_argument("recipe", type=Path, help="a YAML file, see training_args/")
     path = parser.parse_args().recipe
     recipe = load_yaml(path, Recipe)
+    logging.disable_progress_bar()  # of weights that are read and written
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.mixed_precision)
+    leave_cleanly()
+    use_all_cores()
     trainer = BackboneTrainer(recipe, accelerator)
     if accelerator.is_main_process:
         print(trainer.introduction(), flush=True)
@@ -27,8 +32,7 @@ def main():
     if slow:
         warn(f"mixed_precision: {slow}; auto chooses what is fast")
     trainer.run()
-    accelerator.wait_for_everyone()  # all leave together
-    accelerator.end_training()
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,9 +32,12 @@ def infer_command(*flags, processes=1):
 
 
 def run(command, **environment):
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300
     )
+    if done.returncode == 0:  # normal use is quiet: no library warns
+        assert not re.search("warning|deprecated", done.stderr, re.IGNORECASE), done.stderr
+    return done
 
 
 def run_here(command):

@@ -187,7 +187,7 @@ def test_the_published_names_of_projector_and_latent_head(tmp_path):
 @pytest.mark.parametrize(
     ("name", "asked", "message"),
     [
-        ("codi", "coconut", "unexpected keys such as projector"),
+        ("codi", "coconut", "says CODI, not COCONUT"),
         ("colar", "codi", "model_type 'llama'"), ("codi", "colar", "model_type 'gpt2'"),
     ],
 )  # fmt: skip

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from src.inference.aggregation import measure, measure_beams
 from src.inference.annotation import Annotation
-from src.inference.folder import end_processes, identity_of, start_processes
+from src.inference.folder import identity_of
 from src.inference.loader import Loader
 from src.inference.methods import BeamSearch, BestOfN, Sampler, SavedPool, read_pool
 from src.inference.report import print_report, print_reward_report
@@ -22,6 +22,7 @@ from utils.cli import parse_flags
 from utils.data import load_dataset
 from utils.errors import warn
 from utils.files import sha256
+from utils.processes import end_processes, start_processes, where
 
 RECORDS_FORMAT = 2  # of samples.jsonl
 METHODS = {"best_of_n": BestOfN, "beam_search": BeamSearch}
@@ -121,7 +122,7 @@ def run_command(name, description):
     metrics = job.complete()
     if processes.is_main_process:
         job.report(metrics)
-    end_processes(processes)
+    end_processes()
 
 
 def introduce(job):
@@ -130,11 +131,10 @@ def introduce(job):
     if not processes.is_main_process:
         return
     bundled = " (bundled)" if settings.model_id == str(bundled_backbone(settings.model_type)) else ""
-    several = f"{processes.num_processes} processes" if processes.num_processes > 1 else "1 process"
     print(
         f"{settings.model_type} {settings.model_id}{bundled}, {settings.sampler_name}, on "
-        f"{len(job.rows)} questions of {settings.data_path}; {settings.model_dtype}, "
-        f"{processes.device}, {several}",
+        f"{len(job.rows)} questions of {settings.data_path}; {settings.model_dtype} on "
+        f"{where(processes.device, processes.num_processes)}",
         flush=True,
     )
     slow = slowness(settings.model_dtype)

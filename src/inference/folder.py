@@ -3,7 +3,6 @@
 import json
 import platform
 import subprocess
-from datetime import timedelta
 from pathlib import Path
 
 import accelerate
@@ -13,18 +12,6 @@ import transformers
 from src.models.loading import checkpoint_files
 from utils.errors import UserError
 from utils.files import is_temporary, sha256
-
-
-def start_processes():
-    """The processes of torchrun or accelerate launch, one device each; a Mac computes on its CPU."""
-    cpu = not torch.cuda.is_available()
-    return accelerate.PartialState(cpu=cpu, timeout=timedelta(days=7))
-
-
-def end_processes(processes):
-    """All leave together: gloo aborts where one is gone while another is still at work."""
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
 
 
 def identity_of(settings, rows):

@@ -195,6 +195,12 @@ def _check_config(cls, folder, model_id):
             f"--model_id {model_id}: config.json says model_type {config.model_type!r}, {cls.__name__} "
             f"needs {needed!r}: choose another --model_type or checkpoint"
         )
+    named = {backbone.__name__ for backbone in BACKBONES.values()} & set(config.architectures or [])
+    if named and cls.__name__ not in named:
+        raise UserError(
+            f"--model_id {model_id}: config.json says {named.pop()}, not {cls.__name__}: choose another "
+            "--model_type or checkpoint"
+        )
     lacking = [key for key in cls.config_keys if not hasattr(config, key)]
     if lacking:
         raise UserError(

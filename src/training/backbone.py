@@ -4,6 +4,7 @@ import io
 import json
 import math
 import time
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from utils.config import check_seed
 from utils.data import load_dataset
 from utils.errors import UserError, warn
 from utils.files import write_bytes, write_json, write_text
+from utils.processes import where
 from utils.progress import Pace, progress
 
 CHECKED = 10_000  # rows of a training file in which unknown words are looked for
@@ -161,7 +163,9 @@ def adapted(model, lora):
         fan_in_fan_out=model.config.model_type == "gpt2",
     )  # fmt: skip
     try:
-        found = get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft calls what transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            found = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"lora: {' '.join(str(error).split())[:200]}") from None
     for part in lora.also_train:
@@ -209,7 +213,7 @@ class BackboneTrainer:
         precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
         return (
             f"training {recipe.model_type} {start} on {questions}{held}; {precision} on "
-            f"{accelerator.device.type}, {accelerator.num_processes} process(es)"
+            f"{where(accelerator.device, accelerator.num_processes)}"
         )
 
     def _check_words(self):

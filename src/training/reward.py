@@ -31,6 +31,7 @@ from utils.config import build, check_seed, read_yaml, seed_of_32_bits, typed
 from utils.errors import UserError, warn
 from utils.files import sha256, write_json, write_text
 from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
+from utils.processes import where
 from utils.progress import Pace
 
 METRICS = ("recall_at_1", "weighted_vote", "vote", "coverage", "mean_accuracy", "auc", "loss")
@@ -146,6 +147,7 @@ def _arguments(recipe, values):
         "report_to": "none",
         "remove_unused_columns": False,
         "save_total_limit": 2,
+        "ddp_find_unused_parameters": False,  # there are none; looking for them costs time and a warning
         "label_names": ["corrects", "predictions"],
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": not sys.stderr.isatty(),  # a bar, or plain lines in a log
@@ -366,9 +368,6 @@ def train(recipe, arguments, text):
         metrics |= trainer.evaluate(pool, metric_key_prefix=name)
     if trainer.is_world_process_zero():
         _finish(recipe, trainer, tokenizer, metrics)
-    if arguments.world_size > 1:  # all leave together: one that is still at work must not lose its peers
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
     return metrics
 
 
@@ -376,7 +375,7 @@ def _introduction(recipe, arguments, questions):
     precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
     return (
         f"training a LatentRM for {recipe.model_type} {recipe.model_id} on {questions} questions; "
-        f"{precision} on {arguments.device.type}, {arguments.world_size} process(es)"
+        f"{precision} on {where(arguments.device, arguments.world_size)}"
     )
 
 

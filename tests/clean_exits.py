@@ -1,0 +1,69 @@
+"""Thirty clean exits in a row of each command that runs on two processes: python -m tests.clean_exits
+
+Prints a line each and exits with 1 where a process did not end with 0. Takes some forty minutes, so pytest
+leaves it out; one exit of each is in its tests.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from tests.commands import command, run
+
+EXITS = 30
+DATA = ("--data_path", "data/tiny_valid.json", "--limit", 8, "--sampling_by", "noise")
+
+
+def commands(folder):
+    """{name: the command line that writes into ``folder / "out"``}."""
+    out, pool = folder / "out", folder / "pool"
+    annotate = ("annotate_data", *DATA, "--n_samples", 4, "--n_samples_per_step", 0)
+    run(command(*annotate, "--save_path", folder, "--name", "pool"))
+    (folder / "rm.yaml").write_text(yaml.safe_dump({
+        "output_dir": str(out), "model_id": "checkpoints/tiny-coconut", "train_pools": [str(pool)],
+        "eval_pools": {"test_n_4": str(pool)}, "labels": "outcome", "keep_unmixed": True, "max_steps": 2,
+        "per_device_train_batch_size": 2,
+    }))  # fmt: skip
+    (folder / "backbone.yaml").write_text(yaml.safe_dump({
+        "output_dir": str(out), "config": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
+        "train": "tiny", "problems_per_epoch": 200, "valid": "data/tiny_valid.json", "seed": 1,
+        "batch_size": 8, "weight_decay": 0.0, "stages": [{"epochs": 1, "learning_rate": 1e-3}],
+    }))  # fmt: skip
+    few = ("--n_samples", 4, "--output_dir", out)
+    beams = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
+    cells = folder / "cells.txt"
+    cells.write_text(" ".join(map(str, ("src.infer_gpt2", *DATA, *few))))
+    lines = {
+        "infer_gpt2": ("infer_gpt2", *DATA, *few),
+        "infer_llama": ("infer_llama", *DATA, *few),
+        "infer_gpt2_rm": ("infer_gpt2_rm", *DATA, "--num_return_sequences", 4, "--output_dir", out),
+        "infer_llama_rm": ("infer_llama_rm", *DATA, *beams, "--output_dir", out),
+        "annotate_data": (*annotate, "--save_path", folder, "--name", "out"),
+        "train": ("train", folder / "rm.yaml"),
+        "train_backbone": ("train_backbone", folder / "backbone.yaml"),
+        "sweep": ("sweep", cells),
+    }
+    return {name: command(*line, processes=2) for name, line in lines.items()}
+
+
+def main():
+    folder, failed = Path(tempfile.mkdtemp()), 0
+    for name, line in commands(folder).items():
+        clean = 0
+        for _ in range(EXITS):
+            done = run(line)
+            clean += done.returncode == 0
+            if done.returncode:
+                print(done.stderr, file=sys.stderr)
+            shutil.rmtree(folder / "out")
+        print(f"{name}: {clean} of {EXITS} exits clean", flush=True)
+        failed += clean < EXITS
+    shutil.rmtree(folder)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
