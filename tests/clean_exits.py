@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.commands import command, run
+from tests.commands import command, launch
 
 EXITS = 30
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", 8, "--sampling_by", "noise")
@@ -21,7 +21,7 @@ def commands(folder):
     """{name: the command line that writes into ``folder / "out"``}."""
     out, pool = folder / "out", folder / "pool"
     annotate = ("annotate_data", *DATA, "--n_samples", 4, "--n_samples_per_step", 0)
-    run(command(*annotate, "--save_path", folder, "--name", "pool"))
+    launch(command(*annotate, "--save_path", folder, "--name", "pool"))
     (folder / "rm.yaml").write_text(yaml.safe_dump({
         "output_dir": str(out), "model_id": "checkpoints/tiny-coconut", "train_pools": [str(pool)],
         "eval_pools": {"test_n_4": str(pool)}, "labels": "outcome", "keep_unmixed": True, "max_steps": 2,
@@ -54,7 +54,7 @@ def main():
     for name, line in commands(folder).items():
         clean = 0
         for _ in range(EXITS):
-            done = run(line)
+            done = launch(line)
             clean += done.returncode == 0
             if done.returncode:
                 print(done.stderr, file=sys.stderr)

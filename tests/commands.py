@@ -1,21 +1,34 @@
 """Runs the project's commands as a user would."""
 
+import atexit
 import contextlib
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
+import resource
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = os.environ | ONE_THREAD
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["tests.commands", "src.sweep", "src.training.reward", "src.training.backbone"]
+)
 
 
 def command(module, *flags, processes=1):
@@ -31,12 +44,86 @@ def infer_command(*flags, processes=1):
     return command("infer_gpt2", *flags, processes=processes)
 
 
-def run(command, **environment):
+def launch(command, **environment):
+    """Runs the command line itself: seconds slower than ``run``, for what a launcher does."""
     done = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300
     )
-    if done.returncode == 0:  # normal use is quiet: no library warns
-        assert not re.search("warning|deprecated", done.stderr, re.IGNORECASE), done.stderr
+    return _quiet(done)
+
+
+def run(command, file_limit=None):
+    """Runs a command line in processes of its own, as ``launch`` does. They are forked from one that has
+    loaded the libraries already.
+
+    file_limit: bytes that a file may have; a write beyond them fails, as on a full disk.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        workers = start(command, folder, file_limit)
+        for worker in workers:
+            worker.join(timeout=300)
+        code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
+        out, err = (
+            "".join(path.read_text() for path in sorted(Path(folder).glob(f"*.{name}")))
+            for name in ("out", "err")
+        )
+    return _quiet(subprocess.CompletedProcess(command, code, out, err))
+
+
+def start(command, folder, file_limit=None):
+    """The started processes of a command line, whose output goes to files in ``folder``."""
+    count = next((int(x.partition("=")[2]) for x in command if x.startswith("--nproc_per_node")), 1)
+    module = next(k for k, part in enumerate(command) if part.startswith("src."))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(count):
+        group = {} if count == 1 else {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        arguments = (
+            command[module:],
+            {k: str(v) for k, v in group.items()},
+            f"{folder}/{rank}",
+            file_limit,
+        )
+        workers.append(_FORKS.Process(target=_work, args=arguments, daemon=True))
+        workers[-1].start()
+    return workers
+
+
+def _work(command, environment, output, file_limit):
+    """The life of a process that ``start`` forks."""
+    os.chdir(ROOT)
+    os.environ.update(ONE_THREAD | environment)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+    if file_limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    torch.set_num_threads(1)
+    sys.argv, code = command, 0
+    try:
+        importlib.import_module(command[0]).main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _quiet(done):
+    """A command that has ended: in normal use no library warns."""
+    said = [
+        line for line in done.stderr.splitlines() if re.search("warning|deprecated", line, re.IGNORECASE)
+    ]
+    if done.returncode == 0:
+        assert all(line.startswith("warning: ") for line in said), done.stderr
     return done
 
 

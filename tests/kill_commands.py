@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.commands import ENVIRONMENT, ROOT, command, outputs, run
+from tests.commands import ENVIRONMENT, ROOT, command, launch, outputs
 
 KILLS = 10
 SAMPLER = ("--sampling_by", "noise", "--noise_std", 0.8, "--data_path", "data/tiny_valid.json")
@@ -56,7 +56,7 @@ def time_whole(line, folder):
         time.sleep(0.05)
     opened = time.monotonic()
     if process.wait():
-        sys.exit(run(line).stderr)
+        sys.exit(launch(line).stderr)
     return opened - begun, time.monotonic() - opened
 
 
@@ -73,7 +73,7 @@ def kill_at_random(line, opening, working, chance):
             process.kill()
             process.wait()
             kills += 1
-    done = run(line)
+    done = launch(line)
     if done.returncode:
         sys.exit(done.stderr)
     return kills

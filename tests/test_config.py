@@ -1,13 +1,10 @@
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from src.training.backbone import Recipe
-from utils.config import load_yaml
+from utils.config import load_yaml, typed
 from utils.errors import UserError
-
-ARGS = Path(__file__).parents[1] / "training_args"
 
 
 @dataclass
@@ -54,6 +51,29 @@ def test_faults_name_file_and_key(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted(ARGS.glob("backbone_*.yaml")), ids=lambda path: path.name)
-def test_shipped_recipes_load(path):
-    assert load_yaml(path, Recipe).stages
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        ("1e-4", float, 1e-4), (3, float, 3.0), (None, int | None, None), (2, int | None, 2),
+        ("x", str | list[str], "x"), (["a"], str | list[str], ["a"]),
+        ({"a": "1e3"}, dict[str, float], {"a": 1e3}), ({"a": [1]}, dict[str, Any], {"a": [1]}),
+        (False, Literal[False] | None, False),
+    ],
+)  # fmt: skip
+def test_values_become_what_their_hints_say(value, kind, expected):
+    assert typed(value, kind, "key") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [
+        (True, int, "key must be of type int"), ([3], int, "key must be of type int"),
+        ([3], int | None, "key must be of type int"), ("x", float | None, "key must be of type float"),
+        (3, str | list[str], "key must be of type list or str"), ({}, float, "key must be of type float"),
+        ([1, "x"], list[int], r"key\[1\] must be of type int"), ({"a": "x"}, dict[str, float], "key.a must be"),
+        ([], dict[str, float], "key must hold keys and values"), (True, Literal[False], "key must be of type"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_named(value, kind, said):
+    with pytest.raises(UserError, match=said):
+        typed(value, kind, "key")

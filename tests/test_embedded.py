@@ -11,7 +11,7 @@ from utils.data import load_dataset
 from utils.metrics import summarize
 
 GREEDY = {"coconut": 60, "codi": 55, "colar": 55}  # percent at least
-QUESTIONS = {"coconut": 250, "codi": 120, "colar": 120}  # of tiny_test on which that is tried
+QUESTIONS = {"coconut": 100, "codi": 80, "colar": 80}  # of tiny_test on which that is tried
 MARGIN = {"coconut": 15, "codi": 12, "colar": 12}  # points of coverage at 64 above greedy, at least
 
 

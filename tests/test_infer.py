@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from src.inference import commands, methods, runner
 from src.models.loading import load_backbone
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
-from tests.commands import ENVIRONMENT, ROOT, infer_command, interrupted_once, outputs, run, run_here
+from tests.commands import ROOT, infer_command, interrupted_once, launch, outputs, run, run_here, start
 from utils import records
 from utils.metrics import majority_vote
 
@@ -90,7 +89,7 @@ def test_batch_size_changes_nothing(whole, flags, tmp_path, size):
 
 
 def test_two_processes_change_nothing(whole, flags, tmp_path):
-    done = run(infer_command(*flags, "--output_dir", tmp_path / "x", "--batch_size", 2, processes=2))
+    done = launch(infer_command(*flags, "--output_dir", tmp_path / "x", "--batch_size", 2, processes=2))
     assert done.returncode == 0, done.stderr
     assert outputs(tmp_path / "x") == outputs(whole[0])
     assert done.stdout.count("Voting Accuracy:") == 1
@@ -114,17 +113,16 @@ def test_a_killed_run_goes_on(whole, flags, tmp_path):
     )
     chance, kills = random.Random(0), 0
     for _ in range(4):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        (process,) = start(command, tmp_path)
         samples, wanted = tmp_path / "x" / "samples.jsonl", chance.randrange(1, 5)
         before = len(samples.read_bytes().splitlines()) if samples.exists() else 0
-        while process.poll() is None:
+        while process.is_alive():
             if samples.exists() and len(samples.read_bytes().splitlines()) >= before + wanted:
                 time.sleep(chance.random() / 50)
-                process.send_signal(signal.SIGKILL)
+                process.kill()
             time.sleep(0.002)
-        kills += process.wait() == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills >= 2
     done = run(command)
     assert done.returncode == 0, done.stderr
@@ -257,8 +255,7 @@ def test_a_full_disk_keeps_what_was_finished(whole, flags, tmp_path):
     """A limit on the size of files stands for the full disk: the write fails in the middle."""
     command = infer_command(*flags, "--batch_size", 2, "--output_dir", tmp_path / "x")
     size = (whole[0] / "samples.jsonl").stat().st_size
-    limited = ["bash", "-c", f'ulimit -f {size // 2048}; trap "" XFSZ; exec "$@"', "_", *command]
-    assert_one_line(run(limited), "what was finished is kept")
+    assert_one_line(run(command, file_limit=size // 2), "what was finished is kept")
     kept = (tmp_path / "x" / "samples.jsonl").read_text().count("\n")
     assert 0 < kept < LIMIT
     done = run(command)
@@ -313,5 +310,4 @@ def test_a_line_torn_inside_a_character(tmp_path):
 
 def test_a_full_disk_while_latents_are_written(flags, tmp_path):
     command = infer_command(*flags, "--output_dir", tmp_path / "x", "--save_latents", "true")
-    limited = ["bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "_", *command]
-    assert_one_line(run(limited), "what was finished is kept")
+    assert_one_line(run(command, file_limit=4096), "what was finished is kept")

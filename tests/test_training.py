@@ -1,7 +1,6 @@
 """The curriculum: batches, the loss against the plain way, resume, processes."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,15 +8,17 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
+from src.models import precision
 from src.sampling import rng
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
 from src.training.coconut_loss import CoconutLoss
 from src.training.curriculum import Stage, TinyProblems, batches, make_source
-from tests.commands import ROOT, run
+from tests.commands import ROOT, command, run, run_here
 from tests.conftest import random_coconut
 from utils.data import load_dataset
 from utils.errors import UserError
+from utils.progress import Pace
 
 ROWS = load_dataset(ROOT / "data/tiny_valid.json")[:200]
 STAGE = {"thoughts": 2, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3}
@@ -84,6 +85,18 @@ def test_the_stream_avoids_held_out_questions(tmp_path):
     path.write_text(json.dumps([whole[4], whole[7]]))
     found = list(make_source("tiny", 3, 50, [path]).epoch(1))
     assert found == [row for i, row in enumerate(whole) if i not in (4, 7)]
+
+
+def test_a_file_is_read_without_what_is_held_out(tmp_path):
+    """Questions are told apart by their words: case and white space make no other question."""
+    rows = ROWS[:20]
+    loud = rows[3] | {"question": "  " + rows[3]["question"].upper()}
+    for name, part in (("train", rows), ("held_out", [loud, rows[7]])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    source = make_source(str(tmp_path / "train.json"), 3, None, [tmp_path / "held_out.json"])
+    assert source.left_out == 2
+    found = [row["question"] for row in source.epoch(0)]
+    assert sorted(found) == sorted(row["question"] for i, row in enumerate(rows) if i not in (3, 7))
 
 
 def plain_loss(model, batch, thoughts):
@@ -165,14 +178,12 @@ def write_recipe(path, **values):
              "final_learning_rate": 1e-4, "dropout": 0.1},
         ],
     } | values  # fmt: skip
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump({k: v for k, v in recipe.items() if v is not None}))
     return path
 
 
-def train(recipe, processes=1, **environment):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, f"--nproc_per_node={processes}", "-m", "src.train_backbone", str(recipe)]
-    return run(command, **environment)
+def train(recipe, processes=1):
+    return run(command("train_backbone", recipe, processes=processes))
 
 
 @pytest.fixture(scope="module")
@@ -238,13 +249,31 @@ def test_two_processes_are_one(trained, tmp_path):
     assert json.loads((tmp_path / "two" / "metrics.json").read_text())["processes"] == 2
 
 
-def test_user_errors(trained, tmp_path):
-    done = train(trained.with_suffix(".yaml"))
-    assert done.returncode != 0
-    assert "holds a finished model" in done.stderr
-    recipe = write_recipe(tmp_path / "odd.yaml", base=str(tmp_path / "none"))
-    done = train(recipe)
-    assert "error: base:" in done.stderr
+@pytest.mark.parametrize("seed", [20251123, 2**63 - 1])
+def test_every_seed_of_the_rule_trains(tmp_path, seed):
+    stages = [{"epochs": 1, "learning_rate": 1e-3}]
+    path = write_recipe(tmp_path / "x.yaml", seed=seed, problems_per_epoch=200, stages=stages)
+    done = run_here(command("train_backbone", path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "x/metrics.json").read_text())["seed"] == seed
+
+
+def test_it_says_what_it_trains_on_and_how_long_it_takes(tmp_path, monkeypatch):
+    rows = ROWS[:40]
+    for name, part in (("train", rows), ("held_out", rows[:4])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    monkeypatch.setattr(precision, "computes_bf16_fast", lambda: False)
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (0.0,))
+    path = write_recipe(
+        tmp_path / "x.yaml", train=str(tmp_path / "train.json"), problems_per_epoch=None,
+        held_out=[str(tmp_path / "held_out.json")], mixed_precision="auto",
+    )  # fmt: skip
+    done = run_here(command("train_backbone", path))
+    assert done.returncode == 0, done.stderr
+    first, pace = done.stdout.splitlines()[:2]
+    assert "36 questions an epoch" in first and "4 left out" in first and "float32 on cpu" in first
+    assert "a step takes" in pace and "15 steps about" in pace
+    assert json.loads((tmp_path / "x/metrics.json").read_text())["mixed_precision"] == "no"
 
 
 @pytest.mark.parametrize(
@@ -284,5 +313,5 @@ def test_a_damaged_state_is_named(tmp_path):
     state = tmp_path / "cut" / "training_state.pt"
     state.parent.mkdir()
     state.write_bytes(b"PK")
-    done = train(recipe)
+    done = run_here(command("train_backbone", recipe))
     assert f"{state} is damaged" in done.stderr

@@ -1,0 +1,77 @@
+"""The shipped recipes: they load, and what they name is what the commands in their comments make."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.training.backbone import Recipe
+from src.training.reward import load_recipe
+from tests.commands import ENVIRONMENT, ROOT
+from utils.config import load_yaml
+from utils.paper_benchmarks import BENCHMARKS
+
+RECIPES = sorted((ROOT / "training_args").glob("*.yaml"))
+SHIPPED = {f"data/tiny_{name}.json" for name in ("test", "valid", "multi", "hard")}
+PAPER = {f"data/{name}.json" for name in BENCHMARKS}
+
+
+def comments(path):
+    return "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_it_loads_and_names_its_own_command(path):
+    module = "train_backbone" if path.name.startswith("backbone") else "train"
+    command = rf"accelerate launch( --multi_gpu)? -m src\.{module} training_args/{path.name}"
+    assert re.search(command, comments(path))
+    if module == "train":
+        recipe, arguments = load_recipe(path)
+        assert arguments.metric_for_best_model == "test_n_64_recall_at_1"
+        assert "test_n_64" in recipe.eval_pools
+        assert arguments.report_to == []
+    else:
+        recipe = load_yaml(path, Recipe)
+        assert {recipe.train, recipe.valid, *recipe.held_out} <= SHIPPED | PAPER | {"tiny"}
+    assert yaml.safe_load(path.read_text())["mixed_precision"] == "auto"
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """A PATH whose python records what src.sweep is given and runs nothing."""
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\n[ "$2" = src.sweep ] && cat "$3" >>"$RECORD"\n[ "$1" != -c ] || echo 1\nexit 0\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if p.name.startswith("train")], ids=lambda p: p.name
+)
+def test_its_pools_are_those_that_its_commands_make(path, stubs, tmp_path):
+    lines = re.findall(r"((?:[A-Z_]+=\S+ )*)\./run_annotation\.sh", comments(path))
+    assert lines, "names no command that makes its pools"
+    record = tmp_path / "record"
+    for settings in lines:
+        environment = dict(setting.split("=", 1) for setting in settings.split())
+        environment |= {"SAVE_PATH": str(tmp_path / "annotated"), "RECORD": str(record), "PATH": stubs}
+        done = subprocess.run(
+            ["bash", "run_annotation.sh"], cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    recipe, _ = load_recipe(path)
+    cells = [shlex.split(line) for line in record.read_text().splitlines()]
+    made = {cell[cell.index("--name") + 1]: cell for cell in cells}
+    for pool in (*recipe.train_pools, *recipe.eval_pools.values()):
+        assert Path(pool).parent == Path("outputs/annotated")
+        cell = made[Path(pool).name]
+        assert cell[cell.index("--model_type") + 1] == recipe.model_type
+        assert cell[cell.index("--model_id") + 1] == recipe.model_id
+        rollouts = int(cell[cell.index("--n_samples_per_step") + 1])
+        assert rollouts > 0 or recipe.labels == "outcome" or pool in recipe.eval_pools.values()
