@@ -76,17 +76,17 @@ def check(jobs, nproc):
     """Checks all that can be wrong with unfinished jobs before any starts, and says how long they take."""
     for job in jobs:
         job.prepare()
-    print(
-        f"{len(jobs)} cells: about {duration(expected_seconds(jobs, nproc))} on {nproc} processes, by a "
-        "measurement of one second",
-        flush=True,
-    )
+    cells = "1 cell" if len(jobs) == 1 else f"{len(jobs)} cells"
+    processes = "1 process" if nproc == 1 else f"{nproc} processes"
+    expected = duration(expected_seconds(jobs, nproc))
+    print(f"{cells}: about {expected} on {processes}, by a measurement of one second", flush=True)
 
 
-def complete(jobs, processes):
-    for number, job in enumerate(jobs, 1):
-        if processes.is_main_process:
-            print(f"[{number}/{len(jobs)}] {job.folder}", flush=True)
+def complete(jobs, todo, processes):
+    """Runs the unfinished jobs; the others measure their records again, for other sizes of the pool say."""
+    for job in jobs:
+        if job in todo and processes.is_main_process:
+            print(f"[{todo.index(job) + 1}/{len(todo)}] {job.folder}", flush=True)
         job.complete()
 
 
@@ -104,11 +104,11 @@ def main():
     jobs = read_cells(args.cells, processes, Loader(processes.device))
     todo = [job for job in jobs if not job.finished]
     if todo and not is_worker:
-        introduce(todo[0])
+        introduce(max(todo, key=lambda job: job.trajectories))
         check(todo, args.nproc)
         if args.nproc > 1:
             start_workers(args.cells, args.nproc, args.results)
-    complete(todo, processes)
+    complete(jobs, todo, processes)
     end_processes()
     if args.results and processes.is_main_process:
         print("\n".join(collect(args.results)))

@@ -39,7 +39,7 @@ def random_prm(folder, scores_answer):
 
 @pytest.fixture(scope="module")
 def prm(tmp_path_factory):
-    """A random reward model for the embedded COCONUT: its scores decide, whatever they say."""
+    """A random reward model for the bundled COCONUT: its scores decide, whatever they say."""
     return random_prm(tmp_path_factory.mktemp("prm") / "rm", scores_answer=False)
 
 

@@ -79,7 +79,7 @@ def test_sweep_writes_one_table_and_skips_what_is_finished(script, sweep, tmp_pa
     shutil.rmtree(lost.parent)
     done = sweep(script, **lists)
     assert done.returncode == 0, done.stderr
-    assert "1 cells: about" in done.stdout
+    assert "1 cell: about" in done.stdout
     assert lost.read_text() == content  # made anew, the others left alone
     assert all(path.stat().st_mtime_ns == at for path, at in samples.items() if path != lost)
 
@@ -127,6 +127,9 @@ def test_run_tts_with_rm_puts_every_method_beside_its_budget(tmp_path, backbone,
     assert line.startswith("tiny_multi") and note.startswith("*") and tables.startswith("tables:")
     again = sweep("run_tts_with_rm.sh", **small)
     assert again.returncode == 0 and "question/s" not in again.stderr
+    other = sweep("run_tts_with_rm.sh", **small | {"NS": "2 4"})  # nothing is sampled for other sizes
+    assert other.returncode == 0 and "question/s" not in other.stderr
+    assert "| 2 |" in (tmp_path / "out/choices.md").read_text()
 
 
 def test_run_annotation_makes_the_pools_of_its_recipe(tmp_path, sweep):
@@ -162,7 +165,7 @@ def test_a_sweep_shares_its_cells_among_processes(tmp_path, sweep):
         else:
             done = launch(["./run_tts_with_rm.sh"], PATH=PATH, **small, **group)
         assert done.returncode == 0, done.stderr
-        assert "3 cells: about" in done.stdout and f"on {count} processes" in done.stdout
+        assert "3 cells: about" in done.stdout and f"on {count} process" in done.stdout
         assert done.stdout.count("tables: ") == 1
     one, two = (
         {

@@ -1,4 +1,4 @@
-"""The word-level tokenizer of the embedded models: a token a word, a sign or a digit."""
+"""The word-level tokenizer of the bundled models: a token a word, a sign or a digit."""
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""The embedded models do what the README says of them."""
+"""The bundled models do what the README says of them."""
 
 import pytest
 import yaml
@@ -21,18 +21,18 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def embedded(name):
+def bundled(name):
     return load_backbone(name, str(ROOT / f"checkpoints/tiny-{name}"))
 
 
-def sampling_of(embedded, by):
+def sampling_of(bundled, by):
     """The strengths that the checkpoint's generation_config.json holds, chosen on tiny_valid."""
-    settings = embedded[0].defaults.sampling() | {"dropout_embedding": False}  # that is annotation's
+    settings = bundled[0].defaults.sampling() | {"dropout_embedding": False}  # that is annotation's
     return Sampling(by, **settings)
 
 
-def measure(embedded, split, limit, report_n, sampling):
-    model, tokenizer = embedded
+def measure(bundled, split, limit, report_n, sampling):
+    model, tokenizer = bundled
     rows = load_dataset(ROOT / f"data/{split}.json")[:limit]
     prompts = model.encode(tokenizer, [row["question"] for row in rows])
     pools = []
@@ -51,16 +51,16 @@ def measure(embedded, split, limit, report_n, sampling):
     return summarize(pools, report_n)
 
 
-def test_greedy_solves_the_benchmark(embedded, name):
-    found = measure(embedded, "tiny_test", 1000, [1], Sampling())["1"]
+def test_greedy_solves_the_benchmark(bundled, name):
+    found = measure(bundled, "tiny_test", 1000, [1], Sampling())["1"]
     assert found["mean_accuracy"]["value"] >= GREEDY[name]
     assert found["unparsable"]["value"] < 1
 
 
 @pytest.mark.parametrize("by", ["dropout", "noise"])
-def test_coverage_at_64_is_well_above_greedy(embedded, name, by):
-    greedy = measure(embedded, "tiny_test", QUESTIONS[name], [1], Sampling())["1"]["coverage"]["value"]
-    found = measure(embedded, "tiny_test", QUESTIONS[name], [1, 4, 16, 64], sampling_of(embedded, by))
+def test_coverage_at_64_is_well_above_greedy(bundled, name, by):
+    greedy = measure(bundled, "tiny_test", QUESTIONS[name], [1], Sampling())["1"]["coverage"]["value"]
+    found = measure(bundled, "tiny_test", QUESTIONS[name], [1, 4, 16, 64], sampling_of(bundled, by))
     coverage = [found[n]["coverage"]["value"] for n in ("1", "4", "16", "64")]
     assert coverage == sorted(set(coverage))
     assert coverage[-1] >= greedy + MARGIN[name]
@@ -68,8 +68,8 @@ def test_coverage_at_64_is_well_above_greedy(embedded, name, by):
 
 @pytest.mark.parametrize("split", ["tiny_multi", "tiny_hard"])
 @pytest.mark.parametrize("by", ["dropout", "noise"])
-def test_coverage_grows_on_the_companions(embedded, name, split, by):
-    found = measure(embedded, split, 80, [1, 4, 16], sampling_of(embedded, by))
+def test_coverage_grows_on_the_companions(bundled, name, split, by):
+    found = measure(bundled, split, 80, [1, 4, 16], sampling_of(bundled, by))
     coverage = [found[n]["coverage"]["value"] for n in ("1", "4", "16")]
     assert coverage == sorted(set(coverage))
 
