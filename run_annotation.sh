@@ -55,18 +55,19 @@ fi
 SEED=${SEED:-1}
 SAVE_PATH=${SAVE_PATH:-outputs/annotated}
 choose_processes
-start_cells "$SAVE_PATH"
+start_cells "$SAVE_PATH" "cells-$PROFILE-$BACKBONE-$SIZE"
 
 annotate() { # data file, then the pool as above
   local name questions trajectories rollouts sampler strength
   IFS=: read -r name questions trajectories rollouts sampler strength <<<"$2"
-  local how=()
+  local how=() flags
   [ "$sampler" = noise ] || how=(${embedding[@]+"${embedding[@]}"})
-  # shellcheck disable=SC2046
+  flags=$(sampler_flags "$sampler" "$strength") || exit 2
+  # shellcheck disable=SC2086
   add_cell src.annotate_data --save_path "$SAVE_PATH" --name "$name" --data_path "$1" \
     --model_type "$BACKBONE" --model_id "$MODEL" --n_samples "$trajectories" \
     --n_samples_per_step "$rollouts" --batch_size "$BATCH_SIZE" --shard_size "$SHARD_SIZE" \
-    --seed "$SEED" ${questions:+--limit "$questions"} $(sampler_flags "$sampler" "$strength") \
+    --seed "$SEED" ${questions:+--limit "$questions"} $flags \
     ${how[@]+"${how[@]}"}
 }
 

@@ -43,14 +43,14 @@ NS=${NS-1 4 16 64}              # sizes of best-of-N; all come from one pool of 
 BEAMS=${BEAMS-1x16 2x8 4x4 8x2} # beams x proposals
 SEED=${SEED-42}
 OUTPUT_DIR=${OUTPUT_DIR:-outputs/run_tts_${PROFILE}_$BACKBONE}
+PRM=${PRM%/}
 sampling=src.infer_gpt2
 [ "$BACKBONE" != colar ] || sampling=src.infer_llama
-largest=0
-for n in $NS; do largest=$((n > largest ? n : largest)); done
+most=$(largest "$NS") || exit 2
 
 check_splits "$SPLITS"
 choose_processes
-start_cells "$OUTPUT_DIR"
+start_cells "$OUTPUT_DIR" cells
 
 common() { # split and name: the flags of every cell of a benchmark
   echo "--data_path data/$1.json --seed $SEED --batch_size $BATCH_SIZE ${LIMIT:+--limit $LIMIT}"
@@ -63,20 +63,21 @@ greedy_cell() { # split
 }
 
 choice_cell() { # split sampler[:strength] name, then the mode's flags
-  local strength=
+  local strength='' flags
   case "$2" in *:*) strength=${2#*:} ;; esac
+  flags=$(sampler_flags "${2%%:*}" "$strength") || exit 2
   local folder="$OUTPUT_DIR/${PRM##*/}/$1/{sampler}-$3-seed$SEED${LIMIT:+-first$LIMIT}"
-  # shellcheck disable=SC2046
+  # shellcheck disable=SC2046,SC2086
   add_cell "${sampling}_rm" --generator_type "$BACKBONE" --generator_id "$GENERATOR" --prm_id "$PRM" \
-    $(common "$1") $(sampler_flags "${2%%:*}" "$strength") --output_dir "$folder" "${@:4}"
+    $(common "$1") $flags --output_dir "$folder" "${@:4}"
 }
 
 for split in $SPLITS; do
   greedy_cell "$split"
   for sampler in $SAMPLERS; do
     # shellcheck disable=SC2086  # NS is a list
-    [ "$largest" = 0 ] || choice_cell "$split" "$sampler" "n$largest" \
-      --prm_mode best_of_n --num_return_sequences "$largest" --report_n $NS
+    [ "$most" = 0 ] || choice_cell "$split" "$sampler" "n$most" \
+      --prm_mode best_of_n --num_return_sequences "$most" --report_n $NS
     for beam in $BEAMS; do
       choice_cell "$split" "$sampler" "beam$beam" --prm_mode beam_search \
         --num_beams "${beam%x*}" --num_beam_candidates "${beam#*x}"

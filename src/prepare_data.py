@@ -64,6 +64,8 @@ def main():
         part.add_argument("--output_dir", type=Path, default=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.benchmark == "tiny":
+        if args.train < 0:
+            raise UserError(f"--train must be at least 0, not {args.train}")
         write_tiny(args.output_dir, args.train)
     else:
         write_paper(args.output_dir, args.source, args.train)

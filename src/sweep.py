@@ -12,13 +12,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from src.inference.commands import COMMANDS, introduce
 from src.inference.loader import Loader
 from src.inference.tables import collect
 from src.sampling.engine import sample
 from utils.cli import Parser, parse_flags
 from utils.errors import UserError, reports_user_errors
-from utils.processes import end_processes, start_processes
+from utils.processes import end_processes, launch_workers, start_processes
 from utils.progress import duration
 
 # A trajectory of best-of-N or beam search in all, in units of the time that sampling one takes.
@@ -28,17 +30,33 @@ START_SECONDS = 10  # until the processes are at work
 
 def read_cells(path, processes, loader):
     """The jobs of a file of command lines. Raises UserError naming the line."""
-    jobs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file of command lines") from None
+    jobs, line_of = [], {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            name, *flags = shlex.split(line)
-            if name not in COMMANDS:
-                raise UserError(f"{name} is none of {', '.join(COMMANDS)}")
-            settings = parse_flags(COMMANDS[name].flags, name, "", flags)
-            jobs.append(COMMANDS[name].job(settings, processes, loader))
+            job = _job(shlex.split(line), processes, loader)
+            if job.folder in line_of:
+                raise UserError(
+                    f"{job.folder} is the folder of line {line_of[job.folder]} too; name another"
+                )
         except (UserError, ValueError) as error:
             raise UserError(f"{path}: line {number}: {error}") from None
+        line_of[job.folder] = number
+        jobs.append(job)
     return jobs
+
+
+def _job(line, processes, loader):
+    name, *flags = line
+    if name not in COMMANDS:
+        raise UserError(f"{name} is none of {', '.join(COMMANDS)}")
+    settings = parse_flags(COMMANDS[name].flags, name, "", flags)
+    return COMMANDS[name].job(settings, processes, loader)
 
 
 def expected_seconds(jobs, processes):
@@ -50,32 +68,27 @@ def expected_seconds(jobs, processes):
     model, tokenizer = job.loader.backbone(job.settings)
     rows = job.rows[: job.settings.batch_size]
     prompts = model.encode(tokenizer, [row["question"] for row in rows])
-    request = replace(job.settings.request(prompts, list(range(len(rows)))), n_samples=1)
-    begun, each = time.monotonic(), None
-    while time.monotonic() < begun + 1:
+    request, begun, count = job.settings.request(prompts, list(range(len(rows)))), time.monotonic(), 1
+    while True:
         start = time.monotonic()
-        sample(model, request)
-        each = (time.monotonic() - start) / (request.n_samples * len(rows))
-        if job.settings.do_sample:
-            request = replace(request, n_samples=2 * request.n_samples)
-    total = sum(
-        job.trajectories * (CHOICE_COST if hasattr(job.settings, "prm_id") else 1) for job in jobs
-    )
-    return START_SECONDS + total * each / processes
-
-
-def start_workers(cells, nproc, results):
-    """Becomes torchrun with ``nproc`` processes that run the cells."""
-    flags = ["--results", str(results)] if results else []
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", "src.sweep", str(cells), *flags])
+        sample(model, replace(request, n_samples=count))
+        end = time.monotonic()
+        if end > begun + 1:
+            break
+        count = min(2 * count, job.settings.n_samples)
+    cost = {job: CHOICE_COST if hasattr(job.settings, "prm_id") else 1 for job in jobs}
+    total = sum(job.trajectories * cost[job] for job in jobs)
+    return START_SECONDS + total * (end - start) / (count * len(rows)) / processes
 
 
 def check(jobs, nproc):
     """Checks all that can be wrong with unfinished jobs before any starts, and says how long they take."""
-    for job in jobs:
+    largest = {}  # of each model the job with the most trajectories
+    for job in sorted(jobs, key=lambda job: job.trajectories):
         job.prepare()
+        largest[job.settings.model_type, job.settings.model_id] = job
+    for job in largest.values():
+        introduce(job)
     cells = "1 cell" if len(jobs) == 1 else f"{len(jobs)} cells"
     processes = "1 process" if nproc == 1 else f"{nproc} processes"
     expected = duration(expected_seconds(jobs, nproc))
@@ -100,14 +113,16 @@ def main():
     if args.nproc < 1:
         raise UserError(f"--nproc must be at least 1, not {args.nproc}")
     is_worker = "WORLD_SIZE" in os.environ
+    if args.nproc > 1 and "OMP_NUM_THREADS" not in os.environ:  # as many threads as a worker will have
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
     processes = start_processes()
     jobs = read_cells(args.cells, processes, Loader(processes.device))
     todo = [job for job in jobs if not job.finished]
     if todo and not is_worker:
-        introduce(max(todo, key=lambda job: job.trajectories))
         check(todo, args.nproc)
-        if args.nproc > 1:
-            start_workers(args.cells, args.nproc, args.results)
+    if todo and not is_worker and args.nproc > 1:
+        sys.exit(launch_workers(args.nproc, "src.sweep", sys.argv[1:]))
     complete(jobs, todo, processes)
     end_processes()
     if args.results and processes.is_main_process:

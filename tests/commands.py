@@ -62,6 +62,9 @@ def run(command, file_limit=None):
         workers = start(command, folder, file_limit)
         for worker in workers:
             worker.join(timeout=300)
+            if worker.is_alive():
+                worker.kill()
+                worker.join()  # its exit code is that of the signal
         code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
         out, err = (
             "".join(path.read_text() for path in sorted(Path(folder).glob(f"*.{name}")))

@@ -1,6 +1,7 @@
 """The tables of finished runs: whatever lies in a folder, gains by hand, and a summary that is short."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -30,14 +31,23 @@ def folder(tmp_path_factory):
     (folder / "checkpoint").mkdir()
     (folder / "checkpoint/config.json").write_text('{"model_type": "gpt2"}')
     (folder / "checkpoint/metrics.json").write_text('{"steps": 3}')
-    (folder / "other").mkdir()
-    (folder / "other/metrics.json").write_text("{}")
+    for name, config, metrics in (
+        ("other", None, "{}"), ("number", "5", "[]"), ("empty", '{"settings": {}}', '{"by_n": {}}'),
+    ):  # fmt: skip
+        (folder / name).mkdir()
+        (folder / name / "metrics.json").write_text(metrics)
+        if config:
+            (folder / name / "config.json").write_text(config)
+    shutil.copytree(folder / "best", folder / "lost")
+    (folder / "lost/samples.jsonl").unlink()
     return folder
 
 
 def test_whatever_lies_there_is_tabled(folder):
     done = run_here(command("collect_results", folder))
     assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()  # of what can't be tabled a line each
+    assert len(said) == 2 and "empty/config.json: lacks" in said[0] and "records are missing" in said[1]
     sampled, chosen = (pd.read_csv(folder / f"{name}.csv") for name in ("results", "choices"))
     assert set(sampled["sampler"]) == {"greedy", "noise"}
     assert set(chosen["method"]) == {
@@ -51,7 +61,7 @@ def test_whatever_lies_there_is_tabled(folder):
 
 
 def test_gains_are_paired_with_greedy_and_vote(folder):
-    frame = choice_frame(list(finished_runs(folder)))
+    frame = choice_frame(finished_runs(folder))
     found = {name: records.read(folder / name) for name in ("greedy", "best", "beams")}
 
     def right(name, key):
@@ -68,7 +78,7 @@ def test_gains_are_paired_with_greedy_and_vote(folder):
 
 
 def test_what_a_smaller_pool_costs_is_measured(folder):
-    frame = choice_frame(list(finished_runs(folder)))
+    frame = choice_frame(finished_runs(folder))
     votes = frame[frame["method"] == "majority"].set_index("N")
     assert votes.loc[["1", "2", "4"], "trajectories"].tolist() == [1, 2, 4]
     assert votes.loc[["1", "2", "4"], "latent_passes"].tolist() == [6, 12, 24]
@@ -79,13 +89,17 @@ def test_what_a_smaller_pool_costs_is_measured(folder):
 
 
 def test_the_summary_is_short(folder):
-    frame = choice_frame(list(finished_runs(folder)))
+    frame = choice_frame(finished_runs(folder))
     lines = summary(frame)
     assert lines[0].split()[:3] == ["benchmark", "sampler", "N"]
     assert [line.split()[3] for line in lines[1:-1]] == ["2", "4"]
+    apart = summary(pd.concat([frame, frame.assign(questions=9, prm="other")]))
+    assert apart[0].split()[:3] == ["model", "benchmark", "questions"]
+    assert len(apart) == 1 + 4 + 1 and any(line.startswith("other") for line in apart)
     many = pd.concat([frame.assign(benchmark=f"set{k}") for k in range(40)])
     for part in (many, many[many["benchmark"] < "set14"]):
         assert 2 < len(summary(part)) <= SUMMARY_LINES
+    assert "30 more such lines are left out" in summary(many)[-1]
     largest = summary(many[many["benchmark"].isin([f"set{k}" for k in range(6)])])
     assert {line.split()[3] for line in largest[1:-1]} == {"4"}  # the smaller pools are left out first
 

@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from src.models import precision
+from src.models.loading import checkpoint_defaults
 from src.sampling import rng
 from src.sampling.engine import Request, sample
 from src.sampling.samplers import Sampling
@@ -256,6 +257,18 @@ def test_every_seed_of_the_rule_trains(tmp_path, seed):
     done = run_here(command("train_backbone", path))
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "x/metrics.json").read_text())["seed"] == seed
+
+
+def test_the_model_thinks_as_long_as_it_was_trained_to(trained, tmp_path):
+    """Its generation_config.json holds the last stage's thoughts, and what the recipe says of it."""
+    assert checkpoint_defaults("coconut", str(trained)).latent_length == 4
+    path = write_recipe(
+        tmp_path / "x.yaml", problems_per_epoch=100, generation={"noise_std": 0.3, "max_new_tokens": 9},
+        stages=[{"epochs": 1, "learning_rate": 1e-3, "thoughts": 2, "hidden_steps": 1}],
+    )  # fmt: skip
+    assert run_here(command("train_backbone", path)).returncode == 0
+    found = checkpoint_defaults("coconut", str(tmp_path / "x"))
+    assert (found.latent_length, found.noise_std, found.max_new_tokens) == (2, 0.3, 9)
 
 
 def test_it_says_what_it_trains_on_and_how_long_it_takes(tmp_path, monkeypatch):

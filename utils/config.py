@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -12,7 +14,17 @@ from utils.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """YAML 1.2's booleans, true and false: ``no`` is a word here (mixed_precision: no)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def _mapping(loader, node):
@@ -37,7 +49,7 @@ def read_yaml(path):
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (UserError, ValueError) as error:
+    except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: the file must hold keys and values")
@@ -123,11 +135,13 @@ def _typed_items(value, kind, key):
 def _scalar(value, kind, key):
     if kind is typing.Any:
         return value
-    if kind is float and type(value) in (int, str):
+    if kind is float and type(value) in (int, str, float):
         try:
-            return float(value)
-        except ValueError:
+            if math.isfinite(float(value)):
+                return float(value)
+        except (ValueError, OverflowError):
             pass
+        raise UserError(f"{key} must be a finite number, of type float, not {value!r}")
     if type(value) is not kind:
         raise _wrong_type(value, kind, key)
     return value

@@ -2,6 +2,8 @@
 
 import atexit
 import os
+import sys
+import uuid
 from datetime import timedelta
 
 import accelerate
@@ -18,6 +20,27 @@ def start_processes():
     return processes
 
 
+def launch_workers(count, module, arguments):
+    """Runs ``python -m module arguments`` in ``count`` processes, as torchrun does, and returns the exit code
+    of the first one that failed, or 0. What went wrong the worker has said: no traceback follows it."""
+    os.environ["LOGLEVEL"] = "CRITICAL"  # of torch's launcher, read when it is imported
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
+    except ChildFailedError as error:
+        return abs(error.get_first_failure()[1].exitcode) or 1
+    except SignalException:
+        return 130
+    return 0
+
+
 def use_all_cores():
     """Lets a single process of `accelerate launch` use every core.
 
@@ -26,7 +49,14 @@ def use_all_cores():
     """
     launched_alone = "ACCELERATE_USE_CPU" in os.environ and "WORLD_SIZE" not in os.environ
     if launched_alone and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+        torch.set_num_threads(min(psutil.cpu_count(logical=False) or 1, _allowed_cores()))
+
+
+def _allowed_cores():
+    """The cores that this process may use, which a container may have fewer of than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def where(device, processes):

@@ -50,21 +50,25 @@ def duration(seconds):
 
 
 class Pace:
-    """Says once, when ``after`` seconds have passed at the end of a step, how long all steps will take.
+    """Says once, when steps have taken ``after`` seconds, how long all of them will take.
 
-    left: steps to come at the start; say: what prints the line.
+    The clock starts at the end of the first step: before it lie preparations. left: steps to come at the
+    start; say: what prints the line, or None.
     """
 
     def __init__(self, left, say, after=5.0):
         self.left, self.say, self.after = left, say, after
-        self.start, self.done = time.monotonic(), 0
+        self.start, self.timed = None, 0
 
     def step(self):
-        self.done += 1
+        if self.start is None:
+            self.start = time.monotonic()
+            return
+        self.timed += 1
         passed = time.monotonic() - self.start
         if self.say is None or passed < self.after:
             return
-        each = passed / self.done
+        each = passed / self.timed
         line = f"a step takes {each:.2g} s: {self.left} steps about {duration(each * self.left)}"
         self.say(f"{line}, evaluations not counted")
         self.say = None

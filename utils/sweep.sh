@@ -32,10 +32,25 @@ choose_processes() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 }
 
-# start_cells FOLDER: begins the file of a sweep's cells, FOLDER/cells.txt.
+# largest NS: the largest size of a pool. Sizes must be whole numbers.
+largest() {
+  local n most=0
+  for n in $1; do
+    case "$n" in
+    *[!0-9]* | 0*)
+      echo "error: NS: $n is no size of a pool; it must be a whole number from 1 on" >&2
+      exit 2
+      ;;
+    esac
+    most=$((n > most ? n : most))
+  done
+  echo "$most"
+}
+
+# start_cells FOLDER NAME: begins the file of a sweep's cells, FOLDER/NAME.txt.
 start_cells() {
   mkdir -p "$1"
-  CELLS="$1/cells.txt"
+  CELLS="$1/$2.txt"
   : >"$CELLS"
 }
 
@@ -89,7 +104,7 @@ evaluate() {
   OUTPUT_DIR=${OUTPUT_DIR:-outputs/$2_$PROFILE}
   check_splits "$SPLITS"
   choose_processes
-  start_cells "$OUTPUT_DIR"
+  start_cells "$OUTPUT_DIR" cells
   sample_cells "$1"
   run_cells --results "$OUTPUT_DIR"
 }
@@ -97,9 +112,10 @@ evaluate() {
 # sample_cells COMMAND: every model, benchmark, sampler, strength and seed of MODELS, SPLITS, DROPOUT_PS,
 # NOISE_STDS, SEEDS at the largest of NS. DROPOUT_PS and NOISE_STDS unset: each checkpoint's own.
 sample_cells() {
-  local command=$1 model split seed p s largest=0 n
-  for n in $NS; do largest=$((n > largest ? n : largest)); done
+  local command=$1 model split seed p s most
+  most=$(largest "$NS") || exit 2
   for model in $MODELS; do
+    model=${model%/}
     check_backbone "${model%%:*}"
     for split in $SPLITS; do
       for seed in $SEEDS; do
@@ -113,10 +129,11 @@ sample_cells() {
 }
 
 _sample_cell() { # sampler and strength
-  local name="{sampler}-n$largest-seed$seed${LIMIT:+-first$LIMIT}"
-  # shellcheck disable=SC2046,SC2086  # NS is a list
+  local name="{sampler}-n$most-seed$seed${LIMIT:+-first$LIMIT}" flags
+  flags=$(sampler_flags "$1" "$2") || exit 2
+  # shellcheck disable=SC2086  # NS and flags are lists
   add_cell "$command" --model_type "${model%%:*}" --model_id "${model#*:}" --data_path "data/$split.json" \
-    --n_samples "$largest" --report_n $NS --batch_size "$BATCH_SIZE" --seed "$seed" \
+    --n_samples "$most" --report_n $NS --batch_size "$BATCH_SIZE" --seed "$seed" \
     ${LIMIT:+--limit "$LIMIT"} --output_dir "$OUTPUT_DIR/${model##*/}/$split/$name" \
-    $(sampler_flags "$1" "$2")
+    $flags
 }

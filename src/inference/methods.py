@@ -247,8 +247,13 @@ def score_pools(reward_model, prompts, thoughts, lengths, answer_ids):
     for part in torch.arange(len(prompts)).split(max(1, rows // n)):
         ids, prompt_lengths = pad_right([prompts[q] for q in part], 0)  # (q, L), (q,)
         mask = torch.arange(ids.shape[1]) < prompt_lengths[:, None]
-        tensors = (ids, mask.long(), thoughts[part], lengths[part], answers[part])
-        parts.append(reward_model(*(x.to(reward_model.device) for x in tensors)).float().cpu())
+        members = [
+            reward_model(*(x.to(reward_model.device) for x in (ids, mask.long(), *pool))).float().cpu()
+            for pool in zip(
+                *(x[part].split(rows, dim=1) for x in (thoughts, lengths, answers)), strict=True
+            )
+        ]
+        parts.append(torch.cat(members, dim=1))
     scores = torch.cat(parts)  # (Q, N, T), or (Q, N, T + 1) with the answer's
     found = _lists(scores[..., :steps], lengths)
     if scores.shape[2] > steps:

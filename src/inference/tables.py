@@ -11,7 +11,7 @@ import pandas as pd
 
 from src.inference.aggregation import aggregate
 from utils import records
-from utils.errors import UserError
+from utils.errors import UserError, warn
 from utils.files import write_text
 from utils.metrics import majority_vote, measured
 from utils.records import gold_of
@@ -41,7 +41,8 @@ SUMMARY_LINES = 12
 
 
 class FinishedRun:
-    """One run's config.json, metrics.json and records. Raises UserError when one of them is damaged."""
+    """One run's config.json, metrics.json and records. Raises UserError when one of them is damaged or is
+    not of this version."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -49,10 +50,15 @@ class FinishedRun:
         self.settings = self.config["settings"]
         self.chooses = "prm_mode" in self.settings
         self.beams = self.settings.get("prm_mode") == "beam_search"
-
-    @property
-    def records(self):
-        return records.read(self.folder)
+        self.records = records.read(self.folder)
+        try:
+            self.columns, self.model_key = self._columns(), self._model_key()
+        except KeyError as error:
+            raise UserError(
+                f"{folder}/config.json: lacks {error}; remove the folder or run again"
+            ) from None
+        if len(self.records) != self.metrics["questions"]:
+            raise UserError(f"{folder}/{records.NAME}: records are missing; run its command again")
 
     @property
     def greedy(self):
@@ -66,8 +72,7 @@ class FinishedRun:
             return "greedy", 0.0
         return name, self.settings["dropout_p" if name == "dropout" else "noise_std"]
 
-    @property
-    def columns(self):
+    def _columns(self):
         """What a table says of the run itself."""
         model = self.settings["generator_id" if self.chooses else "model_id"]
         sampler, strength = self.sampler
@@ -80,7 +85,7 @@ class FinishedRun:
             "seed": self.settings["seed"],
         }
 
-    def model_key(self):
+    def _model_key(self):
         """What it shares with a greedy run over the same questions."""
         digests = (self.config["model_sha256"], self.config["data_sha256"])
         return (*digests, *(self.settings[key] for key in _SAME_MODEL))
@@ -98,11 +103,32 @@ def _read(path):
 
 
 def finished_runs(folder):
-    """The FinishedRuns below a folder; checkpoints, which have files of the same names, are passed over."""
+    """The FinishedRuns below a folder; what else lies there, checkpoints say, is passed over.
+
+    A damaged run gives a warning, or where there is no other a UserError; so does a folder without runs.
+    """
+    runs, faults = [], []
     for path in sorted(Path(folder).rglob("metrics.json")):
-        config = path.parent / "config.json"
-        if config.is_file() and "settings" in _read(config) and "by_n" in _read(path):
-            yield FinishedRun(path.parent)
+        try:
+            if _is_run(path):
+                runs.append(FinishedRun(path.parent))
+        except UserError as error:
+            faults.append(error)
+    if not runs:
+        raise faults[0] if faults else UserError(f"{folder}: no finished run below it (metrics.json)")
+    for fault in faults:
+        warn(str(fault))
+    return runs
+
+
+def _is_run(path):
+    """Whether a metrics.json is that of a run; a checkpoint has files of the same names."""
+    config = path.parent / "config.json"
+    if not config.is_file():
+        return False
+    config, metrics = _read(config), _read(path)
+    both = isinstance(config, dict) and isinstance(metrics, dict)
+    return both and isinstance(config.get("settings"), dict) and "by_n" in metrics
 
 
 def sampling_frame(runs):
@@ -123,14 +149,14 @@ def _interval(name, measure):
 
 def choice_frame(runs):
     """A row for each N and way to choose of each choosing run, with its gains and what a question costs."""
-    greedy = {run.model_key(): run for run in runs if run.greedy}
+    greedy = {run.model_key: run for run in runs if run.greedy}
     chosen = [run for run in runs if run.chooses]
     pools = {}  # the largest of each key
     for run in chosen:
         held = pools.get(run.pool_key())
         if not run.beams and (held is None or run.metrics["n_samples"] > held.metrics["n_samples"]):
             pools[run.pool_key()] = run
-    rows = [row for run in chosen for row in _choices(run, pools, greedy.get(run.model_key()))]
+    rows = [row for run in chosen for row in _choices(run, pools, greedy.get(run.model_key))]
     frame = pd.DataFrame(rows)
     order = {name: place for place, name in enumerate(METHODS)}
     frame["order"] = frame["method"].map(order)
@@ -212,7 +238,7 @@ def _cost(spent, parts):
     return {
         "trajectories": round(spent["trajectories"]),
         "latent_passes": round(spent["latent_steps"]),
-        "answer_tokens": round(spent["tokens"] + read),
+        "answer_tokens": round(spent.get("tokens", 0) + read),
         "ms": round(1000 * seconds, 1),
     }
 
@@ -223,9 +249,7 @@ def collect(folder):
     Raises UserError when there is no finished run, or a damaged one.
     """
     folder = Path(folder)
-    runs = list(finished_runs(folder))
-    if not runs:
-        raise UserError(f"{folder}: no finished run below it (metrics.json)")
+    runs = finished_runs(folder)
     written, lines = [], []
     sampled = [run for run in runs if not run.chooses]
     if sampled:
@@ -323,25 +347,27 @@ def summary(frame):
 
     Where there are more, the smaller N are left out first.
     """
-    sizes = sorted(n for n in frame["budget"].unique() if n > 1)
-    groups = [key for key in POOL[:-1] if key not in ("questions", "seed")]
-    lines = []
+    sizes, lines = sorted(n for n in frame["budget"].unique() if n > 1), []
     while sizes and not lines:
         chosen = frame[frame["budget"].isin(sizes)]
-        lines = [_best_line(pool) for _, pool in chosen.groupby([*groups, "seed", "budget"], sort=False)]
-        lines = [line for line in lines if line]
+        pools = [pool for _, pool in chosen.groupby([*POOL[:-1], "budget"], sort=False)]
+        lines = [line for line in map(_best_line, pools) if line]
         if len(lines) > SUMMARY_LINES - 2 and len(sizes) > 1:
             sizes, lines = sizes[1:], []
     if not lines:
         return _long(frame).splitlines()[:SUMMARY_LINES]
-    header = ["benchmark", "sampler", "N", "greedy", "vote", "best way to choose*", *GAINS.values()]
-    table = [header, *lines[: SUMMARY_LINES - 2]]
-    widths = [max(len(line[k]) for line in table) for k in range(len(header))]
+    header = ["model", "benchmark", "questions", "sampler", "N", "greedy", "vote", "best way to choose*"]
+    left_out = len(lines[SUMMARY_LINES - 2 :])
+    table = [[*header, *GAINS.values()], *lines[: SUMMARY_LINES - 2]]
+    for key in ("questions", "model"):  # said where there are several
+        place = header.index(key)
+        if len({line[place] for line in table[1:]}) == 1:
+            table = [[*line[:place], *line[place + 1 :]] for line in table]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     rows = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in table]
-    return [
-        *(row.rstrip() for row in rows),
-        "* chosen on these questions, so somewhat flattered; percent",
-    ]
+    note = "* chosen on these questions, so somewhat flattered; percent"
+    more = f"; {left_out} more such lines are left out" if left_out else ""
+    return [*(row.rstrip() for row in rows), note + more]
 
 
 def _best_line(pool):
@@ -358,4 +384,5 @@ def _best_line(pool):
     name = f"{way} {best['accuracy']:.1f}"
     sampler = f"{best['sampler']} {best['strength']}"
     gains = [_gain(best, column) for column in GAINS]
-    return [best["benchmark"], sampler, str(best["budget"]), greedy, f"{vote:.1f}", name, *gains]
+    who = [best["prm"], best["benchmark"], str(best["questions"])]
+    return [*who, sampler, str(best["budget"]), greedy, f"{vote:.1f}", name, *gains]

@@ -5,7 +5,7 @@ import json
 import math
 import time
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from src.models import BACKBONES
+from src.models.base import GenerationDefaults
 from src.models.precision import resolve_precision
 from src.models.special_tokens import UNKNOWN_SHARE, add_tokens, rows_with_unknown
 from src.models.tiny_tokenizer import build_tokenizer
@@ -64,7 +65,9 @@ class Recipe:
     out of it. mixed_precision: bf16, no, or auto, which is bf16 where the device computes it fast.
     allow_unknown: go on where more than a tenth of the questions hold words unknown to the tokenizer.
     batch_size counts the problems of one optimizer step, over all processes.
-    validate_every: epochs between two validations. save_every: optimizer steps between two saves.
+    generation: values of the finished model's generation_config.json, such as noise_std; latent_length is
+    that of the last stage unless it is given. validate_every: epochs between two validations.
+    save_every: optimizer steps between two saves.
     """
 
     output_dir: str
@@ -79,6 +82,7 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
     lora: Lora | None = None
     loss: dict[str, float] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
     problems_per_epoch: int | None = None
     warmup_steps: int = 0
@@ -99,6 +103,10 @@ class Recipe:
             raise ValueError("stages is empty")
         for stage in self.stages:
             stage.check_keys(LOSSES[self.model_type].stage_keys)
+        BACKBONES[self.model_type].generation_defaults(self.generation)
+        unknown = self.generation.keys() - {field.name for field in fields(GenerationDefaults)}
+        if unknown:
+            raise ValueError(f"generation: unknown key {sorted(unknown)[0]}")
         self.mixed_precision = resolve_precision(self.mixed_precision)
         check_seed(self.seed)
         for name in ("batch_size", "problems_per_epoch", "validate_every", "save_every"):
@@ -135,7 +143,7 @@ def new_model(recipe):
         values |= {"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos}
         try:
             return add_tokens(cls(cls.config_class(**values)), tokenizer), tokenizer
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # whatever odd values make of the parsers
             raise UserError(f"config: makes no model ({' '.join(str(error).split())[:200]})") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.base)
@@ -428,6 +436,13 @@ class BackboneTrainer:
         if not self.accelerator.is_main_process:
             return
         model = self.adapted.merge_and_unload() if self.adapted else self.model
+        thoughts = self.recipe.stages[-1].thoughts
+        generation = ({"latent_length": thoughts} if thoughts else {}) | self.recipe.generation
+        for key, value in generation.items():
+            setattr(model.generation_config, key, value)
+        model.generation_config._from_model_config = (
+            False  # transformers would not read these keys again
+        )
         model.save_pretrained(self.output)
         self.tokenizer.save_pretrained(self.output)
         last = self.cursor.history[-1] if self.cursor.history else {}

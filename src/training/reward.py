@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
 import typing
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,9 @@ _LAST = "last"  # what _COMPLETE says when training ended there
 _LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
     "learning_rate": 0, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "save_total_limit": 1,
-    "num_train_epochs": 0, "dataloader_num_workers": 0,
+    "num_train_epochs": 0, "dataloader_num_workers": 0, "eval_accumulation_steps": 1,
 }  # fmt: skip
+_NOT_HERE = {"gradient_checkpointing", "label_smoothing_factor", "deepspeed", "fsdp", "fsdp_config"}
 _COMPLETE = "complete"  # stands in a checkpoint that was written to its end
 
 
@@ -137,6 +140,8 @@ def _check_metric(recipe, values):
     metric = values.get("metric_for_best_model")
     if metric is None and (values.get("load_best_model_at_end") or recipe.early_stopping_patience):
         raise UserError("metric_for_best_model is missing: the best model is chosen by it")
+    if recipe.early_stopping_patience and values.get("eval_strategy", "no") == "no":
+        raise UserError("early_stopping_patience needs eval_strategy: steps or epoch")
     known = [f"{pool}_{name}" for pool in recipe.eval_pools for name in METRICS]
     if metric is not None and metric.removeprefix("eval_") not in known:
         raise UserError(f"metric_for_best_model: {metric} is not measured; one of {', '.join(known)} is")
@@ -156,6 +161,12 @@ def _arguments(recipe, values):
     for key, least in _LEAST.items():
         if values.get(key) is not None and values[key] < least:
             raise UserError(f"{key} must be at least {least}, not {values[key]}")
+    for key in _NOT_HERE & values.keys():
+        raise UserError(f"{key} is not supported here: leave it out")
+    if "8bit" in values.get("optim", "") and find_spec("bitsandbytes") is None:
+        raise UserError(f"optim: {values['optim']} needs bitsandbytes: pip install bitsandbytes")
+    # `accelerate config` may hold another precision, which the Trainer would take from here
+    os.environ["ACCELERATE_MIXED_PRECISION"] = recipe.mixed_precision
     return TrainingArguments(
         output_dir=recipe.output_dir,
         seed=seed_of_32_bits(recipe.seed),
@@ -298,7 +309,7 @@ def _open_folder(output, identity, writes):
     if path.exists():
         begun = json.loads(path.read_text(encoding="utf-8"))
         before, now = (x["recipe"].get("mixed_precision") for x in (begun, identity))
-        if before != now:
+        if before not in (None, now):
             raise UserError(
                 f"output_dir: {output} was begun with mixed_precision: {before}, this is {now}: set that "
                 "to go on, or name another folder"
