@@ -95,7 +95,7 @@ def random_judge(backbone, seed=1):
     return LATENT_RMS[config.model_type](config).to(backbone.dtype).eval()
 
 
-def random_latent_rm(seed=1, thought_width=32, **shape):
+def random_latent_rm(seed=1, **shape):
     """A small random reward model for the thoughts of ``random_coconut``."""
     torch.manual_seed(seed)
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96} | shape
@@ -106,6 +106,4 @@ def random_latent_rm(seed=1, thought_width=32, **shape):
         eos_token_id=1,
         **shape,
     )
-    if thought_width != shape["n_embd"]:
-        config.latent_hidden_size = thought_width
     return GPT2LatentRM(config).eval()

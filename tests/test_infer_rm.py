@@ -31,7 +31,7 @@ def rm_command(prm, mode, *flags, processes=1):
 
 
 def random_prm(folder, scores_answer):
-    model = random_latent_rm(n_embd=64, thought_width=128, n_positions=128)
+    model = random_latent_rm(n_embd=128, n_positions=128)
     model.config.scores_answer = scores_answer
     model.save_pretrained(folder)
     return folder
@@ -289,7 +289,7 @@ def test_the_reward_model_s_prompts_are_the_sampled_ids(saved, prm):
     """Never text decoded and encoded again: a pool's ids reach the model as they stand."""
     latents = load_file(saved / "x" / "latents" / "000000.safetensors")
     seen = []
-    model = random_latent_rm(n_embd=64, thought_width=128)
+    model = random_latent_rm(n_embd=128)
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     methods.score_pools(
         model,

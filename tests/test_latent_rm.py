@@ -27,8 +27,8 @@ def padded(side="right", extra=0):
     return ids, mask
 
 
-def thoughts(width=32):
-    return torch.randn(Q, N, T, width, generator=torch.Generator().manual_seed(0))
+def thoughts():
+    return torch.randn(Q, N, T, 32, generator=torch.Generator().manual_seed(0))
 
 
 def plain_scores(model, embeds):
@@ -36,23 +36,18 @@ def plain_scores(model, embeds):
     rows = []
     for prompt, branches in zip(PROMPTS, embeds, strict=True):
         text = model.transformer.wte(torch.tensor(prompt)).expand(N, -1, -1)
-        x = torch.cat((text, model.latent_projection(branches)), dim=1)
+        x = torch.cat((text, branches), dim=1)
         hidden = model.transformer(inputs_embeds=x).last_hidden_state[:, -T:]
         rows.append(model.classifier(hidden)[..., 0])
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("width", [32, 20])
-def test_scores_and_gradients_are_the_plain_way_s(width):
+def test_scores_and_gradients_are_the_plain_way_s():
     labels = torch.rand(Q, N, T, generator=torch.Generator().manual_seed(1))
     found = {}
     for way in ("shared", "plain"):
-        model = random_latent_rm(thought_width=width)
-        scores = (
-            model(*padded(), thoughts(width))
-            if way == "shared"
-            else plain_scores(model, thoughts(width))
-        )
+        model = random_latent_rm()
+        scores = model(*padded(), thoughts()) if way == "shared" else plain_scores(model, thoughts())
         contrastive(scores, labels, EVERY).mean().backward()
         found[way] = scores, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(found["shared"][0], found["plain"][0], rtol=1e-4, atol=1e-4)
@@ -124,14 +119,12 @@ def test_losses_by_hand():
     torch.testing.assert_close(bce(scores, labels, labels >= 0), plain[None])
 
 
-@pytest.mark.parametrize("width", [32, 20])
-def test_a_checkpoint_has_the_published_layout_and_comes_back(tmp_path, width):
-    model, (backbone, tokenizer) = random_latent_rm(thought_width=width), random_coconut(n_embd=width)
+def test_a_checkpoint_has_the_published_layout_and_comes_back(tmp_path):
+    model, (backbone, tokenizer) = random_latent_rm(), random_coconut()
     model.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
-    extra = {"latent_projection.weight", "latent_projection.bias"} if width != 32 else set()
     assert {n for n in names if not n.startswith("transformer.")} == {
-        "classifier.weight", "classifier.bias", *extra
+        "classifier.weight", "classifier.bias"
     }  # fmt: skip
     loaded = load_reward_model(tmp_path, backbone, tokenizer)
     for name, weight in model.state_dict().items():
@@ -228,7 +221,7 @@ def test_a_wrong_reward_model_is_one_clear_line(tmp_path, fault, said):
     backbone, tokenizer = random_coconut()
     model = GPT2LatentRM(random_latent_rm().config)
     if fault == "width":
-        model = random_latent_rm(thought_width=16)
+        model = random_latent_rm(n_embd=16)
     if fault == "vocabulary":
         model.config.vocab_size = 100
         model = GPT2LatentRM(model.config)

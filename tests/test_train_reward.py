@@ -322,7 +322,7 @@ def test_batch_and_padding_do_not_move_the_loss(pool, loss):
     """Gradients of a batch are the mean of those of its questions alone."""
     groups = Groups([pool], *WORDS, "rollout", with_digits=True)
     torch.manual_seed(0)
-    judge = random_latent_rm(n_embd=128, thought_width=128)
+    judge = random_latent_rm(n_embd=128)
     judge.config.end_latent_token_id = 3
     model = RewardLoss(judge, {loss: 1.0}, digits_weight=0.5, answer_weight=0.5)
     order = sorted(range(len(groups)), key=lambda i: groups.lengths[i])
@@ -335,7 +335,7 @@ def test_batch_and_padding_do_not_move_the_loss(pool, loss):
 def test_the_right_answer_is_learned_and_the_own_one_scored(pool):
     groups = Groups([pool], *WORDS)
     batch = collate([groups[i] for i in range(3)])
-    judge = random_latent_rm(n_embd=128, thought_width=128)
+    judge = random_latent_rm(n_embd=128)
     judge.config.end_latent_token_id, judge.config.scores_answer = 3, True
     model = RewardLoss(judge, {"contrastive": 0.0}, answer_weight=1.0)
     prompt = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds", "latent_lengths")]
@@ -416,7 +416,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
         ({"learning_rat": 1}, "learning_rat"), ({"loss": {"mse": 1.0}}, "contrastive"),
         ({"labels": "gold"}, "labels"), ({"train_pools": []}, "train_pools"),
         ({"model_id": "nowhere"}, "nowhere"), ({"train_pools": ["nowhere"]}, "nowhere"),
-        ({"latent_hidden_size": 64}, "width"), ({"output_dir": "checkpoints/tiny-coconut"}, "finished"),
+        ({"output_dir": "checkpoints/tiny-coconut"}, "finished"),
         ({"metric_for_best_model": "test_n_8_recall"}, "test_n_8_recall"),
         ({"eval_pools": None}, "eval_pools"), ({"eval_steps": "often"}, "eval_steps"),
         ({"metric_for_best_model": None}, "metric_for_best_model"),

@@ -14,29 +14,20 @@ from src.sampling.engine import pad_right
 class LatentRM:
     """r_t = g(x, h_1 .. h_t); a trajectory's score is the sum of its r_t. Mixin of the two below.
 
-    Published layout: the backbone's body and ``classifier.{weight,bias}`` with one output. Where
-    ``config.latent_hidden_size`` is set, thoughts of that width enter through ``latent_projection``
-    (a reward model wider than its generator); otherwise they are as wide as the model and enter as
-    they are. With ``config.scores_answer`` (not in the paper) the model also answers the question itself
+    Published layout: the backbone's body and ``classifier.{weight,bias}`` with one output. With
+    ``config.scores_answer`` (not in the paper) the model also answers the question itself
     after the thoughts, by its word embeddings as output layer, and gives the trajectory one more reward:
     log p(the trajectory's answer | x, h_1 .. h_T).
 
-    Shapes: Q questions, N trajectories of each, R = Q * N rows, T thoughts, D width of a thought.
+    Shapes: Q questions, N trajectories of each, R = Q * N rows, T thoughts, D width of a thought, which
+    is the model's own.
     """
 
     def add_heads(self, projector):
         """The parts on top of the body. projector: what a hidden state passes before the classifier."""
-        config = self.config
-        width = getattr(config, "latent_hidden_size", None)
-        self.latent_projection = nn.Linear(width, config.hidden_size) if width else nn.Identity()
         self.projector = projector
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.classifier = nn.Linear(self.config.hidden_size, 1)
         self.post_init()
-
-    @property
-    def thought_width(self):
-        """D, the width of the generator whose thoughts the model reads."""
-        return getattr(self.config, "latent_hidden_size", None) or self.config.hidden_size
 
     @property
     def scores_answer(self):
@@ -60,14 +51,14 @@ class LatentRM:
         return torch.cat((scores.float(), log_prob(logits, answer_ids)[..., None]), dim=-1)
 
     def read(self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None):
-        """Final hidden states (Q, N, T, W) at the thoughts, W the model's own width, and with answer_ids
+        """Final hidden states (Q, N, T, D) at the thoughts, and with answer_ids
         (Q, N, A) the logits (Q, N, A, V) before each of their tokens; else None."""
         ids, lengths = _to_the_left(input_ids, attention_mask)
         prompt = self.read_prompts(ids, lengths)
         (count, thoughts), device = latent_embeds.shape[1:3], ids.device
         if latent_lengths is None:
             latent_lengths = torch.full(latent_embeds.shape[:2], thoughts, device=device)
-        x = self.embed_thoughts(latent_embeds.flatten(0, 1))  # (R, T, W)
+        x = latent_embeds.flatten(0, 1).to(self.dtype)  # (R, T, D)
         if answer_ids is not None:
             x = joined(x, self._embed_answers(answer_ids.flatten(0, 1)), latent_lengths.flatten())
         positions = lengths.repeat_interleave(count)[:, None] + torch.arange(x.shape[1], device=device)
@@ -75,27 +66,23 @@ class LatentRM:
             max=self.config.max_position_embeddings - 1
         )  # only padding lies beyond
         hidden = self.extend(x, positions, prompt, GrowingCache())
-        hidden = hidden.unflatten(0, latent_embeds.shape[:2])  # (Q, N, T + A, W)
+        hidden = hidden.unflatten(0, latent_embeds.shape[:2])  # (Q, N, T + A, D)
         if answer_ids is None:
             return hidden, None
         before = latent_lengths[..., None] + torch.arange(
             answer_ids.shape[2], device=device
         )  # (Q, N, A)
-        answers = hidden.take_along_dim(before[..., None], dim=2)  # (Q, N, A, W)
+        answers = hidden.take_along_dim(before[..., None], dim=2)  # (Q, N, A, D)
         return hidden[:, :, :thoughts], answers @ self.get_input_embeddings().weight.T
 
-    def embed_thoughts(self, thoughts):
-        """Thoughts (..., D) as the model's inputs (..., W)."""
-        return self.latent_projection(thoughts.to(self.dtype))
-
     def _embed_answers(self, answers):
-        """Inputs (R, A, W): the end-of-thinking token, then answers (R, A) but for their last token; causal
+        """Inputs (R, A, D): the end-of-thinking token, then answers (R, A) but for their last token; causal
         attention keeps the padding from what is asked for."""
         end = torch.full_like(answers[:, :1], self.config.end_latent_token_id)
         return self.embed(torch.cat((end, answers[:, :-1].clamp(min=0)), dim=1))
 
     def classify(self, hidden):
-        """Scores (...) of hidden states (..., W)."""
+        """Scores (...) of hidden states (..., D)."""
         return self.classifier(self.projector(hidden)).squeeze(-1)
 
     def read_prompts(self, ids, lengths):
@@ -130,7 +117,7 @@ def existing(latent_lengths, thoughts):
 
 
 def joined(thoughts, answers, lengths):
-    """Inputs (R, T + A, W): each row's thoughts (R, T, W) that exist, its answer (R, A, W), and the rest."""
+    """Inputs (R, T + A, D): each row's thoughts (R, T, D) that exist, its answer (R, A, D), and the rest."""
     count, both = thoughts.shape[1], torch.cat((thoughts, answers), dim=1)
     place = torch.arange(both.shape[1], device=lengths.device)  # (T + A,)
     after = (place + count - lengths[:, None]).clamp(max=both.shape[1] - 1)  # (R, T + A)
@@ -173,7 +160,7 @@ class PrefixScorer:
         else:
             self.own = self.own.select(parents)
         positions = self.lengths.repeat_interleave(rows // len(self.lengths)) + self.own.length  # (R,)
-        x = model.embed_thoughts(thoughts)[:, None]  # (R, 1, W)
+        x = thoughts[:, None].to(model.dtype)  # (R, 1, D)
         hidden = model.extend(x, positions[:, None], self.prompt, self.own)
         return model.classify(hidden)[:, 0].float()
 

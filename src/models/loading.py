@@ -134,11 +134,11 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
             f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
         )
     warning = _check_generator(given, config, backbone)
-    width = getattr(config, "latent_hidden_size", None) or config.hidden_size
-    if width != backbone.config.hidden_size:
+    width = backbone.config.hidden_size
+    if config.hidden_size != width:
         raise UserError(
-            f"{given}: reads thoughts of width {width}, the backbone has {backbone.config.hidden_size}; "
-            "choose the reward model of this backbone"
+            f"{given}: reads thoughts of width {config.hidden_size}, the backbone has {width}; choose the "
+            "reward model of this backbone"
         )
     positions = backbone.config.max_position_embeddings
     if config.max_position_embeddings < positions:

@@ -56,11 +56,10 @@ class RewardRecipe:
     train_pools, eval_pools: folders of src.annotate_data; an eval pool named P gives the metrics
     ``P_recall_at_1`` and so on. loss: weights of contrastive and bce. cumulative: the loss judges
     r_1 + .. + r_t in place of r_t. labels: rollout or outcome.
-    train_weights false: the paper's random head, nothing is trained. latent_hidden_size: width of the
-    thoughts where it is not the model's. extra_layers: blocks put on top of the backbone's, which at
-    first change nothing. digits_weight: weight of the training-only digit heads. answer_weight: above 0
-    the model also learns to answer, by this weight, and scores the trajectory's answer. keep_unmixed:
-    train also on questions that all trajectories solve, or none. mixed_precision: bf16, no, or auto, which
+    train_weights false: the paper's random head, nothing is trained. extra_layers: blocks put on top of
+    the backbone's, which at first change nothing. digits_weight: weight of the training-only digit heads.
+    answer_weight: above 0 the model also learns to answer, by this weight, and scores the trajectory's
+    answer. keep_unmixed: train also on questions that all trajectories solve, or none. mixed_precision: bf16, no, or auto, which
     is bf16 where the device computes it fast. store_dtype: number format of the finished checkpoint.
     """
 
@@ -73,7 +72,6 @@ class RewardRecipe:
     cumulative: bool = False
     labels: str = "rollout"
     train_weights: bool = True
-    latent_hidden_size: int | None = None
     extra_layers: int = 0
     digits_weight: float = 0.0
     answer_weight: float = 0.0
@@ -180,8 +178,6 @@ def new_model(recipe):
     torch.manual_seed(recipe.seed)
     backbone, tokenizer = load_backbone(recipe.model_type, recipe.model_id)
     config = type(backbone.config).from_dict(backbone.config.to_dict())
-    if recipe.latent_hidden_size:
-        config.latent_hidden_size = recipe.latent_hidden_size
     own_layers = config.num_hidden_layers
     config.num_hidden_layers += recipe.extra_layers
     config.projector_dropout = 0.0  # a LatentRM trains without dropout
@@ -211,10 +207,10 @@ def check_pools(recipe, model, groups):
             )
         if pool.manifest["model_sha256"] != digest:
             warn(f"{pool.folder}: was sampled by another checkpoint than model_id {recipe.model_id}")
-    if groups.width != model.thought_width:
+    if groups.width != model.config.hidden_size:
         raise UserError(
             f"{groups.pools[0].folder}: thoughts of width {groups.width}, the model reads "
-            f"{model.thought_width}: set latent_hidden_size, or choose another model_id"
+            f"{model.config.hidden_size}: choose another model_id"
         )
     longest = max(groups.lengths) + groups.longest_thinking + groups.longest_answer
     if longest > model.config.max_position_embeddings:
