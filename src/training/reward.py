@@ -59,8 +59,9 @@ class RewardRecipe:
     train_weights false: the paper's random head, nothing is trained. extra_layers: blocks put on top of
     the backbone's, which at first change nothing. digits_weight: weight of the training-only digit heads.
     answer_weight: above 0 the model also learns to answer, by this weight, and scores the trajectory's
-    answer. keep_unmixed: train also on questions that all trajectories solve, or none. mixed_precision: bf16, no, or auto, which
-    is bf16 where the device computes it fast. store_dtype: number format of the finished checkpoint.
+    answer. keep_unmixed: train also on questions that all trajectories solve, or none.
+    mixed_precision: bf16, no, or auto, which is bf16 where the device computes it fast. store_dtype:
+    number format of the finished checkpoint.
     """
 
     output_dir: str
