@@ -3,8 +3,10 @@
 import errno
 import functools
 import os
+import re
 import sys
 
+_LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # of gloo
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,6 +32,10 @@ def reports_user_errors(main):
             sys.exit(_say(f"error: {where}{error.strerror or error}{mend}", always=True))
         except KeyboardInterrupt:
             sys.exit(_say("interrupted; run again to go on", status=130))
+        except RuntimeError as error:
+            if not _LOST_PEER.search(str(error)):
+                raise
+            sys.exit(2)  # another process has failed, and says why
 
     return wrapped
 

@@ -1,6 +1,7 @@
 """The processes of torchrun or accelerate launch: how they start and how they leave."""
 
 import atexit
+import logging
 import os
 import sys
 import uuid
@@ -23,7 +24,6 @@ def start_processes():
 def launch_workers(count, module, arguments):
     """Runs ``python -m module arguments`` in ``count`` processes, as torchrun does, and returns the exit code
     of the first one that failed, or 0. What went wrong the worker has said: no traceback follows it."""
-    os.environ["LOGLEVEL"] = "CRITICAL"  # of torch's launcher, read when it is imported
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -32,6 +32,7 @@ def launch_workers(count, module, arguments):
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0,
     )  # fmt: skip
+    logging.disable(logging.ERROR)  # the launcher's own lines about workers that it stops
     try:
         elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
     except ChildFailedError as error:

@@ -8,20 +8,24 @@ WORK_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # for the caches and activations
 _WIDTHS = 24  # numbers of model width that a row's forward pass holds at once beside its caches, about
 
 
+def _work_bytes(model):
+    return WORK_BYTES.get(model.device.type, WORK_BYTES["cpu"])
+
+
 def rows_within(model, positions, logits=1):
     """How many rows of so many cached positions, each with so many positions of logits, fit at once; >= 1."""
     config, itemsize = model.config, model.dtype.itemsize
     cached = positions * cache_numbers(config) * itemsize
     active = _WIDTHS * config.hidden_size * itemsize
     scores = logits * config.vocab_size * 4 * 2  # float32, and their softmax
-    return max(1, WORK_BYTES[model.device.type] // (cached + active + scores))
+    return max(1, _work_bytes(model) // (cached + active + scores))
 
 
 def tokens_within(model):
     """How many prompt tokens may be read at once where every sample reads its prompt anew; >= 1."""
     config, itemsize = model.config, model.dtype.itemsize
     per_token = (cache_numbers(config) + _WIDTHS * config.hidden_size) * itemsize
-    return max(1, WORK_BYTES[model.device.type] // 4 // per_token)  # the prompts' own cache comes on top
+    return max(1, _work_bytes(model) // 4 // per_token)  # the prompts' own cache comes on top
 
 
 def cache_numbers(config):
