@@ -24,7 +24,7 @@ from utils.processes import end_processes, launch_workers, start_processes
 from utils.progress import duration
 
 # A trajectory of best-of-N or beam search in all, in units of the time that sampling one takes.
-CHOICE_COST = 3.0
+CHOICE_COST = 3.5
 START_SECONDS = 10  # until the processes are at work
 
 
