@@ -103,6 +103,16 @@ class RewardRecipe:
             raise ValueError("store_dtype must be float32, float16 or bfloat16")
 
 
+class Arguments(TrainingArguments):
+    """TrainingArguments on a plain "cpu": with its process's number, "cpu:0", transformers 5.17 can't load the
+    checkpoint from which two processes go on."""
+
+    @property
+    def device(self):
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
 def load_recipe(path):
     """The RewardRecipe and the TrainingArguments of a YAML file. Raises UserError naming the key."""
     values = _with_mixed_precision(path, read_yaml(path))
@@ -166,7 +176,7 @@ def _arguments(recipe, values):
         raise UserError(f"optim: {values['optim']} needs bitsandbytes: pip install bitsandbytes")
     # `accelerate config` may hold another precision, which the Trainer would take from here
     os.environ["ACCELERATE_MIXED_PRECISION"] = recipe.mixed_precision
-    return TrainingArguments(
+    return Arguments(
         output_dir=recipe.output_dir,
         seed=seed_of_32_bits(recipe.seed),
         bf16=recipe.mixed_precision == "bf16",
