@@ -155,7 +155,14 @@ class LatentReasoner:
             sampling=sampling if do_sample else DETERMINISTIC,
         )
         trajectories = sample(self, request)
-        config = self.config
+        sequences = self._sequences(input_ids, trajectories)
+        if return_dict_in_generate:
+            return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.lengths)
+        return sequences
+
+    def _sequences(self, input_ids, trajectories):
+        """Prompt as given, latent ids, end-of-thinking, answer, padding of each trajectory, (B * N, length)."""
+        config, (questions, n_samples) = self.config, trajectories.lengths.shape
         answers = [
             torch.tensor(
                 [config.latent_token_id] * int(trajectories.lengths[q, n])
@@ -163,14 +170,12 @@ class LatentReasoner:
                 + trajectories.tokens[q][n]
                 + [config.eos_token_id] * trajectories.finished[q][n]
             )
-            for q in range(len(input_ids))
-            for n in range(num_return_sequences)
+            for q in range(questions)
+            for n in range(n_samples)
         ]
-        pad = self.config.pad_token_id
-        pad = self.config.eos_token_id if pad is None else pad  # GPT-2 has none
+        pad = (
+            config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+        )  # GPT-2 has none
         answers = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=pad)
-        prompts = input_ids.repeat_interleave(num_return_sequences, dim=0)
-        sequences = torch.cat((prompts, answers.to(prompts.device)), dim=1)
-        if return_dict_in_generate:
-            return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.lengths)
-        return sequences
+        prompts = input_ids.repeat_interleave(n_samples, dim=0)
+        return torch.cat((prompts, answers.to(prompts.device)), dim=1)
