@@ -153,10 +153,10 @@ def _wrong_type(value, kind, key):
     return UserError(f"{key} must be of type {' or '.join(sorted(names))}, not {value!r}")
 
 
-def check_seed(seed):
+def check_seed(seed, name="seed"):
     """The one rule for seeds. Raises ValueError."""
     if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
+        raise ValueError(f"{name} must lie between 0 and 2^63 - 1, not {seed}")
 
 
 def seed_of_32_bits(seed):

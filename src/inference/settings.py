@@ -10,6 +10,7 @@ from src.models.loading import checkpoint_defaults, default_backbone, default_re
 from src.models.precision import DTYPES, fastest_format
 from src.sampling.engine import Request
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
+from utils.config import check_seed
 from utils.metrics import powers_of_two
 
 SAMPLER_FLAGS = {
@@ -83,8 +84,7 @@ class SamplingSettings:
             self._at_least(name, 1)
         if self.limit is not None:
             self._at_least("limit", 1)
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        check_seed(self.seed, "--seed")
         self._resolve_sampler()
         self.sampling  # noqa: B018  checks its values
 

@@ -6,7 +6,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def computes_bf16_fast():
-    """Whether this device has instructions for bfloat16; without them it is 10 times slower or more.
+    """Whether this device has instructions for bfloat16; a CPU without them is 10 times slower or more.
 
     CUDA from compute capability 8 (Ampere); CPUs with AVX512-BF16 or AMX, by what torch says of them.
     """
@@ -32,11 +32,12 @@ def resolve_precision(name):
 
 def slowness(dtype):
     """One line on what ``dtype``, a key of DTYPES, costs here, or None where it is as fast as float32."""
-    on_cpu = not torch.cuda.is_available()
-    if (dtype == "bfloat16" and not computes_bf16_fast()) or (dtype == "float16" and on_cpu):
-        device = "CPU" if on_cpu else torch.cuda.get_device_name()
-        return (
-            f"{dtype} is 10 times slower than float32 or more on this {device}, which has no "
-            "instructions for it"
-        )
+    if torch.cuda.is_available():
+        if dtype == "bfloat16" and not computes_bf16_fast():
+            return (
+                f"bfloat16 is slow on {torch.cuda.get_device_name()}, which has no instructions for it"
+            )
+        return None
+    if dtype == "float16" or (dtype == "bfloat16" and not computes_bf16_fast()):
+        return f"{dtype} is 10 times slower than float32 or more on this CPU, which has no instructions for it"
     return None

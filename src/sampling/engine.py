@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from src.sampling import rng
 from src.sampling.memory import tokens_within
 from src.sampling.samplers import DETERMINISTIC, Sampling, add_noise, dropout_hook
+from utils.config import check_seed
 
 COMPACT_BELOW = 0.75  # share of unfinished rows under which the answer phase copies them together
 
@@ -161,8 +162,7 @@ def _check(model, request):
         raise ValueError("without sampling all trajectories are equal: ask for one sample")
     if min(request.n_samples, request.latent_length, request.max_new_tokens) < 1:
         raise ValueError("samples, thoughts and answer tokens must be at least one each")
-    if not 0 <= request.seed < 2**63:
-        raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {request.seed}")
+    check_seed(request.seed)
     if not all(map(len, request.prompts)):
         raise ValueError("a prompt is empty")
     longest = max(map(len, request.prompts))
