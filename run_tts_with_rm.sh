@@ -68,7 +68,7 @@ choice_cell() { # split sampler[:strength] name, then the mode's flags
   flags=$(sampler_flags "${2%%:*}" "$strength") || exit 2
   local folder="$OUTPUT_DIR/${PRM##*/}/$1/{sampler}-$3-seed$SEED${LIMIT:+-first$LIMIT}"
   # shellcheck disable=SC2046,SC2086
-  add_cell "${sampling}_rm" --generator_type "$BACKBONE" --generator_id "$GENERATOR" --prm_id "$PRM" \
+  add_cell "${sampling}_rm" --model_type "$BACKBONE" --model_id "$GENERATOR" --prm_id "$PRM" \
     $(common "$1") $flags --output_dir "$folder" "${@:4}"
 }
 
@@ -77,7 +77,7 @@ for split in $SPLITS; do
   for sampler in $SAMPLERS; do
     # shellcheck disable=SC2086  # NS is a list
     [ "$most" = 0 ] || choice_cell "$split" "$sampler" "n$most" \
-      --prm_mode best_of_n --num_return_sequences "$most" --report_n $NS
+      --prm_mode best_of_n --n_samples "$most" --report_n $NS
     for beam in $BEAMS; do
       choice_cell "$split" "$sampler" "beam$beam" --prm_mode beam_search \
         --num_beams "${beam%x*}" --num_beam_candidates "${beam#*x}"

@@ -14,9 +14,9 @@ from transformers import DynamicCache, GPT2Config
 
 from benchmarks.sampling import build_model, cached, timed
 from src.models.latent_rm import GPT2LatentRM
-from src.sampling.engine import Request
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 from src.training.attention import training_attention
 from src.training.reward_loss import contrastive
 

@@ -21,9 +21,10 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from src.models.coconut import COCONUT
 from src.sampling import rng
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.memory import tokens_within
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 
 VARIANTS = {
     "noise": Sampling("noise", noise_std=0.6),
@@ -53,7 +54,7 @@ def plain(model, request, last_logits=False):
     sampling = request.sampling
     ids = torch.tensor(request.prompts, device=model.device)
     ids = ids.repeat_interleave(request.n_samples, dim=0)  # (R, L)
-    cache, drops = DynamicCache(), sampling.by == "dropout"
+    cache, drops = DynamicCache(), sampling.method == "dropout"
 
     def read(**inputs):
         return model(
@@ -99,7 +100,7 @@ def products(model, request):
     """Only the matrix products with weights that the engine needs, on tensors of its shapes."""
     rows = len(request.prompts) * request.n_samples
     length = len(request.prompts[0])
-    own = request.sampling.own_prompts
+    own = request.sampling.resample_prompt
     reads = rows if own else len(request.prompts)
     chunk = max(1, tokens_within(model) // length)
     for start in range(0, reads, chunk):

@@ -1,6 +1,6 @@
 """Labels latent trajectories by stochastic rollouts: python -m src.annotate_data --help"""
 
-from src.inference.commands import run_command
+from src.runs.commands import run_command
 from utils.errors import reports_user_errors
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from src.inference.tables import collect
+from src.runs.tables import collect
 from utils.cli import Parser
 from utils.errors import reports_user_errors
 

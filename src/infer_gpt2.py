@@ -1,6 +1,6 @@
 """Samples latent trajectories with COCONUT or CODI (GPT-2) and votes: python -m src.infer_gpt2 --help"""
 
-from src.inference.commands import run_command
+from src.runs.commands import run_command
 from utils.errors import reports_user_errors
 
 

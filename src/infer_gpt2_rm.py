@@ -1,6 +1,6 @@
 """Chooses among latent trajectories of COCONUT or CODI by LatentRM: python -m src.infer_gpt2_rm --help"""
 
-from src.inference.commands import run_command
+from src.runs.commands import run_command
 from utils.errors import reports_user_errors
 
 

@@ -1,6 +1,6 @@
 """Chooses among latent trajectories of CoLaR by LatentRM: python -m src.infer_llama_rm --help"""
 
-from src.inference.commands import run_command
+from src.runs.commands import run_command
 from utils.errors import reports_user_errors
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from src.inference.commands import COMMANDS, introduce
-from src.inference.loader import Loader
-from src.inference.tables import collect
+from src.models.loading import Loader
+from src.runs.commands import COMMANDS, introduce
+from src.runs.tables import collect
 from src.sampling.engine import sample
 from utils.cli import Parser, parse_flags
 from utils.errors import UserError, reports_user_errors
@@ -55,8 +55,8 @@ def _job(line, processes, loader):
     name, *flags = line
     if name not in COMMANDS:
         raise UserError(f"{name} is none of {', '.join(COMMANDS)}")
-    settings = parse_flags(COMMANDS[name].flags, name, "", flags)
-    return COMMANDS[name].job(settings, processes, loader)
+    arguments = parse_flags(COMMANDS[name].arguments, name, "", flags)
+    return COMMANDS[name].job(arguments, processes, loader)
 
 
 def expected_seconds(jobs, processes):
@@ -65,20 +65,19 @@ def expected_seconds(jobs, processes):
     Samples a few questions with twice as many trajectories each time until the second is over.
     """
     job = max(jobs, key=lambda job: job.trajectories)
-    model, tokenizer = job.loader.backbone(job.settings)
-    rows = job.rows[: job.settings.batch_size]
-    prompts = model.encode(tokenizer, [row["question"] for row in rows])
-    request, begun, count = job.settings.request(prompts, list(range(len(rows)))), time.monotonic(), 1
+    model, _ = job.backbone()
+    batch = list(range(len(job.rows)))[: job.arguments.batch_size]
+    request, first_start, count = job.request(batch), time.monotonic(), 1
     while True:
         start = time.monotonic()
         sample(model, replace(request, n_samples=count))
         end = time.monotonic()
-        if end > begun + 1:
+        if end > first_start + 1:
             break
-        count = min(2 * count, job.settings.n_samples)
-    cost = {job: CHOICE_COST if hasattr(job.settings, "prm_id") else 1 for job in jobs}
+        count = min(2 * count, job.arguments.n_samples)
+    cost = {job: CHOICE_COST if hasattr(job.arguments, "prm_id") else 1 for job in jobs}
     total = sum(job.trajectories * cost[job] for job in jobs)
-    return START_SECONDS + total * (end - start) / (count * len(rows)) / processes
+    return START_SECONDS + total * (end - start) / (count * len(batch)) / processes
 
 
 def check(jobs, nproc):
@@ -86,7 +85,7 @@ def check(jobs, nproc):
     largest = {}  # of each model the job with the most trajectories
     for job in sorted(jobs, key=lambda job: job.trajectories):
         job.prepare()
-        largest[job.settings.model_type, job.settings.model_id] = job
+        largest[job.arguments.model_type, job.arguments.model_id] = job
     for job in largest.values():
         introduce(job)
     cells = "1 cell" if len(jobs) == 1 else f"{len(jobs)} cells"

@@ -13,8 +13,7 @@ from src.models.coconut import COCONUT
 from src.models.codi import CODI
 from src.models.colar import CoLaR
 from src.models.latent_rm import LATENT_RMS, GPT2LatentRM
-from src.models.special_tokens import set_token_ids
-from src.models.tiny_tokenizer import build_tokenizer
+from src.models.tokenizers import build_tokenizer, set_token_ids
 
 
 def random_gpt2(cls, seed=0, **values):

@@ -77,7 +77,7 @@ def continue_one(model, prompt, prefix, key, new_key, latent_length, max_new_tok
     def mask_of(layer, site, positions):
         rows = []
         for position in range(positions):
-            off = not sampling.drops or (position < length and not sampling.dropout_prompt)
+            off = not sampling.uses_dropout or (position < length and not sampling.dropout_prompt)
             if off or (position >= answer_from and not sampling.dropout_answer):
                 rows.append(torch.ones(width))
                 continue
@@ -104,7 +104,7 @@ def continue_one(model, prompt, prefix, key, new_key, latent_length, max_new_tok
         if model.stops_itself and thoughts and int(model.lm_head(hidden).argmax()) == end:
             break
         thought = thought_of(model, hidden)
-        if sampling.by == "noise":
+        if sampling.method == "noise":
             noise = rng.normal(rng.fold(new_key, len(thoughts) + 1), _NOISE_SITE, width)
             thought = thought + sampling.noise_std * noise
         thoughts.append(thought)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src import annotate_data
-from src.inference import annotation
+from src.runs import annotate as annotation
+from src.runs import run_folder
 from tests.commands import ROOT, command, interrupted_once, run, run_here
 from utils import shards
 from utils.errors import UserError
@@ -112,7 +113,7 @@ def test_interrupted_at_any_write(whole, tmp_path, monkeypatch, moment):
     """An interruption just before or after a write, or between the steps of one."""
     places = (
         (os, "replace", 5), (shards, "write_bytes", 4), (annotation, "annotate", 4),
-        (annotation, "write_json", 1), (shards, "write_json", 1),
+        (run_folder, "write_json", 1), (shards, "write_json", 1),
     )  # fmt: skip
     monkeypatch.setattr("sys.argv", annotate(tmp_path / "x", "--batch_size", 6)[2:])
     assert interrupted_once(annotate_data.main, places, moment, monkeypatch)

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from src.models import BACKBONES
 from src.models.loading import load_backbone
-from src.models.tiny_tokenizer import build_tokenizer
+from src.models.tokenizers import build_tokenizer
 from src.sampling import rng
 from src.training.codi_loss import CodiLoss
 from src.training.colar_loss import ColarLoss, _drawn

@@ -8,10 +8,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-from src.inference.methods import latents_path
 from src.models import BACKBONES
-from src.models.base import LatentReasoner
-from src.models.gpt2 import GPT2Reader
+from src.models.gpt2 import GPT2Decoder
+from src.models.latent_reasoner import LatentReasoner
 from tests.commands import command, outputs, run, run_here
 from tests.conftest import RANDOM, random_gpt2
 from utils.answers import after_hash
@@ -123,7 +122,7 @@ def test_best_of_n_and_beams_choose_by_the_scores_that_exist(judged, tmp_path, s
     done = choose(judged, tmp_path / "best", *mode, "--score_by", score_by)
     assert done.returncode == 0, done.stderr
     for i, record in enumerate(records_of(tmp_path / "best")):
-        lengths = load_file(latents_path(tmp_path / "pool", i))["latent_lengths"].tolist()
+        lengths = load_file(tmp_path / f"pool/latents/{i:06d}.safetensors")["latent_lengths"].tolist()
         assert [len(scores) for scores in record["scores"]] == lengths
         assert len(record["answer_scores"]) == 5
     beams = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
@@ -147,7 +146,7 @@ def test_a_command_of_the_other_architecture_is_refused(generator, tmp_path):
     assert "use the command with" in done.stderr.splitlines()[-1]
 
 
-class Halved(LatentReasoner, GPT2Reader, GPT2LMHeadModel):
+class Halved(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
     """A backbone from outside: its thoughts are half the hidden state."""
 
     parse_answer = staticmethod(after_hash)
@@ -173,7 +172,7 @@ def test_a_backbone_joins_by_one_class_and_one_entry(tmp_path, monkeypatch):
     monkeypatch.setitem(COMMANDS, "halved", COMMANDS["codi"])
     generator = ("halved", tmp_path / "halved")
     assert infer_and_save(generator, tmp_path / "pool").returncode == 0
-    latents = load_file(latents_path(tmp_path / "pool", 0))
+    latents = load_file(tmp_path / "pool/latents/000000.safetensors")
     ids = latents["input_ids"][None]
     with torch.no_grad():
         hidden = model.transformer(ids).last_hidden_state[0, -1]

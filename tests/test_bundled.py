@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from src.models.loading import load_backbone
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 from tests.commands import ROOT
 from utils.data import load_dataset
 from utils.metrics import summarize

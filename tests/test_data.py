@@ -7,7 +7,7 @@ import pytest
 
 from src.models import BACKBONES
 from src.models.coconut import COCONUT
-from src.models.tiny_tokenizer import build_tokenizer
+from src.models.tokenizers import build_tokenizer
 from src.prepare_data import TINY_SIZES, write_tiny
 from utils.data import load_dataset
 from utils.errors import UserError

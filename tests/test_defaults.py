@@ -7,11 +7,9 @@ import shutil
 import pytest
 import torch
 
-from src.inference.commands import COMMANDS
-from src.inference.settings import InferenceSettings, LlamaInferenceSettings, RewardSettings
 from src.models import BACKBONES, precision
-from src.models.base import GenerationDefaults
 from src.models.coconut import COCONUT
+from src.models.latent_reasoner import GenerationDefaults
 from src.models.loading import (
     checkpoint_defaults,
     default_reward_model,
@@ -19,13 +17,15 @@ from src.models.loading import (
     load_reward_model,
 )
 from src.models.precision import slowness
+from src.runs.arguments import InferenceArguments, LlamaInferenceArguments, RewardArguments
+from src.runs.commands import COMMANDS
 from tests.commands import ROOT, command, run_here
 from tests.conftest import random_judge
 from utils.cli import parse_flags
 
 
 def settings_of(name):
-    return LlamaInferenceSettings if name == "colar" else InferenceSettings
+    return LlamaInferenceArguments if name == "colar" else InferenceArguments
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -69,17 +69,17 @@ def test_sweeps_repeat_no_strength(path):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_repeats_no_strength(name, capsys):
     with pytest.raises(SystemExit):
-        parse_flags(COMMANDS[name].flags, name, "", ["--help"])
+        parse_flags(COMMANDS[name].arguments, name, "", ["--help"])
     assert not re.search(r"(dropout_p|noise_std)[^-]*\d\.\d", capsys.readouterr().out)
 
 
 def test_the_published_model_is_taken_where_it_is_there(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "checkpoints/tiny-coconut", tmp_path / "checkpoints/tiny-coconut")
     monkeypatch.chdir(tmp_path)
-    assert InferenceSettings().model_id == "checkpoints/tiny-coconut"
+    assert InferenceArguments().model_id == "checkpoints/tiny-coconut"
     shutil.copytree(ROOT / "checkpoints/tiny-coconut", tmp_path / "checkpoints/coconut")
-    assert InferenceSettings().model_id == "checkpoints/coconut"
-    assert RewardSettings().prm_id == "checkpoints/latentRM-coconut"
+    assert InferenceArguments().model_id == "checkpoints/coconut"
+    assert RewardArguments().prm_id == "checkpoints/latentRM-coconut"
     assert (
         default_reward_model("coconut", "checkpoints/tiny-coconut")
         == "checkpoints/tiny-latentRM-coconut"
@@ -158,8 +158,8 @@ def test_a_reward_model_says_for_whom_it_was_trained(judge, capsys):
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_is_what_the_device_computes_fast(fast, monkeypatch):
     monkeypatch.setattr(precision, "computes_bf16_fast", lambda: fast)
-    assert InferenceSettings(model_dtype="auto").model_dtype == ("bfloat16" if fast else "float32")
-    assert InferenceSettings().model_dtype == "float32"
+    assert InferenceArguments(model_dtype="auto").model_dtype == ("bfloat16" if fast else "float32")
+    assert InferenceArguments().model_dtype == "float32"
     assert precision.resolve_precision("auto") == ("bf16" if fast else "no")
     assert precision.resolve_precision("bf16") == "bf16"
     assert (slowness("bfloat16") is None) == fast

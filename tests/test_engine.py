@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from src.sampling import memory
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 from tests.reference import sample_one
 
 QUESTIONS = [
@@ -43,7 +44,7 @@ def assert_close(one, other):
 def assert_same(one, other):
     assert one.tokens == other.tokens
     assert one.finished == other.finished
-    assert torch.equal(one.lengths, other.lengths)
+    assert torch.equal(one.num_thoughts, other.num_thoughts)
     assert_close(one.thoughts, other.thoughts)
 
 
@@ -57,7 +58,7 @@ def test_engine_is_the_reference(backbone, name):
         for q, prompt in enumerate(prompts):
             for n in range(3):
                 thoughts, tokens = sample_one(model, prompt, q, n, T, A, SEED, sampling)
-                count = int(found.lengths[q, n])
+                count = int(found.num_thoughts[q, n])
                 assert count == len(thoughts)
                 assert_close(found.thoughts[q, n, :count], thoughts)
                 assert not found.thoughts[q, n, count:].any()
@@ -90,7 +91,7 @@ def test_a_question_does_not_depend_on_its_batch(backbone, name):
     for q, question in enumerate([3, 1, 4, 9, 5]):
         alone = run(model, [prompts[q]], [question], 4, sampling)
         assert alone.tokens[0] == together.tokens[q]
-        assert torch.equal(alone.lengths[0], together.lengths[q])
+        assert torch.equal(alone.num_thoughts[0], together.num_thoughts[q])
         assert_close(alone.thoughts_of(0), together.thoughts_of(q))
 
 
@@ -101,7 +102,7 @@ def test_few_samples_are_the_head_of_many(backbone, name):
     few = run(model, prompts, range(5), 4, sampling)
     many = run(model, prompts, range(5), 64, sampling)
     assert few.tokens == [answers[:4] for answers in many.tokens]
-    assert torch.equal(few.lengths, many.lengths[:, :4])
+    assert torch.equal(few.num_thoughts, many.num_thoughts[:, :4])
     longest = few.thoughts.shape[2]
     assert_close(few.thoughts, many.thoughts[:, :4, :longest])
 
@@ -162,7 +163,7 @@ def test_impossible_requests(backbone):
         run(model, prompts, range(5), 1, Sampling(), latent_length=0)
     with pytest.raises(ValueError, match="a prompt is empty"):
         run(model, [[]], [0], 1, Sampling())
-    for wrong in ({"by": "dropuot"}, {"dropout_p": 1.0}, {"noise_std": -1.0}, {"dropout_mask": "x"}):
+    for wrong in ({"method": "dropuot"}, {"dropout_p": 1.0}, {"noise_std": -1.0}, {"dropout_mask": "x"}):
         with pytest.raises(ValueError, match="must be"):
             Sampling(**wrong)
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 
 QUESTIONS = ["How many pens?", "A train has 7 cars with 9 seats in each car. How many seats is that?"]
 
@@ -70,7 +71,7 @@ def test_question_ids_and_defaults(coconut):
     assert not torch.equal(swapped[0], base[0])
     same = model.generate(**batch, **settings, question_ids=[0, 1]).thoughts
     assert torch.equal(same, base)
-    with pytest.raises(ValueError, match="2 prompts, but 3 question indices"):
+    with pytest.raises(ValueError, match="2 prompts, but 3 question ids"):
         model.generate(**batch, question_ids=[0, 1, 2])
 
 

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src import infer_gpt2
-from src.inference import commands, methods, runner
 from src.models.loading import load_backbone
-from src.sampling.engine import Request, sample
+from src.runs import evaluate, run_folder
+from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 from tests.commands import ROOT, infer_command, interrupted_once, launch, outputs, run, run_here, start
 from utils import records
 from utils.metrics import majority_vote
@@ -144,9 +145,9 @@ def assert_same_latents(one, other):
 def test_interrupted_at_any_write(whole, flags, tmp_path, monkeypatch, moment):
     """An interruption just before or after a write, or between the steps of one."""
     places = (
-        (os, "replace", 3), (os, "fsync", 3), (Path, "unlink", 3), (runner.records, "append", 3),
-        (runner.records, "gather", 2), (runner, "write_json", 2), (methods, "write_bytes", 3),
-        (commands, "measure", 1),
+        (os, "replace", 3), (os, "fsync", 3), (Path, "unlink", 3), (records, "append", 3),
+        (records, "gather", 2), (run_folder, "write_json", 1), (evaluate, "write_json", 1),
+        (evaluate, "write_bytes", 3), (evaluate, "measure", 1),
     )  # fmt: skip
     command = infer_command(
         *flags, "--output_dir", tmp_path / "x", "--save_latents", "true", "--batch_size", 6

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from src import infer_gpt2_rm
-from src.inference import methods, runner
-from src.inference.aggregation import aggregate, measure
 from src.models.loading import load_backbone, load_reward_model
+from src.search import best_of_n
+from src.search.voting import aggregate, measure
 from tests.commands import command, infer_command, interrupted_once, outputs, run, run_here
 from tests.conftest import random_latent_rm
+from utils import records
 
 LIMIT, N = 14, 6
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", LIMIT)
@@ -168,8 +169,8 @@ def test_batches_and_processes_change_nothing(whole, prm, tmp_path, mode):
 def test_interrupted_at_any_write(whole, prm, tmp_path, monkeypatch, mode, moment):
     """An interruption just before or after a write, or between the steps of one."""
     places = (
-        (os, "replace", 3), (os, "fsync", 3), (runner.records, "append", 3),
-        (runner.records, "gather", 2), (Path, "unlink", 2),
+        (os, "replace", 3), (os, "fsync", 3), (records, "append", 3),
+        (records, "gather", 2), (Path, "unlink", 2),
     )  # fmt: skip
     line = rm_command(prm, MODES[mode], "--output_dir", tmp_path / "x", "--batch_size", 4)
     monkeypatch.setattr("sys.argv", line[2:])
@@ -221,7 +222,7 @@ def test_gains_are_paired():
         ((*BEAM, "--sampling_by", "dropout", "--dropout_mask", "trajectory"), ("dropout_mask",)),
         (("--pool", "nowhere"), ("--pool", "nowhere")),
         (("--pool", "nowhere", "--seed", 3), ("--seed", "no effect")),
-        (("--pool", "nowhere", "--num_return_sequences", 4), ("--num_return_sequences", "no effect")),
+        (("--pool", "nowhere", "--num_return_sequences", 4), ("--n_samples", "no effect")),
         (("--report_n", 65), ("--report_n",)),
     ],
 )
@@ -291,7 +292,7 @@ def test_the_reward_model_s_prompts_are_the_sampled_ids(saved, prm):
     seen = []
     model = random_latent_rm(n_embd=128)
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    methods.score_pools(
+    best_of_n.score_pools(
         model,
         [latents["input_ids"].tolist()],
         latents["latent_embeds"][None],

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.models.latent_rm import GPT2LatentRM, PrefixScorer
+from src.models.latent_rm import GPT2LatentRM
 from src.models.loading import load_reward_model
+from src.search.prefix_scorer import PrefixScorer
 from src.training.reward_loss import bce, contrastive
 from tests.conftest import RANDOM, random_coconut, random_judge, random_latent_rm
 from utils.errors import UserError
@@ -72,10 +73,9 @@ def test_padding_never_changes_a_score(side, extra):
 @torch.no_grad()
 def test_prefix_scores_are_full_scores():
     model = random_latent_rm()
-    full, scorer = model(*padded(), thoughts()), PrefixScorer(model)
+    full, scorer = model(*padded(), thoughts()), PrefixScorer(model, PROMPTS, T)
     for t in range(1, T + 1):
         torch.testing.assert_close(model(*padded(), thoughts()[:, :, :t]), full[..., :t])
-    scorer.begin(PROMPTS, T)
     rows, parents = thoughts().flatten(0, 1), None
     for t in range(T):
         found = scorer.extend(rows[:, t], parents)

@@ -10,8 +10,9 @@ from transformers import LlamaConfig
 
 from src.models.coconut import COCONUT
 from src.models.loading import load_backbone, load_reward_model
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 from tests.conftest import RANDOM, random_judge
 from utils.errors import UserError
 
@@ -162,7 +163,7 @@ def test_published_checkpoints_load_sample_score_and_save_unchanged(name, dtype,
     judge.save_pretrained(tmp_path / "rm")
     loaded = load_reward_model(tmp_path / "rm", model, tokenizer, dtype)
     ids = torch.tensor([prompts[0]])
-    scores = loaded(ids, torch.ones_like(ids), found.thoughts[:1], found.lengths[:1])
+    scores = loaded(ids, torch.ones_like(ids), found.thoughts[:1], found.num_thoughts[:1])
     assert scores.shape == (1, 3, found.thoughts.shape[2])
     model.save_pretrained(tmp_path / "again")
     before, after = weights_of(tmp_path / "model"), weights_of(tmp_path / "again")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from src.sampling.memory import WORK_BYTES, cache_numbers, rows_within, tokens_within
+from src.sampling.memory import WORK_BYTES, cached_numbers, rows_within, tokens_within
 from tests.conftest import RANDOM
 
 LLAMA_1B = LlamaConfig(
@@ -23,13 +23,13 @@ def shape_of(config, dtype=torch.float32):
 def test_a_position_takes_what_the_cache_really_takes(name):
     model, _ = RANDOM[name]()
     cache = model.new_cache(3, 5)
-    assert cache.buffer.numel() == 3 * 5 * cache_numbers(model.config)
+    assert cache.buffer.numel() == 3 * 5 * cached_numbers(model.config)
 
 
 def test_rows_of_a_llama_of_1b_fit_into_the_bound():
     positions = 128  # 64 thoughts and 64 answer tokens
     rows = rows_within(shape_of(LLAMA_1B), positions)
-    in_use = rows * (positions * cache_numbers(LLAMA_1B) * 4 + LLAMA_1B.vocab_size * 8)
+    in_use = rows * (positions * cached_numbers(LLAMA_1B) * 4 + LLAMA_1B.vocab_size * 8)
     assert 0.5 * WORK_BYTES["cpu"] < in_use <= WORK_BYTES["cpu"]
     assert rows_within(shape_of(LLAMA_1B, torch.bfloat16), positions) > 1.5 * rows
     assert rows_within(shape_of(LLAMA_1B), positions, logits=64) < rows / 4  # a text's logits count too

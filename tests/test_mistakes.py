@@ -174,7 +174,7 @@ MODELS = [
             ("checkpoints/tiny-latentRM-colar", ("trained for colar, not for coconut",)),
         )
     ),
-    flag("--generator_id", "nowhere", said=("--generator_id nowhere",), module="infer_gpt2_rm", base=CHOOSE),
+    flag("--generator_id", "nowhere", said=("--model_id nowhere",), module="infer_gpt2_rm", base=CHOOSE),
 ]  # fmt: skip
 
 FOLDERS = [

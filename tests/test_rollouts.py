@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.models.latent_rm import PrefixScorer, existing
+from src.models.latent_rm import thought_mask
 from src.sampling import memory, rng, rollouts
-from src.sampling.beam_search import beam_search
-from src.sampling.candidates import CandidatePool, sample_and_keep
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import _NOISE_SITE, Sampling
+from src.sampling.trajectories import Request
+from src.search.bayesian_vote import LikelihoodPool, sample_with_state
+from src.search.beam_search import beam_search
 from tests.conftest import random_judge
 from tests.reference import continue_one, key_of, rollout_key, thought_of
 
@@ -31,11 +32,11 @@ def request(sampling, n=3, questions=slice(None), **changes):
     return Request(PROMPTS[questions], QUESTIONS[questions], n, sampling=sampling, **settings)
 
 
-def sample_with_candidates(model, asked, parse):
-    trajectories, begun = sample_and_keep(model, asked)
-    pool = CandidatePool(model, parse)
-    pool.add(asked, begun, trajectories)
-    return trajectories, pool.candidates()
+def sample_with_likelihoods(model, asked, parse):
+    trajectories, state = sample_with_state(model, asked)
+    pool = LikelihoodPool(model, parse, len(asked.prompts))
+    pool.add(asked, state, trajectories)
+    return trajectories, pool.likelihoods()
 
 
 def odd(q, ids):
@@ -56,7 +57,7 @@ def test_labels_are_those_of_plain_completions(backbone, name):
             assert odd(q, found.trajectories.tokens[q][n]) == found.corrects[q, n]
             if found.skipped[q]:
                 continue
-            length = int(found.trajectories.lengths[q, n])
+            length = int(found.trajectories.num_thoughts[q, n])
             assert not found.estimations[q, n, length:].any()
             for t in range(1, length + 1):
                 prefix, right = list(thoughts[:t]), 0
@@ -94,7 +95,7 @@ def test_no_rollouts_are_spent_where_all_or_none_are_right(backbone, monkeypatch
         assert found.skipped.all()
     without = annotate(backbone[0], request(NOISE), 0, odd)
     assert not without.skipped.any()
-    there = existing(without.trajectories.lengths, without.estimations.shape[2])
+    there = thought_mask(without.trajectories.num_thoughts, without.estimations.shape[2])
     assert torch.equal(without.estimations, (without.corrects[..., None] & there).float())
 
 
@@ -106,21 +107,21 @@ def test_candidates_have_the_model_s_own_probabilities(backbone, name, answer, m
     sampling = replace(SAMPLERS[name], dropout_answer=answer) if name != "noise" else NOISE
     parse = lambda ids: len(ids) or None  # noqa: E731  a number for every answer but the empty one
     asked = request(sampling)
-    trajectories, found = sample_with_candidates(model, asked, parse)
+    trajectories, found = sample_with_likelihoods(model, asked, parse)
     assert trajectories.tokens == sample(model, asked).tokens
     monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)  # a row at a time
     for q, candidates in enumerate(found):
         answers = trajectories.tokens[q]
-        assert candidates.numbers == list(dict.fromkeys(parse(ids) for ids in answers if ids))
-        alone = sample_with_candidates(model, request(sampling, questions=slice(q, q + 1)), parse)[1][0]
+        assert candidates.answers == list(dict.fromkeys(parse(ids) for ids in answers if ids))
+        alone = sample_with_likelihoods(model, request(sampling, questions=slice(q, q + 1)), parse)[1][0]
         torch.testing.assert_close(alone.log_probs, candidates.log_probs, rtol=1e-4, atol=1e-4)
         if name != "noise":
             continue
-        for k, number in enumerate(candidates.numbers):
+        for k, number in enumerate(candidates.answers):
             first = next(n for n, ids in enumerate(answers) if parse(ids) == number)
             text = answers[first] + [model.config.eos_token_id] * trajectories.finished[q][first]
             for n in range(3):
-                length = int(trajectories.lengths[q, n])
+                length = int(trajectories.num_thoughts[q, n])
                 x = torch.cat((
                     model.embed(torch.tensor(PROMPTS[q])), trajectories.thoughts[q, n, :length],
                     model.embed(torch.tensor([model.config.end_latent_token_id, *text[:-1]])),
@@ -134,18 +135,18 @@ def test_candidates_have_the_model_s_own_probabilities(backbone, name, answer, m
 
 def test_candidates_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):
     parse = lambda ids: len(ids) or None  # noqa: E731
-    small = sample_with_candidates(backbone[0], request(NOISE, n=2), parse)[1]
-    large = sample_with_candidates(backbone[0], request(NOISE, n=6), parse)[1]
+    small = sample_with_likelihoods(backbone[0], request(NOISE, n=2), parse)[1]
+    large = sample_with_likelihoods(backbone[0], request(NOISE, n=6), parse)[1]
     for a, b in zip(small, large, strict=True):
-        count = len(a.numbers)
-        assert b.numbers[:count] == a.numbers
+        count = len(a.answers)
+        assert b.answers[:count] == a.answers
         torch.testing.assert_close(b.log_probs[:2, :count], a.log_probs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
 def test_one_beam_with_one_candidate_is_sample_0(backbone, name):
     model, sampling = backbone[0], SAMPLERS[name]
-    beams = beam_search(model, request(sampling), 1, 1, PrefixScorer(random_judge(backbone[0])))
+    beams = beam_search(model, random_judge(model), request(sampling), 1, 1)
     plain = sample(model, request(sampling, n=1))
     assert beams.trajectories.tokens == plain.tokens
     torch.testing.assert_close(beams.trajectories.thoughts, plain.thoughts, rtol=1e-4, atol=1e-4)
@@ -156,17 +157,17 @@ def test_one_beam_with_one_candidate_is_sample_0(backbone, name):
 def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(backbone, name, shape):
     """The survivors' scores are the reward model's on their thoughts: caches moved with the beams."""
     model, sampling, rm = backbone[0], SAMPLERS[name], random_judge(backbone[0])
-    whole = beam_search(model, request(sampling), *shape, PrefixScorer(rm))
+    whole = beam_search(model, rm, request(sampling), *shape)
     for q, prompt in enumerate(PROMPTS):
         alone = request(sampling, questions=slice(q, q + 1))
-        found = beam_search(model, alone, *shape, PrefixScorer(rm))
+        found = beam_search(model, rm, alone, *shape)
         assert found.trajectories.tokens[0] == whole.trajectories.tokens[q]
         thoughts, ids = whole.trajectories.thoughts[q : q + 1], torch.tensor([prompt])
         with torch.no_grad():
-            lengths = whole.trajectories.lengths[q : q + 1]
+            lengths = whole.trajectories.num_thoughts[q : q + 1]
             scores = rm(ids, torch.ones_like(ids), thoughts, lengths)  # (1, B, T)
-        torch.testing.assert_close(scores[0].float(), whole.scores[q], rtol=1e-3, atol=1e-3)
-        totals = whole.scores[q].sum(1)
+        torch.testing.assert_close(scores[0].float(), whole.rewards[q], rtol=1e-3, atol=1e-3)
+        totals = whole.rewards[q].sum(1)
         assert torch.equal(totals, totals.sort(descending=True).values)
 
 
@@ -175,7 +176,7 @@ def test_beam_search_keeps_the_best_at_every_step(backbone, score_by):
     """Against a plain search that computes every prefix anew; beams that have ended stay as they are."""
     model, rm, (b, c) = backbone[0], random_judge(backbone[0]), (3, 3)
     rm.classifier.bias.data -= 1.5  # a thought costs on average: short beams stand a chance
-    beams = beam_search(model, request(NOISE), b, c, PrefixScorer(rm), score_by)
+    beams = beam_search(model, rm, request(NOISE), b, c, score_by)
     ended_early = False
     for q, prompt in enumerate(PROMPTS):
         keys = torch.stack([key_of(5, QUESTIONS[q], slot) for slot in range(b * c)])
@@ -195,7 +196,7 @@ def test_beam_search_keeps_the_best_at_every_step(backbone, score_by):
                     scored.append((_judged(rm, prompt, grown, score_by), grown, False))
             prefixes = sorted(scored, key=lambda found: -found[0])[:b]
         for n, (_, plain, _) in enumerate(prefixes):
-            length = int(beams.trajectories.lengths[q, n])
+            length = int(beams.trajectories.num_thoughts[q, n])
             assert length == len(plain)
             thoughts = beams.trajectories.thoughts[q, n, :length]
             torch.testing.assert_close(thoughts, torch.stack(plain), rtol=1e-3, atol=1e-3)

@@ -10,8 +10,9 @@ MAY_IMPORT = {
     "utils": {"utils"},
     "src/sampling": {"utils", "src.sampling"},
     "src/models": {"utils", "src.sampling", "src.models"},
+    "src/search": {"utils", "src.sampling", "src.search"},
     "src/training": {"utils", "src.sampling", "src.models", "src.training"},
-    "src/inference": {"utils", "src.sampling", "src.models", "src.inference"},
+    "src/runs": {"utils", "src.sampling", "src.models", "src.search", "src.runs"},
 }
 
 

@@ -56,10 +56,10 @@ def test_sweep_writes_one_table_and_skips_what_is_finished(script, sweep, tmp_pa
     assert done.returncode == 0, done.stderr
     with (out / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    cells = {(r["benchmark"], r["sampler"], r["strength"], r["N"]) for r in rows}
+    cells = {(r["benchmark"], r["sampler"], r["dropout_p"], r["noise_std"], r["N"]) for r in rows}
     assert cells == {
         ("tiny_valid", *sampler, n)
-        for sampler in (("dropout", "0.1"), ("noise", "0.5"))
+        for sampler in (("dropout", "0.1", ""), ("noise", "", "0.5"))
         for n in ("1", "4")
     }
     for row in rows:

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from src.inference.tables import SUMMARY_LINES, choice_frame, finished_runs, summary
+from src.runs.tables import SUMMARY_LINES, choice_frame, finished_runs, summary
 from tests.commands import command, run_here
 from utils import records
 from utils.metrics import trajectory_score

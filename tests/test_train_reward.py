@@ -18,7 +18,7 @@ from src.models import precision
 from src.models.coconut import COCONUT
 from src.models.latent_rm import log_prob
 from src.models.loading import load_backbone, load_reward_model, weights_sha256
-from src.models.tiny_tokenizer import build_tokenizer
+from src.models.tokenizers import build_tokenizer
 from src.training import reward
 from src.training.reward import last_checkpoint, load_recipe, pool_metrics
 from src.training.reward_data import Groups, LengthSampler, collate

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from src.models import precision
 from src.models.loading import checkpoint_defaults
 from src.sampling import rng
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
 from src.training.coconut_loss import CoconutLoss
 from src.training.curriculum import Stage, TinyProblems, batches, make_source
 from tests.commands import ROOT, command, run, run_here

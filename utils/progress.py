@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -72,3 +73,11 @@ class Pace:
         line = f"a step takes {each:.2g} s: {self.left} steps about {duration(each * self.left)}"
         self.say(f"{line}, evaluations not counted")
         self.say = None
+
+
+@contextmanager
+def timed(counter, name):
+    """Adds the seconds that the block takes to ``counter[name]``."""
+    start = time.monotonic()
+    yield
+    counter[name] += time.monotonic() - start

@@ -14,6 +14,7 @@ from utils.files import write_text
 
 NAME = "samples.jsonl"
 _PARTS = "samples.rank*.jsonl"
+PATTERNS = (NAME, _PARTS)
 
 
 def parts(folder):

@@ -2,12 +2,12 @@
 
 from transformers import GPT2LMHeadModel
 
-from src.models.base import LatentReasoner
-from src.models.gpt2 import GPT2Reader
+from src.models.gpt2 import GPT2Decoder
+from src.models.latent_reasoner import LatentReasoner
 from utils.answers import after_hash
 
 
-class COCONUT(LatentReasoner, GPT2Reader, GPT2LMHeadModel):
+class COCONUT(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
     """Published layout: ``transformer.*`` as GPT-2, ``lm_head.weight`` tied (it may be absent)."""
 
     parse_answer = staticmethod(after_hash)

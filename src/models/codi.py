@@ -3,12 +3,12 @@
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from src.models.base import GenerationDefaults, LatentReasoner
-from src.models.gpt2 import GPT2Reader
+from src.models.gpt2 import GPT2Decoder
+from src.models.latent_reasoner import GenerationDefaults, LatentReasoner
 from utils.answers import last_number
 
 
-class CODI(LatentReasoner, GPT2Reader, GPT2LMHeadModel):
+class CODI(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
     """Published layout: as COCONUT, and with ``config.projector`` also ``projector.{1,3,4}``."""
 
     parse_answer = staticmethod(last_number)

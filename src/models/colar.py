@@ -3,8 +3,8 @@
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from src.models.base import GenerationDefaults, LatentReasoner
-from src.models.llama import LlamaReader
+from src.models.latent_reasoner import GenerationDefaults, LatentReasoner
+from src.models.llama import LlamaDecoder
 from utils.answers import after_answer
 
 
@@ -23,7 +23,7 @@ class LatentHead(nn.Module):
         return self.mean(self.fc(hidden))
 
 
-class CoLaR(LatentReasoner, LlamaReader, LlamaForCausalLM):
+class CoLaR(LatentReasoner, LlamaDecoder, LlamaForCausalLM):
     """Published layout: ``model.*`` and ``lm_head.weight`` as LLaMA, ``lt_head.fc.{0,2,3}``, ``lt_head.mean``.
 
     It ends its latent phase itself, by ``###``; ``config.latent_embedding_std`` is the thoughts' unit.

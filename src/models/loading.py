@@ -13,7 +13,7 @@ from transformers.utils import logging
 from src.models import BACKBONES
 from src.models.latent_rm import LATENT_RMS
 from src.models.precision import DTYPES
-from src.models.special_tokens import missing_tokens
+from src.models.tokenizers import missing_tokens
 from utils.errors import UserError, warn
 from utils.files import sha256
 
@@ -30,8 +30,11 @@ _GENERATION = "generation_config.json"
 
 
 def default_backbone(model_type):
-    """The checkpoint of a backbone that commands take by default: ``checkpoints/<type>``, where the published
-    one belongs, when it is there; else the bundled one."""
+    """The checkpoint that commands take by default.
+
+    That is ``checkpoints/<type>``, the place of the published one, when it exists; else the bundled
+    one.
+    """
     published = Path("checkpoints") / model_type
     return str(published if published.is_dir() else bundled_backbone(model_type))
 
@@ -42,31 +45,33 @@ def bundled_backbone(model_type):
 
 
 def default_reward_model(model_type, model_id):
-    """The LatentRM that goes with a backbone's checkpoint by default: of a bundled one the bundled one, else
-    ``checkpoints/latentRM-<type>``."""
+    """The LatentRM that belongs to a backbone's checkpoint by default.
+
+    For a bundled backbone it is the bundled one, else ``checkpoints/latentRM-<type>``.
+    """
     bundled = bundled_backbone(model_type)
     name = f"tiny-latentRM-{model_type}" if Path(model_id) == bundled else f"latentRM-{model_type}"
     return str(Path("checkpoints") / name)
 
 
 @cache
-def checkpoint_folder(kind, model_id, flag="--model_id"):
+def checkpoint_folder(kind, model_id):
     """The folder of a checkpoint; one that is named by its hub id is fetched first.
 
     kind: the name of a backbone, or "rm" for a reward model. Raises UserError when there is none.
     """
-    path = Path(model_id)
+    path, given = Path(model_id), f"--{'prm' if kind == 'rm' else 'model'}_id {model_id}"
     if path.is_file():
-        raise UserError(f"{flag} {model_id}: is a file; give the folder that holds it")
+        raise UserError(f"{given}: is a file; give the folder that holds it")
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise _not_found(kind, f"{flag} {model_id}", "no config.json there")
+            raise _not_found(kind, given, "no config.json there")
         return path
     try:
         return Path(snapshot_download(model_id, allow_patterns=[*_FILES, _GENERATION]))
     except Exception as error:  # the hub's errors share no base class
         reason = f"no such folder, and not to be had from the hub ({type(error).__name__})"
-        raise _not_found(kind, f"{flag} {model_id}", reason) from None
+        raise _not_found(kind, given, reason) from None
 
 
 def _not_found(kind, given, reason):
@@ -79,23 +84,24 @@ def _not_found(kind, given, reason):
     )
 
 
-def checkpoint_files(kind, model_id, flag="--model_id"):
+def checkpoint_files(kind, model_id):
     """The files that determine what a checkpoint computes, in order of their names."""
-    folder = checkpoint_folder(kind, model_id, flag)
+    folder = checkpoint_folder(kind, model_id)
     return sorted({path for pattern in _FILES for path in folder.glob(pattern)})
 
 
 def weights_sha256(folder):
-    """Digest of a checkpoint's weights, by which a LatentRM knows its generator."""
+    """Digest of a checkpoint's weights, by which a LatentRM identifies its generator."""
     return sha256(sorted(Path(folder).glob(_WEIGHTS)))
 
 
-def checkpoint_defaults(model_type, model_id, flag="--model_id"):
+def checkpoint_defaults(model_type, model_id):
     """The GenerationDefaults of a checkpoint, without loading it.
 
     Raises UserError when its generation_config.json can't be read or holds an impossible value.
     """
-    path, backbone = checkpoint_folder(model_type, model_id, flag) / _GENERATION, BACKBONES[model_type]
+    path = checkpoint_folder(model_type, model_id) / _GENERATION
+    backbone = BACKBONES[model_type]
     if not path.is_file():
         return backbone.paper_defaults
     try:
@@ -118,37 +124,25 @@ def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
 
 
 def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"):
-    """The LatentRM in evaluation mode that is to judge the thoughts of ``backbone``.
+    """The LatentRM in evaluation mode that scores the thoughts of ``backbone``.
 
-    Raises UserError when the checkpoint is missing, damaged, no LatentRM, or was trained for a backbone of
-    another type, width or vocabulary. Warns when it was trained for other weights, or does not say for
-    which.
+    Raises UserError when the checkpoint is missing, damaged, no LatentRM, or was trained for a
+    backbone of another type, width or vocabulary. Warns when it was trained for other weights, or
+    does not say for which.
     """
-    given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id, "--prm_id")
+    given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id)
     try:
         config = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # whatever a spoilt file makes of the parser
+    except Exception as error:  # a damaged file raises many kinds
         raise _damaged(given, error) from None
     if config.model_type not in LATENT_RMS:
         raise UserError(
             f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
         )
     warning = _check_generator(given, config, backbone)
-    width = backbone.config.hidden_size
-    if config.hidden_size != width:
-        raise UserError(
-            f"{given}: reads thoughts of width {config.hidden_size}, the backbone has {width}; choose the "
-            "reward model of this backbone"
-        )
-    positions = backbone.config.max_position_embeddings
-    if config.max_position_embeddings < positions:
-        raise UserError(
-            f"{given}: has {config.max_position_embeddings} positions, the backbone {positions}; choose "
-            "the reward model of this backbone"
-        )
-    if config.vocab_size < len(tokenizer):
-        raise UserError(f"{given}: knows {config.vocab_size} tokens, the backbone {len(tokenizer)}; "
-                        "choose the reward model of this backbone")  # fmt: skip
+    mismatch = _mismatch(config, backbone.config, tokenizer)
+    if mismatch:
+        raise UserError(f"{given}: {mismatch}; choose the reward model of this backbone")
     model = _read_weights(LATENT_RMS[config.model_type], folder, given, DTYPES[dtype])
     model.config.end_latent_token_id = backbone.config.end_latent_token_id
     if warning:
@@ -156,9 +150,26 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
     return model.to(device).eval()
 
 
+def _mismatch(config, generator, tokenizer):
+    """Why a LatentRM of ``config`` can't read what a generator of another config makes, or None."""
+    if config.hidden_size != generator.hidden_size:
+        return f"reads thoughts of width {config.hidden_size}, the backbone has {generator.hidden_size}"
+    if config.max_position_embeddings < generator.max_position_embeddings:
+        return (
+            f"has {config.max_position_embeddings} positions, the backbone "
+            f"{generator.max_position_embeddings}"
+        )
+    if config.vocab_size < len(tokenizer):
+        return f"knows {config.vocab_size} tokens, the backbone {len(tokenizer)}"
+    return None
+
+
 def _check_generator(given, config, backbone):
-    """A LatentRM of this project names in its config the generator that it was trained for: raises UserError
-    where that is of another type, and returns a warning where it is of other weights or not named."""
+    """Compares the backbone with the generator that a LatentRM's config names.
+
+    Raises UserError where it is of another type. Returns a warning where it has other weights or is
+    not named, else None.
+    """
     model_type = next(name for name, cls in BACKBONES.items() if isinstance(backbone, cls))
     trained_for = getattr(config, "generator_type", None)
     if trained_for is None:
@@ -176,18 +187,40 @@ def _check_generator(given, config, backbone):
     return None
 
 
+class Loader:
+    """Loads models onto one device and keeps the last of each kind, for the next run of a sweep."""
+
+    def __init__(self, device):
+        self.device = device
+        self._kept = {}  # kind: (arguments, what was loaded)
+
+    def backbone(self, model_type, model_id, dtype):
+        """``load_backbone``."""
+        return self._once("backbone", load_backbone, model_type, model_id, dtype)
+
+    def reward_model(self, prm_id, backbone, tokenizer, dtype):
+        """``load_reward_model``."""
+        return self._once("reward model", load_reward_model, prm_id, backbone, tokenizer, dtype)
+
+    def _once(self, kind, load, *arguments):
+        if self._kept.get(kind, (None,))[0] != arguments:
+            self._kept.pop(kind, None)  # frees its memory first
+            self._kept[kind] = (arguments, load(*arguments, self.device))
+        return self._kept[kind][1]
+
+
 def _damaged(given, error):
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(f"{given}: the checkpoint can't be read ({reason}); fetch it again")
 
 
 def _check_config(cls, folder, model_id):
-    """The tokenizer, after config and tokenizer are found to suit the backbone ``cls``."""
+    """The tokenizer; raises UserError where config or tokenizer do not suit the backbone ``cls``."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"--model_id {model_id}: no tokenizer.json there; fetch the checkpoint again")
     try:
         config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever a spoilt file makes of the parsers
+    except Exception as error:  # a damaged file raises many kinds
         raise _damaged(f"--model_id {model_id}", error) from None
     needed = cls.config_class.model_type
     if config.model_type != needed:
@@ -223,7 +256,7 @@ def _check_config(cls, folder, model_id):
 
 
 def _read_weights(cls, folder, given, dtype):
-    logging.disable_progress_bar()  # a bar for every process and start says nothing
+    logging.disable_progress_bar()  # of weights that are read
     how = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         model, info = cls.from_pretrained(folder, ignore_mismatched_sizes=True, **how)

@@ -1,101 +1,69 @@
 """The sampling engine: N latent trajectories and their answers for each question of a batch.
 
 Whatever the samples of a question share is computed once and kept once: with noise, or with
-``dropout_prompt=False``, its prompt. Rows are (question, sample) pairs, a question's rows adjacent.
+``dropout_prompt=False``, its prompt. Rows are (question, sample) pairs; a question's rows are
+adjacent.
 
-A backbone offers ``embed``, ``prefill``, ``extend``, ``to_thought``, ``lm_head`` and ``new_cache``;
-see src/models. One that ``stops_itself`` ends a row's latent phase by its end token, at the latest after
-``latent_length`` thoughts: the row then waits, unread, until all of its batch have ended.
-Q questions, N samples, R = Q * N rows, T thoughts, A answer tokens, D model width.
+A backbone offers ``embed``, ``prefill``, ``extend``, ``to_thought``, ``lm_head`` and ``new_cache``
+(src/models). One with ``stops_itself`` decides when to stop thinking, by its end token, at the
+latest after ``latent_length`` thoughts; the row then waits, unread, for the rest of its batch.
+Q questions, N samples, R = Q * N rows, G prompts in the cache (Q or R), T thoughts, D model width.
 """
 
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
 from src.sampling import rng
 from src.sampling.memory import tokens_within
-from src.sampling.samplers import DETERMINISTIC, Sampling, add_noise, dropout_hook
-from utils.config import check_seed
+from src.sampling.samplers import add_noise, dropout_hook
+from src.sampling.trajectories import Trajectories, pad_right
 
-COMPACT_BELOW = 0.75  # share of unfinished rows under which the answer phase copies them together
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to sample. prompts: Q lists of token ids; questions: their Q indices, for the keys.
-
-    n_samples trajectories of each, number ``first_sample`` and those after it, so that a pool can grow.
-    latent_length: thoughts of a trajectory, or for a backbone that stops itself its cap.
-    """
-
-    prompts: list
-    questions: list
-    n_samples: int = 1
-    latent_length: int = 6
-    max_new_tokens: int = 64
-    seed: int = 0
-    sampling: Sampling = DETERMINISTIC
-    first_sample: int = 0
-
-
-@dataclass
-class Trajectories:
-    """thoughts (Q, N, T, D) as they were fed back; tokens[q][n]: answer ids, without end-of-text.
-
-    lengths (Q, N): how many of the T thoughts exist; the others are 0. finished[q][n]: whether end-of-text
-    came within the limit.
-    """
-
-    thoughts: torch.Tensor
-    lengths: torch.Tensor
-    tokens: list
-    finished: list
-
-    def thoughts_of(self, q):
-        """Thoughts (N, T', D) of question number q, T' those of its longest trajectory."""
-        return self.thoughts[q, :, : int(self.lengths[q].max())]
-
-    @classmethod
-    def joined(cls, parts):
-        """One pool of the parts that it grew by, each with further samples of the same questions."""
-        if len(parts) == 1:
-            return parts[0]
-        longest = max(part.thoughts.shape[2] for part in parts)
-        thoughts = [pad(part.thoughts, (0, 0, 0, longest - part.thoughts.shape[2])) for part in parts]
-        return cls(
-            torch.cat(thoughts, dim=1),
-            torch.cat([part.lengths for part in parts], dim=1),
-            side_by_side([part.tokens for part in parts]),
-            side_by_side([part.finished for part in parts]),
-        )
-
-    def answer_ids(self, q, eos):
-        """Answers of question number q, (N, A): ids, end-of-text where it came, then -1."""
-        answers = zip(self.tokens[q], self.finished[q], strict=True)
-        return pad_right([ids + [eos] * done for ids, done in answers], -1)[0]
+COMPACT_BELOW = 0.75  # Finished rows are dropped when the share of unfinished ones is below this.
 
 
 @dataclass
 class State:
-    """Rows between two forward passes: of prompt and earlier thoughts all is cached.
+    """Rows between two forward passes. Prompt and earlier thoughts are in the caches.
 
-    thought (R, D) is the next input, or None when all thoughts have been read; keys (R,) are the rows'
-    random keys, lengths (R,) those of their prompts, counts (R,) the thoughts that they have.
+    thought (R, D): the next input, or None when all thoughts have been read. rng_keys (R,): the
+    rows' random keys. prompt_lengths (R,). num_thoughts (R,): thoughts so far. prefix: PrefixCache
+    of G prompts, which is never changed. suffix: SuffixCache of the R rows.
     """
 
     thought: torch.Tensor | None
-    keys: torch.Tensor
-    lengths: torch.Tensor
-    counts: torch.Tensor
-    prompt: object
-    own: object
+    rng_keys: torch.Tensor
+    prompt_lengths: torch.Tensor
+    num_thoughts: torch.Tensor
+    prefix: object
+    suffix: object
 
-    def fork(self):
-        """The same state once more, to go on from here after this one is done with."""
-        return replace(self, own=self.own.fork())
+    def __len__(self):
+        return len(self.rng_keys)
+
+    @property
+    def all_rows(self):
+        return torch.arange(len(self), device=self.rng_keys.device)
+
+    @property
+    def shares_prompts(self):
+        """Whether several rows read one cached prompt."""
+        return self.prefix.num_groups < len(self)
+
+    def select(self, rows, groups=None, length=None, extra=None):
+        """A copy of the given rows, an index tensor; rows may repeat.
+
+        groups: the prompts that these rows read, an index, None for all of them. length, extra:
+        crop the suffix and make room in it, as in SuffixCache.select.
+        """
+        return State(
+            thought=None if self.thought is None else self.thought[rows],
+            rng_keys=self.rng_keys[rows],
+            prompt_lengths=self.prompt_lengths[rows],
+            num_thoughts=self.num_thoughts[rows],
+            prefix=self.prefix if groups is None else self.prefix.select(groups),
+            suffix=self.suffix.select(rows, length, extra),
+        )
 
 
 @torch.inference_mode()
@@ -110,226 +78,196 @@ def sample(model, request):
 
 
 def think(model, request):
-    """The latent phase: the state before the answer, and the thoughts (R, T, D), 0 where none is."""
-    _check(model, request)
+    """The latent phase: the State before the answer, and the thoughts (R, T, D), 0 where none is."""
+    request.check(model.config.max_position_embeddings)
     state = start(model, request)
     first = state.thought
-    return state, torch.stack([first, *think_on(model, request, state, 1)], dim=1)
+    state, thoughts = continue_thinking(model, request, state, 1)
+    return state, torch.stack([first, *thoughts], dim=1)
 
 
 def decode(model, request, state, thoughts):
-    """The Trajectories of what ``think`` returned; consumes the state."""
-    shape, counts = (len(request.prompts), request.n_samples), state.counts
-    tokens, finished = answer(model, request, state)
+    """The Trajectories of what ``think`` returned; leaves the state as it was."""
+    shape = (len(request.prompts), request.n_samples)
+    tokens, finished = decode_answers(model, request, state)
     return Trajectories(
         thoughts.unflatten(0, shape),
-        counts.cpu().view(shape),
-        _regroup(tokens, shape),
-        _regroup(finished, shape),
+        state.num_thoughts.cpu().view(shape),
+        _by_question(tokens, shape),
+        _by_question(finished, shape),
     )
 
 
-def side_by_side(parts):
-    """For each question one list, of the lists that the parts of its pool have."""
-    return [list(chain.from_iterable(lists)) for lists in zip(*parts, strict=True)]
-
-
-def check_length(limit, longest_prompt, latent_length, max_new_tokens):
-    """Raises ValueError when prompt, thoughts and answer do not fit the model's positions, ``limit``."""
-    needed = longest_prompt + latent_length + max_new_tokens  # the last token is never read
-    if longest_prompt + latent_length >= limit:
-        raise ValueError(
-            f"a prompt of {longest_prompt} tokens and {latent_length} thoughts leave no room for an "
-            f"answer in the model's {limit} positions: drop the longest questions"
-        )
-    if needed > limit:
-        raise ValueError(
-            f"a prompt of {longest_prompt} tokens, {latent_length} thoughts and the answer need "
-            f"{needed} positions, the model has {limit}: lower max_new_tokens"
-        )
-
-
-def _regroup(rows, shape):
+def _by_question(rows, shape):
     return [rows[q * shape[1] : (q + 1) * shape[1]] for q in range(shape[0])]
 
 
-def _check(model, request):
-    if len(request.questions) != len(request.prompts):
-        raise ValueError(
-            f"{len(request.prompts)} prompts, but {len(request.questions)} question indices"
-        )
-    if request.n_samples > 1 and request.sampling.by is None:
-        raise ValueError("without sampling all trajectories are equal: ask for one sample")
-    if min(request.n_samples, request.latent_length, request.max_new_tokens) < 1:
-        raise ValueError("samples, thoughts and answer tokens must be at least one each")
-    check_seed(request.seed)
-    if not all(map(len, request.prompts)):
-        raise ValueError("a prompt is empty")
-    longest = max(map(len, request.prompts))
-    limit = model.config.max_position_embeddings
-    check_length(limit, longest, request.latent_length, request.max_new_tokens)
-
-
-def pad_right(sequences, fill):
-    """Lists of ids to one tensor (Q, L), padded on the right with ``fill``, and their lengths (Q,)."""
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    padded = torch.full((len(sequences), int(lengths.max())), fill)
-    for row, ids in zip(padded, sequences, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    return padded, lengths
-
-
-def _keys(request, device):
-    questions = torch.tensor(request.questions).repeat_interleave(request.n_samples)
-    samples = request.first_sample + torch.arange(request.n_samples).repeat(len(request.questions))
-    return rng.row_keys(request.seed, questions, samples, device)
-
-
-def _read_prompts(model, request, keys):
-    """Final hidden state (R, D) at the prompt's end, PromptCache, and lengths (R,)."""
-    ids, lengths = (x.to(keys.device) for x in pad_right(request.prompts, 0))
-    row_lengths = lengths.repeat_interleave(request.n_samples)
-    if not request.sampling.own_prompts:
-        hidden, cache = model.prefill(model.embed(ids), lengths)
-        return hidden.repeat_interleave(request.n_samples, dim=0), cache, row_lengths
-    row_of = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
-    chunk = max(1, tokens_within(model) // ids.shape[1])
-    states, cache = [], None
-    for row in torch.arange(len(keys), device=keys.device).split(chunk):
-        x = model.embed(ids[row_of[row]])  # (r, L, D)
-        steps = torch.arange(ids.shape[1], device=ids.device) - (row_lengths[row, None] - 1)
-        drop = dropout_hook(request.sampling, keys[row], steps)
-        hidden, part = model.prefill(x, row_lengths[row], drop)
-        cache = cache or part.room(part, row_lengths)
-        cache.put(sum(map(len, states)), part)
-        states.append(hidden)
-    return torch.cat(states), cache, row_lengths
-
-
 def start(model, request):
-    """The state whose thought is the first one, of all R rows."""
-    keys = _keys(request, model.device)
-    hidden, prompt, lengths = _read_prompts(model, request, keys)
-    own = model.new_cache(len(keys), request.latent_length + request.max_new_tokens)
-    thought = add_noise(request.sampling, model.to_thought(hidden), keys, 1)  # (R, D)
-    return State(thought, keys, lengths, torch.ones_like(lengths), prompt, own)
+    """The State of all R rows at their first thought."""
+    rng_keys = _row_keys(request, model.device)
+    hidden, prefix, prompt_lengths = _read_prompts(model, request, rng_keys)
+    suffix = model.new_cache(len(rng_keys), request.latent_length)
+    thought = add_noise(request.sampling, model.to_thought(hidden), rng_keys, 1)  # (R, D)
+    num_thoughts = torch.ones_like(prompt_lengths)
+    return State(thought, rng_keys, prompt_lengths, num_thoughts, prefix, suffix)
 
 
-def think_on(model, request, state, first):
-    """The thoughts after thought number ``first``, which is the state's, up to the last: (R, D) each.
+def _row_keys(request, device):
+    questions = torch.tensor(request.question_ids).repeat_interleave(request.n_samples)
+    samples = torch.arange(request.n_samples).repeat(len(request.question_ids))
+    return rng.row_keys(request.seed, questions, request.first_sample + samples, device)
 
-    Moves the state on to the answer.
+
+def _read_prompts(model, request, rng_keys):
+    """Final hidden state (R, D) at each prompt's end, PrefixCache, and prompt lengths (R,)."""
+    ids, lengths = (x.to(rng_keys.device) for x in pad_right(request.prompts, 0))  # (Q, L), (Q,)
+    row_lengths = lengths.repeat_interleave(request.n_samples)
+    if request.sampling.resample_prompt:
+        return *_read_prompts_by_row(model, request, rng_keys, ids, row_lengths), row_lengths
+    hidden, prefix = model.prefill(model.embed(ids), lengths)
+    return hidden.repeat_interleave(request.n_samples, dim=0), prefix, row_lengths
+
+
+def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
+    """Every row reads its prompt under masks of its own: (R, D), PrefixCache of R groups.
+
+    They are read in chunks, so that memory is bounded.
+    """
+    questions = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
+    positions = torch.arange(ids.shape[1], device=ids.device)  # (L,)
+    chunk = max(1, tokens_within(model) // ids.shape[1])
+    states, prefix, first = [], None, 0
+    for rows in torch.arange(len(rng_keys), device=ids.device).split(chunk):
+        x = model.embed(ids[questions[rows]])  # (r, L, D)
+        steps = positions - (row_lengths[rows, None] - 1)  # (r, L)
+        dropout = dropout_hook(request.sampling, rng_keys[rows], steps)
+        hidden, part = model.prefill(x, row_lengths[rows], dropout)
+        prefix = prefix or part.allocate(part, row_lengths)
+        prefix.write(first, part)
+        states.append(hidden)
+        first += len(rows)
+    return torch.cat(states), prefix
+
+
+def continue_thinking(model, request, state, first):
+    """The latent phase from thought number ``first``, which is ``state.thought``, to its end.
+
+    Returns the State at the end and the thoughts after the first, (R, D) each. Advances ``state``.
     """
     if model.stops_itself:
         return _think_until_stop(model, request, state, first)
-    found = []
+    thoughts = []
     for step in range(first, request.latent_length):
         hidden = read_thought(model, request.sampling, state, step)  # (R, D)
-        state.thought = add_noise(request.sampling, model.to_thought(hidden), state.keys, step + 1)
-        found.append(state.thought)
-    state.counts = torch.full_like(state.counts, request.latent_length)
-    return found
+        thought = model.to_thought(hidden)
+        state.thought = add_noise(request.sampling, thought, state.rng_keys, step + 1)  # (R, D)
+        thoughts.append(state.thought)
+    state.num_thoughts = torch.full_like(state.num_thoughts, request.latent_length)
+    return state, thoughts
 
 
 def _think_until_stop(model, request, state, first):
-    """``think_on`` of a backbone that stops itself; all thoughts have been read in the end.
+    """``continue_thinking`` of a backbone that stops itself; it reads all thoughts, the last too.
 
-    Rows that have ended are dropped once they are many; what the others read then goes to the whole
-    state's cache by the way of theirs.
+    ``active`` holds the rows ``rows`` of the state; finished ones are dropped once they are many.
     """
-    found, flight, last = [], replace(state, own=state.own.fork()), first
-    row = torch.arange(len(state.keys), device=state.keys.device)  # where a row in flight came from
-    alive = torch.ones_like(row, dtype=torch.bool)
-    state.counts = torch.zeros_like(state.counts)
-    for last in range(first, request.latent_length + 1):
-        state.counts[row[alive]] = last
-        hidden = read_thought(model, request.sampling, flight, last)  # (R', D)
-        alive = alive & ~stops(model, hidden)
-        if last == request.latent_length or not bool(alive.any()):
+    active, rows = state, state.all_rows
+    parts, thoughts, step = [], [], first  # parts: the caches before each drop
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    num_thoughts = torch.zeros_like(state.num_thoughts)
+    for step in range(first, request.latent_length + 1):
+        num_thoughts[rows[alive]] = step
+        hidden = read_thought(model, request.sampling, active, step)  # (R', D)
+        alive = alive & ~ends_thinking(model, hidden)
+        if step == request.latent_length or not bool(alive.any()):
             break
-        new = add_noise(request.sampling, model.to_thought(hidden), flight.keys, last + 1)
-        found.append(new.new_zeros(len(state.keys), new.shape[1]).index_copy(0, row[alive], new[alive]))
-        flight.thought = new
-        whole = flight.own
-        keep = _compact(flight, alive)
-        if keep is not None:
-            state.own.put(row, whole)
-            row, alive, flight.thought = row[keep], alive[keep], flight.thought[keep]
-    state.own.put(row, flight.own)
-    state.own.length, state.thought = flight.own.length, None
-    state.own.hide(state.counts)
-    return found
+        thought = add_noise(request.sampling, model.to_thought(hidden), active.rng_keys, step + 1)
+        every = thought.new_zeros(len(num_thoughts), thought.shape[1])  # (R, D)
+        thoughts.append(every.index_copy(0, rows[alive], thought[alive]))
+        active.thought = thought
+        kept = _unfinished(active, alive)
+        if kept is not None:
+            parts.append((rows, active.suffix))
+            active, rows, alive = active.select(*kept), rows[kept[0]], alive[kept[0]]
+    suffix = active.suffix.merge([*parts, (rows, active.suffix)])
+    suffix.mask(num_thoughts)
+    lengths = state.prompt_lengths
+    return State(None, state.rng_keys, lengths, num_thoughts, state.prefix, suffix), thoughts
 
 
-def stops(model, hidden):
+def ends_thinking(model, hidden):
     """Whether the model ends its latent phase at hidden states (R, D)."""
     return model.lm_head(hidden).argmax(-1) == model.config.end_latent_token_id
 
 
 def read_thought(model, sampling, state, step):
     """The final hidden state (R, D) at the state's thought, which is number ``step``."""
-    positions = state.lengths[:, None] + (step - 1)  # (R, 1)
-    drop = dropout_hook(sampling, state.keys, torch.full_like(positions, step))
-    return model.extend(state.thought[:, None], positions, state.prompt, state.own, drop)[:, 0]
+    positions = state.prompt_lengths[:, None] + (step - 1)  # (R, 1)
+    dropout = dropout_hook(sampling, state.rng_keys, torch.full_like(positions, step))
+    x = state.thought[:, None]  # (R, 1, D)
+    return model.extend(x, positions, state.prefix, state.suffix, dropout)[:, 0]
 
 
-def answer(model, request, state):
-    """Greedy decoding after the forced end-of-thinking token; rows that are done are dropped.
+def decode_answers(model, request, state):
+    """Greedy decoding after the forced end-of-thinking token; finished rows are dropped.
 
-    Returns R lists of token ids, and whether each came to its end-of-text. Consumes the state.
+    Returns R lists of token ids, and whether each came to its end-of-text. Leaves ``state`` as it
+    was.
     """
-    sampling, rows = request.sampling, len(state.keys)
-    x, positions = answer_start(model, state)  # (R, S, D), (R, S)
-    written = torch.zeros(rows, request.max_new_tokens, dtype=torch.int64, device=model.device)
-    count = torch.zeros(rows, dtype=torch.int64, device=model.device)
-    row = torch.arange(rows, device=model.device)  # where each row in flight came from
-    alive = torch.ones(rows, dtype=torch.bool, device=model.device)
+    rows, active = state.all_rows, state.select(state.all_rows, extra=request.max_new_tokens + 1)
+    x, positions = answer_start(model, active)  # (R, S, D), (R, S)
+    written = rows.new_zeros(len(rows), request.max_new_tokens)
+    count = torch.zeros_like(rows)
+    alive = torch.ones_like(rows, dtype=torch.bool)
     for step in range(request.max_new_tokens):
-        steps = positions - (state.lengths[:, None] - 1)
-        drop = dropout_hook(sampling, state.keys, steps, active=sampling.dropout_answer)
-        hidden = model.extend(x, positions, state.prompt, state.own, drop)[:, -1]  # (R, D)
-        token = model.lm_head(hidden).argmax(-1)  # (R,)
+        hidden = read_answer(model, request.sampling, active, x, positions)[:, -1]  # (R', D)
+        token = model.lm_head(hidden).argmax(-1)  # (R',)
         alive = alive & (token != model.config.eos_token_id)
-        written[row[alive], step] = token[alive]
-        count[row[alive]] += 1
+        written[rows[alive], step] = token[alive]
+        count[rows[alive]] += 1
         if not bool(alive.any()):
             break
-        keep = _compact(state, alive)
-        if keep is not None:
-            row, token, positions, alive = row[keep], token[keep], positions[keep], alive[keep]
+        kept = _unfinished(active, alive)
+        if kept is not None:
+            active = active.select(*kept)
+            rows, token, positions, alive = (x[kept[0]] for x in (rows, token, positions, alive))
         x, positions = model.embed(token)[:, None], positions[:, -1:] + 1
-    unfinished = set(row[alive].tolist())
+    unfinished = set(rows[alive].tolist())
     tokens = [ids[:n].tolist() for ids, n in zip(written.cpu(), count.tolist(), strict=True)]
-    return tokens, [r not in unfinished for r in range(rows)]
+    return tokens, [r not in unfinished for r in range(len(tokens))]
 
 
 def answer_start(model, state):
-    """Inputs (R, S, D) and positions (R, S) by which the answer starts: the last thought, where it has not
-    been read, and the forced end-of-thinking token."""
-    end = torch.full_like(state.lengths, model.config.end_latent_token_id)
-    place = state.lengths + state.counts  # (R,) of that token
-    if state.thought is None:
-        return model.embed(end)[:, None], place[:, None]
-    x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
-    return x, torch.stack((place - 1, place), dim=1)
+    """Inputs (R, S, D) and positions (R, S) with which the answer starts.
 
-
-def _compact(state, alive):
-    """Drops finished rows from the state once they are many; the kept rows, or None.
-
-    Groups stay rectangular: each keeps as many rows as the one with most unfinished, and groups that
-    are done go whole.
+    These are the last thought, where it has not been read, and the forced end-of-thinking token.
     """
-    groups = state.prompt.groups
-    per_group = alive.view(groups, -1)  # (G, M)
+    end = torch.full_like(state.prompt_lengths, model.config.end_latent_token_id)
+    position = state.prompt_lengths + state.num_thoughts  # (R,) of that token
+    if state.thought is None:
+        return model.embed(end)[:, None], position[:, None]
+    x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
+    return x, torch.stack((position - 1, position), dim=1)
+
+
+def read_answer(model, sampling, state, x, positions):
+    """Hidden states (R, S, D) at inputs x (R, S, D) of the answer, at positions (R, S)."""
+    steps = positions - (state.prompt_lengths[:, None] - 1)
+    dropout = dropout_hook(sampling, state.rng_keys, steps, active=sampling.dropout_answer)
+    return model.extend(x, positions, state.prefix, state.suffix, dropout)
+
+
+def _unfinished(state, alive):
+    """Rows and groups to keep, for State.select, or None while finished rows are few.
+
+    Groups stay rectangular: each keeps as many rows as the one with most unfinished rows, and
+    groups without any are dropped.
+    """
+    per_group = alive.view(state.prefix.num_groups, -1)  # (G, M)
     members = int(per_group.sum(1).max())
-    left = per_group.any(1).nonzero()[:, 0]  # (G',)
-    if len(left) * members > COMPACT_BELOW * len(alive):
+    groups = per_group.any(1).nonzero()[:, 0]  # (G',)
+    if len(groups) * members > COMPACT_BELOW * len(alive):
         return None
-    order = per_group[left].logical_not().byte().argsort(dim=1, stable=True)[:, :members]  # (G', M')
-    keep = (left[:, None] * per_group.shape[1] + order).flatten()
-    if len(left) < groups:
-        state.prompt = state.prompt.select(left)
-    state.own = state.own.select(keep)
-    state.keys, state.lengths = state.keys[keep], state.lengths[keep]
-    return keep
+    order = per_group[groups].logical_not().byte().argsort(dim=1, stable=True)  # unfinished first
+    rows = (groups[:, None] * per_group.shape[1] + order[:, :members]).flatten()  # (G' * M',)
+    return rows, groups if len(groups) < len(per_group) else None

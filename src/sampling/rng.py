@@ -1,9 +1,9 @@
-"""Counter-based random numbers: every number is a pure function of the place where it is used.
+"""Counter-based random numbers: a number is a pure function of where it is used.
 
-A *key* is a 64-bit hash of (seed, question, sample, step, site), folded in one after the other with
-the finalizer of SplitMix64 (Steele, Lea, Flood 2014). No generator is carried along, so a number
-does not depend on batch size, number of samples, order, processes or device. All of it is int64
-tensor arithmetic, which wraps around alike on CPU and CUDA.
+A *key* is a 64-bit hash of (seed, question, sample, step, site), folded in one after the other
+with the finalizer of SplitMix64 (Steele, Lea, Flood 2014). There is no generator with a state, so
+a number does not depend on batch size, number of samples, order, processes or device. The
+arithmetic is int64, which wraps around in the same way on CPU and CUDA.
 """
 
 import math
@@ -21,7 +21,7 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _fold_shift(x, bits):
-    # int64 shifts copy the sign in from the left; the mask makes the shift logical
+    # An int64 shift copies the sign in from the left; the mask makes the shift logical.
     return x.bitwise_xor_((x >> bits).bitwise_and_((1 << (64 - bits)) - 1))
 
 

@@ -1,7 +1,7 @@
 """What makes trajectories differ: Monte Carlo dropout or additive Gaussian noise.
 
-Steps count forward passes from the prompt's last token, which is step 0 and yields thought 1; the
-forward of thought t is step t, earlier prompt tokens have negative steps.
+Steps count positions from the prompt's last token, which is step 0 and yields thought 1. Thought t
+is read at step t; earlier prompt tokens have negative steps.
 """
 
 from dataclasses import dataclass, replace
@@ -15,23 +15,24 @@ SAMPLERS = ("dropout", "noise")
 MASKS = ("step", "trajectory")
 _NOISE_SITE = -1
 _EMBEDDING_SITE = -2
-_WHOLE_TRAJECTORY = -(1 << 40)  # stands for the step where one mask serves them all
+_WHOLE_TRAJECTORY = -(1 << 40)  # in place of the step where one mask serves all of them
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How latent thoughts are sampled (You et al., arXiv 2510.07745, section 3).
 
-    by: "dropout", "noise" or None (deterministic). dropout_p: rate after attention and after the
-    MLP of each block. noise_std: sigma of the noise on every thought that is fed back.
-    dropout_prompt: every sample reads the question under masks of its own (the paper's evaluation),
-    or all share one reading without dropout. dropout_answer: dropout also in the last thought's
-    forward and in the answer. dropout_embedding: also after the embedding (the paper's annotation).
-    dropout_mask: a fresh mask every position ("step") or one for the
-    whole trajectory ("trajectory", Dropout-GRPO, arXiv 2606.10184).
+    method: "dropout", "noise" or None (deterministic). dropout_p: rate after attention and after
+    the MLP of each block. noise_std: sigma of the noise on every thought that is fed back.
+    dropout_prompt: every sample reads the prompt under dropout masks of its own (the paper's
+    evaluation); if false, all samples share one reading without dropout. dropout_answer: dropout
+    also in the last thought's forward pass and in the answer. dropout_embedding: dropout also after
+    the embedding (the paper's annotation). dropout_mask: a fresh mask at every position ("step") or
+    one for the whole trajectory ("trajectory", Dropout-GRPO, arXiv 2606.10184).
+    Raises ValueError on impossible values.
     """
 
-    by: str | None = None
+    method: str | None = None
     dropout_p: float = 0.0
     noise_std: float = 0.0
     dropout_prompt: bool = True
@@ -40,8 +41,8 @@ class Sampling:
     dropout_mask: str = "step"
 
     def __post_init__(self):
-        if self.by not in (None, *SAMPLERS):
-            raise ValueError(f"sampling_by must be one of {', '.join(SAMPLERS)}, not {self.by!r}")
+        if self.method not in (None, *SAMPLERS):
+            raise ValueError(f"sampling_by must be one of {', '.join(SAMPLERS)}, not {self.method!r}")
         if not 0 <= self.dropout_p < 1:
             raise ValueError(f"dropout_p must be in [0, 1), not {self.dropout_p}")
         if not 0 <= self.noise_std < float("inf"):
@@ -50,24 +51,24 @@ class Sampling:
             raise ValueError(f"dropout_mask must be one of {', '.join(MASKS)}")
 
     @property
-    def drops(self):
-        return self.by == "dropout" and self.dropout_p > 0
+    def uses_dropout(self):
+        return self.method == "dropout" and self.dropout_p > 0
 
     @property
-    def own_prompts(self):
-        """Whether every sample needs a prompt forward of its own."""
-        return self.drops and self.dropout_prompt
+    def resample_prompt(self):
+        """Whether every sample reads the prompt under dropout masks of its own."""
+        return self.uses_dropout and self.dropout_prompt
 
 
 DETERMINISTIC = Sampling()
 
 
-class KeepAll:
+class NoDropout:
     """The dropout hook that drops nothing.
 
-    A hook is what a backbone calls with the output of a block's part, (R, S, D), the layer and the
-    site in the block; it returns the same shape, and may do so in place. ``at`` gives the hook for
-    chosen positions only, an index pair into (R, S).
+    The decoder calls a hook with the output of a block's attention or MLP, (R, S, D), the layer,
+    and the site in the block. The hook returns the same shape and may work in place. ``at`` gives
+    the hook for chosen positions only, an index pair into (R, S).
     """
 
     def __call__(self, out, layer, site):
@@ -81,14 +82,14 @@ class KeepAll:
         return self
 
 
-KEEP_ALL = KeepAll()
+NO_DROPOUT = NoDropout()
 
 
 @dataclass
-class Masks:
-    """The hook that drops: keys (R, S), or (R, 1) when one mask serves all positions of a row."""
+class DropoutMasks:
+    """The hook that drops. rng_keys: (R, S), or (R, 1) when one mask serves all positions."""
 
-    keys: torch.Tensor
+    rng_keys: torch.Tensor
     p: float
     with_embedding: bool = False
 
@@ -99,27 +100,33 @@ class Masks:
         return self._drop(x, _EMBEDDING_SITE) if self.with_embedding else x
 
     def _drop(self, out, site):
-        mask = rng.dropped(self.keys, site, out.shape[-1], self.p)
+        mask = rng.dropped(self.rng_keys, site, out.shape[-1], self.p)
         return out.masked_fill_(mask, 0).mul_(1 / (1 - self.p))
 
     def at(self, index):
-        shared = self.keys.shape[1] == 1
-        return self if shared else replace(self, keys=self.keys[index])
+        one_mask = self.rng_keys.shape[1] == 1
+        return self if one_mask else replace(self, rng_keys=self.rng_keys[index])
 
 
-def dropout_hook(sampling, rows, steps, active=True):
-    """The hook for rows of keys (R,) at the given steps (R, S), where dropout is ``active``."""
-    if not (active and sampling.drops):
-        return KEEP_ALL
+def dropout_hook(sampling, rng_keys, steps, active=True):
+    """The hook for rows of rng_keys (R,) at steps (R, S), where dropout is ``active``.
+
+    Monte Carlo dropout: You et al., arXiv 2510.07745, section 3.
+    """
+    if not (active and sampling.uses_dropout):
+        return NO_DROPOUT
     if sampling.dropout_mask == "trajectory":
         steps = torch.full_like(steps[:, :1], _WHOLE_TRAJECTORY)
-    keys = rng.fold(rows[:, None], steps)
-    return Masks(keys, sampling.dropout_p, sampling.dropout_embedding)
+    step_keys = rng.fold(rng_keys[:, None], steps)  # (R, S) or (R, 1)
+    return DropoutMasks(step_keys, sampling.dropout_p, sampling.dropout_embedding)
 
 
-def add_noise(sampling, thought, rows, step):
-    """h_t + eps, eps ~ N(0, sigma^2 I) (You et al. 2025, AGN), for thoughts (R, D) at ``step``."""
-    if sampling.by != "noise" or sampling.noise_std == 0:
+def add_noise(sampling, thought, rng_keys, step):
+    """h_t + eps, eps ~ N(0, sigma^2 I), for thoughts (R, D) at ``step`` and rng_keys (R,).
+
+    Additive Gaussian noise: You et al., arXiv 2510.07745, section 3.
+    """
+    if sampling.method != "noise" or sampling.noise_std == 0:
         return thought
-    noise = rng.normal(rng.fold(rows, step), _NOISE_SITE, thought.shape[-1])  # (R, D)
+    noise = rng.normal(rng.fold(rng_keys, step), _NOISE_SITE, thought.shape[-1])  # (R, D)
     return thought + (sampling.noise_std * noise).to(thought.dtype)

@@ -13,10 +13,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from src.models import BACKBONES
-from src.models.base import GenerationDefaults
+from src.models.latent_reasoner import GenerationDefaults
 from src.models.precision import resolve_precision
-from src.models.special_tokens import UNKNOWN_SHARE, add_tokens, rows_with_unknown
-from src.models.tiny_tokenizer import build_tokenizer
+from src.models.tokenizers import UNKNOWN_SHARE, add_tokens, build_tokenizer, rows_with_unknown
 from src.sampling import rng
 from src.training.attention import training_attention
 from src.training.coconut_loss import CoconutLoss

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.caches import GrowingCache
-from src.models.special_tokens import END
+from src.models.kv_cache import DynamicSuffixCache
+from src.models.tokenizers import END
 from src.sampling.samplers import Sampling, dropout_hook
 from src.training.curriculum import DIGITS, NO_DIGIT
 
@@ -88,7 +88,7 @@ class CoconutLoss(nn.Module):
 
         whole = torch.arange(batch.prompt.shape[1], device=lengths.device).expand_as(batch.prompt)
         hidden, prompt = model.prefill(model.embed(batch.prompt), lengths, hook(whole))
-        own, states = GrowingCache(), []
+        own, states = DynamicSuffixCache(), []
         for t in range(thoughts):
             if t:
                 here = places(t - 1, 1)

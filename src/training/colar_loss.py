@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.caches import GrowingCache
-from src.models.latent_rm import joined
+from src.models.kv_cache import DynamicSuffixCache
+from src.models.latent_rm import insert_after_thoughts
 from src.sampling import rng
-from src.sampling.engine import Request, sample
+from src.sampling.engine import sample
 from src.sampling.samplers import Sampling, dropout_hook
+from src.sampling.trajectories import Request
 
 
 class ColarLoss(nn.Module):
@@ -90,9 +91,9 @@ class ColarLoss(nn.Module):
 
         whole = torch.arange(batch.prompt.shape[1], device=lengths.device).expand_as(batch.prompt)
         first, prompt = model.prefill(model.embed(batch.prompt), lengths, hook(whole))
-        x = joined(merged, model.embed(batch.texts["text"][:, :-1].clamp(min=0)), count)
+        x = insert_after_thoughts(merged, model.embed(batch.texts["text"][:, :-1].clamp(min=0)), count)
         places = lengths[:, None] + torch.arange(x.shape[1], device=lengths.device)
-        hidden = model.extend(x, places, prompt, GrowingCache(), hook(places))
+        hidden = model.extend(x, places, prompt, DynamicSuffixCache(), hook(places))
         return torch.cat((first[:, None], hidden), dim=1)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from src.sampling.engine import pad_right
+from src.sampling.trajectories import pad_right
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.tiny_problems import make_problem

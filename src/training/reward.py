@@ -199,7 +199,7 @@ def new_model(recipe):
     kept = {k: v for k, v in backbone.state_dict().items() if not k.startswith(("lm_head.", "lt_head."))}
     model.load_state_dict(kept, strict=False)
     for block in model.blocks[own_layers:]:
-        for layer in model.outputs_of(block):
+        for layer in model.residual_outputs(block):
             torch.nn.init.zeros_(layer.weight)
     weights = (recipe.digits_weight, recipe.answer_weight)
     return RewardLoss(model, recipe.loss, recipe.cumulative, *weights), tokenizer

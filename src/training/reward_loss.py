@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.latent_rm import existing, log_prob
+from src.models.latent_rm import log_prob, thought_mask
 from src.training.coconut_loss import CLASSES
 from src.training.curriculum import DIGITS
 
@@ -67,7 +67,7 @@ class RewardLoss(nn.Module):
             answers = gold if self.training else answer_ids
         pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
         hidden, logits = self.model.read(*pool, answers)
-        there = existing(latent_lengths, hidden.shape[2])  # (Q, N, T)
+        there = thought_mask(latent_lengths, hidden.shape[2])  # (Q, N, T)
         scores = self.model.classify(hidden).float() * there
         judged = scores.cumsum(-1) if self.cumulative else scores
         parts = {name: LOSSES[name](judged, labels, there).mean() for name in self.loss_weights}

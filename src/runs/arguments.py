@@ -4,51 +4,62 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
 from src.models import BACKBONES
 from src.models.loading import checkpoint_defaults, default_backbone, default_reward_model
 from src.models.precision import DTYPES, fastest_format
-from src.sampling.engine import Request
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
+from src.sampling.trajectories import Request
 from utils.config import check_seed
-from utils.metrics import powers_of_two
 
 SAMPLER_FLAGS = {
     "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
     "noise": ("noise_std",),
 }
 MODEL_ID = "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
-OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} in it is the sampler's name"
+OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
 PRM_MODES = ("best_of_n", "beam_search")
 SCORES = ("sum", "mean")
 MODE_DEFAULTS = {
-    "best_of_n": {"num_return_sequences": 64, "bayesian_vote": True, "report_n": None, "pool": None},
+    "best_of_n": {"n_samples": 64, "bayesian_vote": True, "report_n": None, "pool": None},
     "beam_search": {"num_beams": 4, "num_beam_candidates": 4},
 }
 
 
 def _flag(default, text, choices=None, aliases=()):
-    metadata = {"help": text, "aliases": list(aliases)} | ({"choices": list(choices)} if choices else {})
+    metadata = {"help": text, "aliases": list(aliases)}
+    if choices:
+        metadata["choices"] = list(choices)
     return field(default=default, metadata=metadata)
 
 
-@dataclass
-class SamplingSettings:
-    """What determines how latent thoughts are sampled. Raises ValueError on impossible combinations.
+def _model_type(default, text):
+    return _flag(default, text, aliases=["--generator_type"])
 
-    Subclasses hold ``model_type``, ``model_id`` and ``n_samples``, as flags or as properties. Flags that
-    are not given take the checkpoint's values (generation_config.json), or the paper's where it has none.
+
+@dataclass
+class SamplingArguments:
+    """What determines how latent thoughts are sampled.
+
+    Flags that are not given take the checkpoint's values (generation_config.json), or the paper's
+    where it has none. Raises ValueError on impossible combinations.
     """
 
+    model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
+    model_id: str | None = _flag(None, MODEL_ID, aliases=["--generator_id"])
     model_dtype: str = _flag(
         "float32", "number format of the weights; auto: bfloat16 where it is fast", ("auto", *DTYPES)
     )
     data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
     batch_size: int = _flag(8, "questions a batch")
     limit: int | None = _flag(None, "only the first so many questions")
+    n_samples: int | None = _flag(
+        None, "trajectories N a question, default 64", aliases=["--num_return_sequences"]
+    )
     latent_length: int | None = _flag(
         None,
-        "thoughts T a trajectory, or the cap of a backbone that stops itself; default: the checkpoint's",
+        "thoughts T a trajectory (CoLaR: at most); default: the checkpoint's",
         aliases=["--max_latent_length"],
     )
     max_new_tokens: int | None = _flag(None, "answer tokens at most, default: the checkpoint's")
@@ -62,31 +73,31 @@ class SamplingSettings:
     dropout_mask: str | None = _flag(None, "a fresh mask every step, or one a trajectory", MASKS)
     seed: int = _flag(42, "with question and sample index it fixes every random number")
     allow_unknown: bool = _flag(
-        False, "true: go on where more than a tenth of the questions hold words unknown to the model"
+        False, "true: accept that over a tenth of the questions hold words unknown to the model"
     )
-    overwrite: bool = _flag(False, "true: remove what the output folder holds first")
+    overwrite: bool = _flag(False, "true: first remove what the output folder holds")
 
-    do_sample, save_latents = True, False
-    architecture = None  # which backbones the command takes, None: all
-    type_flag, id_flag = "model_type", "model_id"
-    sampler_flags = SAMPLER_FLAGS
-    free = ("batch_size", "allow_unknown", "overwrite")  # flags that do not change the results
+    architecture: ClassVar = None  # which backbones the command takes, None: all
+    sampler_flags: ClassVar = SAMPLER_FLAGS
+    free: ClassVar = ("batch_size", "allow_unknown", "overwrite")  # they do not change the results
 
-    def __post_init__(self):
+    def _resolve(self, do_sample=True):
+        """Fills in the defaults; raises ValueError on impossible values."""
+        self.model_id = self.model_id or default_backbone(self.model_type)
         self._check_backbone()
         if self.model_dtype == "auto":
             self.model_dtype = fastest_format()
-        self._defaults = checkpoint_defaults(self.model_type, self.model_id, f"--{self.id_flag}")
+        defaults = checkpoint_defaults(self.model_type, self.model_id)
         for name in ("latent_length", "max_new_tokens"):
             if getattr(self, name) is None:
-                setattr(self, name, getattr(self._defaults, name))
+                setattr(self, name, getattr(defaults, name))
         for name in ("batch_size", "latent_length", "max_new_tokens"):
             self._at_least(name, 1)
         if self.limit is not None:
             self._at_least("limit", 1)
         check_seed(self.seed, "--seed")
-        self._resolve_sampler()
-        self.sampling  # noqa: B018  checks its values
+        self._resolve_sampler(do_sample, defaults)
+        self.sampling()  # checks its values
 
     def _at_least(self, name, least):
         if getattr(self, name) < least:
@@ -95,90 +106,87 @@ class SamplingSettings:
     def _check_backbone(self):
         if self.model_type not in BACKBONES:
             known = ", ".join(BACKBONES)
-            raise ValueError(f"--{self.type_flag} must be one of {known}, not {self.model_type!r}")
+            raise ValueError(f"--model_type must be one of {known}, not {self.model_type!r}")
         architecture = BACKBONES[self.model_type].config_class.model_type
         if self.architecture not in (None, architecture):
             raise ValueError(
-                f"--{self.type_flag} {self.model_type} is a {architecture} backbone: use the command "
-                f"with {architecture} in its name"
+                f"--model_type {self.model_type} is a {architecture} backbone: use the command with "
+                f"{architecture} in its name"
             )
 
-    def _resolve_sampler(self):
+    def _resolve_sampler(self, do_sample, checkpoint):
         """Fills in the sampler's defaults; a flag that would have no effect is an error."""
-        if self.do_sample and self.sampling_by is None:
+        if do_sample and self.sampling_by is None:
             self.sampling_by = "dropout"
-        defaults = self._sampler_defaults()
-        why = f"--sampling_by {self.sampling_by}" if self.do_sample else "--do_sample false"
+        allowed = self._flags_of_sampler() if do_sample else ()
+        why = f"--sampling_by {self.sampling_by}" if do_sample else "--do_sample false"
         every = {name for flags in self.sampler_flags.values() for name in flags}
-        for name in sorted(every | ({"sampling_by"} if not self.do_sample else set())):
-            if name not in defaults and getattr(self, name) is not None:
+        for name in sorted(every | (set() if do_sample else {"sampling_by"})):
+            if name not in allowed and getattr(self, name) is not None:
                 raise ValueError(f"--{name} has no effect with {why}: leave it out")
-        for name, value in defaults.items():
+        for name in allowed:
             if getattr(self, name) is None:
-                setattr(self, name, value)
+                setattr(self, name, getattr(checkpoint, name))
 
-    def _sampler_defaults(self):
-        names = self.sampler_flags.get(self.sampling_by if self.do_sample else None, ())
-        return {name: getattr(self._defaults, name) for name in names}
+    def _flags_of_sampler(self):
+        return self.sampler_flags.get(self.sampling_by, ())
 
-    @property
     def sampling(self):
-        """The sampler's part of the settings."""
-        flags = {name: getattr(self, name) for name in self._sampler_defaults()}
-        return Sampling(by=self.sampling_by, **flags)
+        """The Sampling of these flags."""
+        flags = {name: getattr(self, name) for name in self._flags_of_sampler()}
+        return Sampling(method=self.sampling_by, **flags)
 
-    def request(self, prompts, questions):
-        """The engine's Request for a batch: lists of token ids, and the questions' indices."""
+    def request(self, prompts, question_ids):
+        """The Request for a batch: lists of token ids, and the questions' indices."""
         return Request(
             prompts=prompts,
-            questions=questions,
+            question_ids=question_ids,
             n_samples=self.n_samples,
             latent_length=self.latent_length,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
-            sampling=self.sampling,
+            sampling=self.sampling(),
         )
 
     @property
     def sampler_name(self):
-        """The sampler with its strength, such as ``noise-0.8``, or ``greedy``."""
-        strength = self.dropout_p if self.sampling_by == "dropout" else self.noise_std
-        return f"{self.sampling_by}-{strength}" if self.do_sample else "greedy"
+        """The sampler with its parameter, such as ``noise-0.8``, or ``greedy``."""
+        if self.sampling_by is None:
+            return "greedy"
+        value = self.dropout_p if self.sampling_by == "dropout" else self.noise_std
+        return f"{self.sampling_by}-{value}"
 
     @property
     def run_name(self):
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
         model, data = Path(self.model_id).name, Path(self.data_path).stem
         digest = hashlib.sha256(json.dumps(self.result_settings()).encode()).hexdigest()[:6]
-        return f"{model}-{data}-{self.sampler_name}-n{self.n_samples}-seed{self.seed}-{digest}"
-
-    def _named_output(self, default):
-        """--output_dir, where ``{sampler}`` stands for the sampler's name, or its default."""
-        return (self.output_dir or default).replace("{sampler}", self.sampler_name)
+        size = f"n{self.n_samples}-seed{self.seed}-{digest}"
+        return f"{model}-{data}-{self.sampler_name}-{size}"
 
     def result_settings(self):
-        """What determines the samples: a run may be resumed under these and no others."""
+        """What determines the samples: a run may be resumed under these settings only."""
         return {key: value for key, value in asdict(self).items() if key not in self.free}
 
 
 def report_sizes(report_n, n_samples):
     """The sorted sizes of the pool to report. Raises ValueError when one is impossible."""
-    default = [n for n in powers_of_two(n_samples) if n.bit_length() % 2] + [n_samples]
-    sizes = sorted(set(report_n or default))
+    powers_of_four = [4**i for i in range(n_samples.bit_length()) if 4**i < n_samples]
+    sizes = sorted(set(report_n or [*powers_of_four, n_samples]))
     if not 1 <= sizes[0] <= sizes[-1] <= n_samples:
         raise ValueError(f"--report_n must lie between 1 and --n_samples {n_samples}")
     return sizes
 
 
+def _output_dir(given, default, sampler_name):
+    return (given or default).replace("{sampler}", sampler_name)
+
+
 @dataclass
-class InferenceSettings(SamplingSettings):
+class InferenceArguments(SamplingArguments):
     """The flags of src.infer_gpt2: sampled inference with majority voting."""
 
-    model_type: str = _flag("coconut", "backbone, a GPT-2: coconut or codi")
-    model_id: str | None = _flag(None, MODEL_ID)
-    n_samples: int | None = _flag(
-        None, "trajectories N a question, default 64; 1 where nothing is sampled"
-    )
+    model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
     report_n: list[int] = field(
         default=None, metadata={"help": "sizes of the pool to report, default 1 4 16 64 up to N"}
     )
@@ -187,11 +195,10 @@ class InferenceSettings(SamplingSettings):
     output_dir: str | None = _flag(None, OUTPUT_DIR)
     save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
 
-    architecture = "gpt2"
-    free = (*SamplingSettings.free, "report_n", "output_dir")
+    architecture: ClassVar = "gpt2"
+    free: ClassVar = (*SamplingArguments.free, "report_n", "output_dir")
 
     def __post_init__(self):
-        self.model_id = self.model_id or default_backbone(self.model_type)
         if self.n_samples is None:
             self.n_samples = 64 if self.do_sample else 1
         self._at_least("n_samples", 1)
@@ -199,95 +206,96 @@ class InferenceSettings(SamplingSettings):
             raise ValueError(
                 f"--do_sample false gives {self.n_samples} equal trajectories: leave out --n_samples"
             )
-        super().__post_init__()
+        self._resolve(self.do_sample)
         self.report_n = report_sizes(self.report_n, self.n_samples)
-        self.output_dir = self._named_output(f"outputs/{self.run_name}")
+        self.output_dir = _output_dir(self.output_dir, f"outputs/{self.run_name}", self.sampler_name)
 
 
 @dataclass
-class LlamaInferenceSettings(InferenceSettings):
+class LlamaInferenceArguments(InferenceArguments):
     """The flags of src.infer_llama."""
 
-    model_type: str = _flag("colar", "backbone, a LLaMA: colar")
+    model_type: str = _model_type("colar", "backbone, a LLaMA: colar")
 
-    architecture = "llama"
+    architecture: ClassVar = "llama"
 
 
 @dataclass
-class AnnotationSettings(SamplingSettings):
+class AnnotationArguments(SamplingArguments):
     """The flags of src.annotate_data."""
 
     save_path: str = _flag("outputs/annotated", "folder of the pools")
     name: str | None = _flag(None, "the pool's folder in it, default: a name made of the settings")
-    model_type: str = _flag("coconut", f"backbone: {', '.join(BACKBONES)}")
-    model_id: str | None = _flag(None, MODEL_ID)
-    n_samples: int = _flag(8, "trajectories n a question")
+    n_samples: int = _flag(8, "trajectories n a question", aliases=["--num_return_sequences"])
     n_samples_per_step: int = _flag(64, "rollouts M from every thought; 0: labels are the outcome")
     dropout_embedding: bool | None = _flag(
         None, "dropout after the embedding too, default true, CoLaR has none"
     )
     shard_size: int = _flag(64, "questions a file")
 
-    sampler_flags = SAMPLER_FLAGS | {"dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")}
-    free = (*SamplingSettings.free, "save_path", "name")
+    sampler_flags: ClassVar = SAMPLER_FLAGS | {
+        "dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")
+    }
+    free: ClassVar = (*SamplingArguments.free, "save_path", "name")
 
     def __post_init__(self):
-        self.model_id = self.model_id or default_backbone(self.model_type)
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
             self._at_least(name, least)
-        super().__post_init__()
-        if self.dropout_embedding and not BACKBONES[self.model_type].paper_defaults.dropout_embedding:
+        self._resolve()
+        has_it = BACKBONES[self.model_type].paper_defaults.dropout_embedding
+        if self.dropout_embedding and not has_it:
             raise ValueError(
                 f"--dropout_embedding true: {self.model_type} has no such dropout; leave it out"
             )
         self.name = self.name or self.run_name
 
     @property
-    def folder(self):
-        return Path(self.save_path) / self.name
+    def output_dir(self):
+        return str(Path(self.save_path) / self.name)
 
 
 @dataclass
-class RewardSettings(SamplingSettings):
+class RewardArguments(SamplingArguments):
     """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
 
+    model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
     prm_id: str | None = _flag(
-        None, "folder or hub id of the reward model, default: the backbone's, see checkpoints/README.md"
+        None,
+        "folder or hub id of the reward model, default: the backbone's, see checkpoints/README.md",
     )
     prm_mode: str = _flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
-    generator_type: str = _flag("coconut", "backbone, a GPT-2: coconut or codi")
-    generator_id: str | None = _flag(None, MODEL_ID)
     score_by: str = _flag(
         "sum",
         "how the rewards of a trajectory's thoughts make its score (the answer's is added)",
         SCORES,
     )
-    num_return_sequences: int | None = _flag(None, "best_of_n: trajectories N, default 64")
     report_n: list[int] = field(
-        default=None, metadata={"help": "best_of_n: sizes of the pool to report, default 1 4 16 64"}
+        default=None,
+        metadata={"help": "best_of_n: sizes of the pool to report, default 1 4 16 64"},
     )
     pool: str | None = _flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true instead")
     bayesian_vote: bool | None = _flag(None, "best_of_n: also the Bayesian vote, default true")
     num_beams: int | None = _flag(None, "beam_search: beams B, default 4")
-    num_beam_candidates: int | None = _flag(None, "beam_search: candidates C of each, default 4")
+    num_beam_candidates: int | None = _flag(None, "beam_search: proposals C of each, default 4")
     output_dir: str | None = _flag(None, OUTPUT_DIR)
 
-    architecture = "gpt2"
-    type_flag, id_flag = "generator_type", "generator_id"
-    free = (*SamplingSettings.free, "report_n", "output_dir")
+    architecture: ClassVar = "gpt2"
+    free: ClassVar = (*SamplingArguments.free, "report_n", "output_dir")
+    beside_pool: ClassVar = (*free, "prm_id", "prm_mode", "pool", "score_by")  # flags with --pool
 
     def __post_init__(self):
         if self.pool is not None and self.prm_mode == "best_of_n":
             self._take_from_pool()
-        self.generator_id = self.generator_id or default_backbone(self.generator_type)
-        self.prm_id = self.prm_id or default_reward_model(self.generator_type, self.generator_id)
+        self.model_id = self.model_id or default_backbone(self.model_type)
+        self.prm_id = self.prm_id or default_reward_model(self.model_type, self.model_id)
         self._resolve_mode()
-        super().__post_init__()
+        self._resolve()
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
         elif self.dropout_mask == "trajectory":
             raise ValueError("--dropout_mask trajectory: beams draw anew at every step; leave it out")
-        self.output_dir = self._named_output(f"outputs/{Path(self.prm_id).name}-{self.run_name}")
+        default = f"outputs/{Path(self.prm_id).name}-{self.run_name}"
+        self.output_dir = _output_dir(self.output_dir, default, self.sampler_name)
 
     def _resolve_mode(self):
         """Fills in the mode's defaults; a flag of the other mode is an error."""
@@ -300,49 +308,37 @@ class RewardSettings(SamplingSettings):
                 setattr(self, name, value)
             if type(value) is int:
                 self._at_least(name, 1)
+        if self.prm_mode == "beam_search":
+            self.n_samples = self.num_beams * self.num_beam_candidates
 
     def _take_from_pool(self):
         """The settings under which the pool was sampled; a flag that contradicts it is an error."""
-        for name, default in _defaults(self).items():
-            stays = name in (*self.free, "prm_id", "prm_mode", "pool", "score_by")
-            if not stays and getattr(self, name) != default:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, default in defaults.items():
+            if name not in self.beside_pool and getattr(self, name) != default:
                 raise ValueError(f"--{name} has no effect with --pool: leave it out")
         try:
-            pool = json.loads((Path(self.pool) / "config.json").read_text(encoding="utf-8"))["settings"]
-            for name in _defaults(self):
-                if name in pool and name not in self.free:
-                    setattr(self, name, pool[name])
-            self.generator_type, self.generator_id = pool["model_type"], pool["model_id"]
-            self.num_return_sequences = pool["n_samples"]
-            self.bayesian_vote = pool["bayesian_vote"]
+            text = (Path(self.pool) / "config.json").read_text(encoding="utf-8")
+            sampled = json.loads(text)["settings"]
+            for name in defaults.keys() & sampled.keys() - set(self.free):
+                setattr(self, name, sampled[name])
+            do_sample, save_latents = sampled["do_sample"], sampled["save_latents"]
         except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(
                 f"--pool {self.pool}: no run there; sample one, src.infer_gpt2 --save_latents true"
             ) from None
-        if not pool["do_sample"]:
+        if not do_sample:
             raise ValueError(
                 f"--pool {self.pool}: one greedy trajectory a question, nothing to choose from"
             )
-        if not pool["save_latents"]:
+        if not save_latents:
             raise ValueError(f"--pool {self.pool}: sampled without --save_latents true; sample it again")
-
-    model_type = property(lambda self: self.generator_type)
-    model_id = property(lambda self: self.generator_id)
-
-    @property
-    def n_samples(self):
-        """Trajectories a question."""
-        return self.num_beams * self.num_beam_candidates if self.num_beams else self.num_return_sequences
 
 
 @dataclass
-class LlamaRewardSettings(RewardSettings):
+class LlamaRewardArguments(RewardArguments):
     """The flags of src.infer_llama_rm."""
 
-    generator_type: str = _flag("colar", "backbone, a LLaMA: colar")
+    model_type: str = _model_type("colar", "backbone, a LLaMA: colar")
 
-    architecture = "llama"
-
-
-def _defaults(settings):
-    return {field.name: field.default for field in fields(settings)}
+    architecture: ClassVar = "llama"

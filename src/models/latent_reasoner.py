@@ -1,38 +1,41 @@
-"""What the backbones share: Hugging Face habits on top of the sampling engine."""
+"""What the backbones share: Hugging Face's interface on top of the sampling engine."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import get_type_hints
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from src.models.special_tokens import TOKENS, missing_tokens, set_token_ids
-from src.sampling.engine import Request, sample
+from src.models.tokenizers import TOKENS, missing_tokens, set_token_ids
+from src.sampling.engine import sample
 from src.sampling.samplers import DETERMINISTIC, Sampling
+from src.sampling.trajectories import Request
 from utils.config import typed
 
-# keywords of from_pretrained that say where the files are
-_PLACE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+# Keywords of from_pretrained that say where the files are.
+_LOCATION = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 @dataclass
 class LatentGenerateOutput:
     """sequences (B * N, length): prompt as given, latent ids, end-of-thinking, answer, padding.
 
-    thoughts (B, N, T, D): the latent thoughts as they were fed back; lengths (B, N): how many there are.
+    thoughts (B, N, T, D): the latent thoughts as they were fed back; num_thoughts (B, N): how many
+    exist.
     """
 
     sequences: torch.Tensor
     thoughts: torch.Tensor
-    lengths: torch.Tensor
+    num_thoughts: torch.Tensor
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What the sampling flags start from; the fields are keys of a checkpoint's generation_config.json.
+    """Defaults of the sampling flags. The fields are keys of a checkpoint's generation_config.json.
 
-    latent_length: thoughts of a trajectory, or the cap of a backbone that stops itself. max_new_tokens:
-    answer tokens at most. The others: see src.sampling.samplers.Sampling.
+    latent_length: thoughts of a trajectory, or at most so many where the model decides when to stop
+    thinking. max_new_tokens: answer tokens at most. The others: see src.sampling.samplers.Sampling.
     """
 
     latent_length: int = 6
@@ -56,14 +59,16 @@ class GenerationDefaults:
 
 
 class LatentReasoner:
-    """Mixin before a HF causal language model and the reader of its architecture.
+    """Mixin before the decoder of an architecture and its Hugging Face causal language model.
 
-    A backbone (src/models/coconut.py is the shortest) gives format_prompt(question), format_answer(answer),
-    the text that it learns to write, parse_answer(text), the number in it or None, and to_thought(hidden).
-    What follows can be set otherwise: special_tokens; config_keys, which a config must have; stops_itself,
-    whether the model ends its latent phase by its own end token (``latent_length`` is then the cap);
-    paper_defaults, the paper's sampler strengths and lengths. A checkpoint's generation_config.json may
-    hold other values for any of them (``generation_defaults``).
+    A backbone (src/models/coconut.py is the shortest) gives:
+    format_prompt(question), the prompt; format_answer(answer), the text that it learns to write;
+    parse_answer(text), the number in such a text or None; to_thought(hidden), from a hidden state
+    (..., D) to the thought (..., D) that is fed back.
+
+    It may also set: special_tokens; config_keys, which its config must have; stops_itself, whether
+    the model decides when to stop thinking, by its end token; paper_defaults, the paper's sampler
+    settings and lengths, which a checkpoint's generation_config.json may override.
     """
 
     special_tokens = TOKENS
@@ -75,7 +80,7 @@ class LatentReasoner:
     def generation_defaults(cls, values):
         """The GenerationDefaults of a checkpoint whose generation_config.json holds ``values``, a dict.
 
-        Raises UserError or ValueError naming the key that can't be.
+        Raises UserError or ValueError naming the impossible key.
         """
         kinds = get_type_hints(GenerationDefaults)
         given = {
@@ -98,11 +103,11 @@ class LatentReasoner:
 
     @classmethod
     def from_pretrained(cls, path, *args, **kwargs):
-        """As in transformers; the special ids come from the tokenizer in the same place."""
+        """As in transformers; the ids of special tokens come from the checkpoint's tokenizer."""
         loaded = super().from_pretrained(path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        same_place = {key: kwargs[key] for key in _PLACE if key in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(path, **same_place)
+        location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(path, **location)
         if not missing_tokens(tokenizer, cls.special_tokens):
             set_token_ids(model, tokenizer)
         return loaded
@@ -129,11 +134,11 @@ class LatentReasoner:
         """N latent trajectories and greedy answers for each row of ``input_ids`` (B, L).
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
-        ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. What the
-        sampling keywords mean stands at src.sampling.samplers.Sampling; they need ``do_sample``. None is
-        the checkpoint's own default (generation_config.json), as it is for the lengths.
-        Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on
-        impossible settings, TypeError on unknown keywords.
+        ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. The
+        sampling keywords (src.sampling.samplers.Sampling) need ``do_sample``. None stands for the
+        checkpoint's default (generation_config.json). Returns the sequences (B * N, length), or a
+        LatentGenerateOutput. Raises ValueError on impossible settings, TypeError on unknown
+        keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         pairs = zip(input_ids, mask, strict=True)
@@ -147,7 +152,7 @@ class LatentReasoner:
         question_ids = range(len(input_ids)) if question_ids is None else question_ids
         request = Request(
             prompts=[row[keep.bool()].tolist() for row, keep in pairs],
-            questions=[int(question) for question in question_ids],
+            question_ids=[int(question) for question in question_ids],
             n_samples=num_return_sequences,
             latent_length=defaults.latent_length if latent_length is None else latent_length,
             max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
@@ -157,15 +162,15 @@ class LatentReasoner:
         trajectories = sample(self, request)
         sequences = self._sequences(input_ids, trajectories)
         if return_dict_in_generate:
-            return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.lengths)
+            return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.num_thoughts)
         return sequences
 
     def _sequences(self, input_ids, trajectories):
-        """Prompt as given, latent ids, end-of-thinking, answer, padding of each trajectory, (B * N, length)."""
-        config, (questions, n_samples) = self.config, trajectories.lengths.shape
+        """LatentGenerateOutput.sequences, (B * N, length)."""
+        config, (questions, n_samples) = self.config, trajectories.num_thoughts.shape
         answers = [
             torch.tensor(
-                [config.latent_token_id] * int(trajectories.lengths[q, n])
+                [config.latent_token_id] * int(trajectories.num_thoughts[q, n])
                 + [config.end_latent_token_id]
                 + trajectories.tokens[q][n]
                 + [config.eos_token_id] * trajectories.finished[q][n]
@@ -173,9 +178,8 @@ class LatentReasoner:
             for q in range(questions)
             for n in range(n_samples)
         ]
-        pad = (
-            config.eos_token_id if config.pad_token_id is None else config.pad_token_id
-        )  # GPT-2 has none
-        answers = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=pad)
+        # GPT-2 has no padding token.
+        pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+        answers = pad_sequence(answers, batch_first=True, padding_value=pad)
         prompts = input_ids.repeat_interleave(n_samples, dim=0)
         return torch.cat((prompts, answers.to(prompts.device)), dim=1)

@@ -1,0 +1,322 @@
+"""Evaluation on a data file: sampling and voting, best-of-N, beam search.
+
+A method answers a batch of questions: method(evaluation, batch) returns their records. METHODS has
+one for each way to run.
+"""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError, safe_open
+
+from src.models.loading import checkpoint_files
+from src.runs.job import Job
+from src.runs.report import print_report, print_reward_report
+from src.search.beam_search import beam_search
+from src.search.best_of_n import (
+    count_answers,
+    rewards_of_thoughts,
+    sample_pool,
+    score_pools,
+    score_trajectories,
+)
+from src.search.voting import measure, measure_beams, trajectory_scores
+from utils import records
+from utils.answers import parse_number
+from utils.errors import UserError
+from utils.files import sha256, write_bytes, write_json
+from utils.metrics import best_of_n, majority_vote
+from utils.progress import timed
+from utils.records import gold_of
+
+RECORDS_FORMAT = 2  # of samples.jsonl
+
+
+class Evaluation(Job):
+    """A run of src.infer_gpt2 or src.infer_llama: it samples and votes.
+
+    counters: what the pools of this process and session cost (src.search.best_of_n).
+    """
+
+    outputs = (*records.PATTERNS, "latents/*.safetensors", "metrics.json")
+    method = "sample"
+
+    def __init__(self, arguments, processes, loader):
+        super().__init__(arguments, processes, loader)
+        self.done = {} if arguments.overwrite else records.read(self.folder)
+        if not set(self.done) <= set(range(len(self.rows))):
+            raise UserError(f"{self.folder}: holds samples of other questions; use --overwrite true")
+        self.counters = defaultdict(Counter)
+        self.answered = self.voted = self.covered = 0  # questions of this process and session
+
+    def fingerprint(self):
+        return super().fingerprint() | {"records_format": RECORDS_FORMAT}
+
+    @property
+    def finished(self):
+        return len(self.done) == len(self.rows)
+
+    @property
+    def trajectories(self):
+        return (len(self.rows) - len(self.done)) * self.arguments.n_samples
+
+    def open(self):
+        """Prepares the folder and tells all processes what is done, so that they share the rest."""
+        super().open()
+        done = records.gather(self.folder) if self.processes.is_main_process else None
+        (self.done,) = broadcast_object_list([done])
+
+    def units(self):
+        """Batches of similar prompt length. They do not depend on what is done: a batch that was
+        interrupted is computed as before."""
+        batches = self.by_length(range(len(self.rows)))
+        return [batch for batch in batches if any(i not in self.done for i in batch)]
+
+    def work_on(self, unit):
+        new = [r for r in METHODS[self.method](self, unit) if r["idx"] not in self.done]
+        records.append(self.folder, self.processes.process_index, new)
+        self.answered += len(new)
+        self.voted += sum(r["vote"] is not None and r["vote"] == gold_of(r) for r in new)
+        self.covered += sum(any(r["correct"]) for r in new)
+        vote, coverage = (100 * hits / self.answered for hits in (self.voted, self.covered))
+        return f"vote {vote:.1f} %, coverage {coverage:.1f} %"
+
+    def finish(self):
+        """Gathers and checks all processes' records and writes metrics.json; returns its content."""
+        sessions = gather_object([(self.answered, {k: dict(v) for k, v in self.counters.items()})])
+        self.processes.wait_for_everyone()
+        if not self.processes.is_main_process:
+            return None
+        done = records.gather(self.folder)
+        if sorted(done) != list(range(len(self.rows))):
+            raise UserError(
+                f"{self.folder}: {len(done)} of {len(self.rows)} questions are done; run again to go on"
+            )
+        measures = self.measure([done[i] for i in sorted(done)])
+        metrics = {"questions": len(done)} | measures | {"speed": self._speed(sessions)}
+        write_json(self.folder / "metrics.json", metrics)
+        return metrics
+
+    def _speed(self, sessions):
+        """Speed of the session that answered last, from (questions, counters) of each process.
+
+        A session that had nothing to answer keeps the speed in metrics.json.
+        """
+        if not sum(questions for questions, _ in sessions):
+            path = self.folder / "metrics.json"
+            return json.loads(path.read_text(encoding="utf-8"))["speed"] if path.exists() else {}
+        return speed_of(sessions)
+
+    def measure(self, all_records):
+        return measure(all_records, self.arguments.report_n)
+
+    def report(self, metrics):
+        print_report(metrics, self.folder)
+
+
+class RewardEvaluation(Evaluation):
+    """A run of src.infer_gpt2_rm or src.infer_llama_rm: it chooses by LatentRM."""
+
+    def __init__(self, arguments, processes, loader):
+        super().__init__(arguments, processes, loader)
+        self.method = arguments.prm_mode
+        if arguments.pool is not None:
+            self.method = "saved_pool"
+            self.pool = read_pool(arguments.pool, self.run_folder.fingerprint)
+
+    def fingerprint(self):
+        files = checkpoint_files("rm", self.arguments.prm_id)
+        return super().fingerprint() | {"prm_sha256": sha256(files)}
+
+    def prepare(self):
+        super().prepare()
+        self.reward_model()
+
+    def reward_model(self):
+        """The LatentRM, which is found to suit the backbone."""
+        arguments, backbone = self.arguments, self.backbone()
+        return self.loader.reward_model(arguments.prm_id, *backbone, arguments.model_dtype)
+
+    def measure(self, all_records):
+        if self.method == "beam_search":
+            return measure_beams(all_records, self.arguments.num_beams)
+        return measure(all_records, self.arguments.report_n, self.arguments.score_by)
+
+    def report(self, metrics):
+        print_reward_report(metrics, self.folder)
+
+
+def sample_and_vote(evaluation, batch):
+    """Records of a pool that is sampled at once."""
+    arguments, (model, tokenizer) = evaluation.arguments, evaluation.backbone()
+    parse = _parser(model, tokenizer) if arguments.bayesian_vote else None
+    request = evaluation.request(batch)
+    sizes = [arguments.n_samples]
+    trajectories, columns = sample_pool(model, request, sizes, evaluation.counters, parse)
+    new = _new_records(evaluation, batch, trajectories, columns)
+    if arguments.save_latents:
+        for q, record in enumerate(new):
+            _save_latents(evaluation, record, trajectories, q)
+    return new
+
+
+def sample_and_score(evaluation, batch):
+    """Records of a pool with rewards; it grows through the sizes that are reported."""
+    arguments, (model, tokenizer) = evaluation.arguments, evaluation.backbone()
+    parse = _parser(model, tokenizer) if arguments.bayesian_vote else None
+    sizes = sorted({*arguments.report_n, arguments.n_samples})
+    pool = sample_pool(
+        model,
+        evaluation.request(batch),
+        sizes,
+        evaluation.counters,
+        parse,
+        evaluation.reward_model(),
+    )
+    return _new_records(evaluation, batch, *pool)
+
+
+def search_beams(evaluation, batch):
+    """Records of the surviving beams; the vote is the answer of the best one."""
+    arguments, (model, _) = evaluation.arguments, evaluation.backbone()
+    reward_model, request = evaluation.reward_model(), evaluation.request(batch)
+    num_beams, num_proposals = arguments.num_beams, arguments.num_beam_candidates
+    counter = evaluation.counters[num_beams]
+    with timed(counter, "seconds"):
+        beams = beam_search(model, reward_model, request, num_beams, num_proposals, arguments.score_by)
+        trajectories = beams.trajectories
+        if reward_model.scores_answer:  # the search has scored the thoughts, not the answers
+            eos = model.config.eos_token_id
+            columns = score_trajectories(reward_model, request.prompts, trajectories, eos)
+        else:
+            columns = {"scores": rewards_of_thoughts(beams.rewards, trajectories.num_thoughts)}
+    counter.update(latent_steps=beams.num_forward_passes)
+    count_answers(counter, trajectories)
+    new = _new_records(evaluation, batch, trajectories, columns)
+    for record in new:
+        scores = trajectory_scores(record, arguments.score_by)
+        record["vote"] = best_of_n(record["predictions"], scores)
+    return new
+
+
+def score_saved_pool(evaluation, batch):
+    """Records with rewards from a run of src.infer_gpt2 --save_latents true."""
+    new, counter = [], evaluation.counters[evaluation.arguments.n_samples]
+    for i in batch:
+        path, record = _latents_path(evaluation.arguments.pool, i), evaluation.pool[i]
+        latents = _read_latents(path)
+        if latents["corrects"].tolist() != record["correct"]:
+            raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
+        with timed(counter, "seconds"), timed(counter, "reward_seconds"):
+            columns = score_pools(
+                evaluation.reward_model(),
+                [latents["input_ids"].tolist()],
+                latents["latent_embeds"][None],
+                latents["latent_lengths"][None],
+                [latents["answer_ids"]],
+            )
+        new.append(record | {key: values[0] for key, values in columns.items()})
+    return new
+
+
+METHODS = {
+    "sample": sample_and_vote,
+    "best_of_n": sample_and_score,
+    "beam_search": search_beams,
+    "saved_pool": score_saved_pool,
+}
+
+
+def _parser(model, tokenizer):
+    """A function from an answer's token ids to its number or None."""
+    return lambda ids: model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _new_records(evaluation, batch, trajectories, columns):
+    """What samples.jsonl holds of each question of a batch."""
+    model, tokenizer = evaluation.backbone()
+    new = []
+    for q, i in enumerate(batch):
+        texts = tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
+        record = _record(i, evaluation.rows[i], texts, model.parse_answer)
+        new.append(record | {key: values[q] for key, values in columns.items()})
+    return new
+
+
+def _record(idx, row, texts, parse_answer):
+    """The record of one question, from its N answer texts."""
+    predictions = [parse_answer(text) for text in texts]
+    gold = parse_number(row["answer"])
+    return {
+        "idx": idx,
+        "question": row["question"],
+        "answer": row["answer"],
+        "texts": texts,
+        "predictions": predictions,
+        "correct": [p == gold for p in predictions],
+        "vote": majority_vote(predictions),
+    }
+
+
+def _latents_path(folder, idx):
+    return Path(folder) / "latents" / f"{idx:06d}.safetensors"
+
+
+def _save_latents(evaluation, record, trajectories, q):
+    model, _ = evaluation.backbone()
+    idx = record["idx"]
+    tensors = {
+        "input_ids": torch.tensor(evaluation.prompts[idx]),  # (L,)
+        "answer_ids": trajectories.answer_ids(q, model.config.eos_token_id),  # (N, A)
+        "latent_embeds": trajectories.thoughts_of(q).float().cpu().contiguous(),  # (N, T, D)
+        "latent_lengths": trajectories.num_thoughts[q].contiguous(),  # (N,)
+        "corrects": torch.tensor(record["correct"]),  # (N,)
+    }
+    write_bytes(_latents_path(evaluation.folder, idx), safetensors.torch.save(tensors))
+
+
+def _read_latents(path):
+    keys = ("input_ids", "answer_ids", "latent_embeds", "latent_lengths", "corrects")
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in keys}
+    except (OSError, SafetensorError):
+        raise UserError(f"{path}: missing or damaged; sample the pool again") from None
+
+
+def read_pool(folder, fingerprint):
+    """The records of a saved pool, in order, for the run of this fingerprint.
+
+    Raises UserError when the pool is not whole or was made from other questions or another
+    backbone.
+    """
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    for key, what in (("data_sha256", "question file"), ("model_sha256", "backbone")):
+        if config.get(key) != fingerprint[key]:
+            raise UserError(f"--pool {folder}: its {what} has changed since; sample the pool again")
+    pool = records.read(folder)
+    if sorted(pool) != list(range(config["questions"])):
+        raise UserError(
+            f"--pool {folder}: {len(pool)} of {config['questions']} questions; finish it first"
+        )
+    return [pool[i] for i in sorted(pool)]
+
+
+def speed_of(sessions):
+    """The "speed" of metrics.json, from (questions, counters) of each process.
+
+    per_question: {size of the pool: what a question costs}, all steps up to that size.
+    """
+    questions = sum(count for count, _ in sessions)
+    counters = [by_size for _, by_size in sessions]
+    seconds = max(sum(counter["seconds"] for counter in by_size.values()) for by_size in counters)
+    total, cost = Counter(), {}
+    for size in sorted(set().union(*counters)):
+        total += sum((Counter(by_size.get(size, {})) for by_size in counters), Counter())
+        cost[str(size)] = {key: round(n / questions, 4) for key, n in sorted(total.items())}
+    rates = {f"{k}_per_second": round(total[k] / seconds, 1) for k in ("latent_steps", "tokens")}
+    return {"seconds": round(seconds, 2)} | rates | {"per_question": cost}

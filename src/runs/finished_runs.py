@@ -1,0 +1,100 @@
+"""The finished runs below a folder, as src/runs/tables.py reads them."""
+
+import json
+from pathlib import Path
+
+from utils import records
+from utils.errors import UserError, warn
+
+# Settings in which two runs over the same questions may differ for a paired difference: to a pool
+# of the same sampler, and (all but these) to greedy.
+_CHOICE = {
+    "prm_id", "prm_mode", "n_samples", "pool", "bayesian_vote", "num_beams", "num_beam_candidates",
+    "score_by",
+}  # fmt: skip
+_SAME_MODEL = ("model_dtype", "limit", "latent_length", "max_new_tokens")
+
+
+class FinishedRun:
+    """config.json, metrics.json and records of one run.
+
+    columns: what a table says of the run itself. model_key: what it shares with a greedy run over
+    the same questions. Raises UserError when a file is damaged or not of this version.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.config, self.metrics = read_json(folder / "config.json"), read_json(folder / "metrics.json")
+        self.settings = self.config["settings"]
+        self.chooses = "prm_mode" in self.settings
+        self.beams = self.settings.get("prm_mode") == "beam_search"
+        self.records = records.read(self.folder)
+        try:
+            self.columns, self.model_key = self._columns(), self._model_key()
+        except KeyError as error:
+            raise UserError(
+                f"{folder}/config.json: lacks {error}; remove the folder or run again"
+            ) from None
+        if len(self.records) != self.metrics["questions"]:
+            raise UserError(f"{folder}/{records.NAME}: records are missing; run its command again")
+
+    @property
+    def greedy(self):
+        return self.settings.get("sampling_by") is None
+
+    def _columns(self):
+        settings = self.settings
+        method = settings["sampling_by"]
+        return {
+            "model": Path(settings["model_id"]).name,
+            "benchmark": Path(settings["data_path"]).stem,
+            "questions": self.metrics["questions"],
+            "sampler": method or "greedy",
+            "dropout_p": settings["dropout_p"] if method == "dropout" else None,
+            "noise_std": settings["noise_std"] if method == "noise" else None,
+            "seed": settings["seed"],
+        }
+
+    def _model_key(self):
+        digests = (self.config["model_sha256"], self.config["data_sha256"])
+        return (*digests, *(self.settings[key] for key in _SAME_MODEL))
+
+    def pool_key(self):
+        """What beams share with a pool of the same questions and sampler."""
+        return tuple(value for key, value in sorted(self.settings.items()) if key not in _CHOICE)
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: damaged; remove the folder or run its command again") from None
+
+
+def finished_runs(folder):
+    """The FinishedRuns below a folder; other things there, such as checkpoints, are ignored.
+
+    A damaged run gives a warning. Raises UserError when there is no run, or only damaged ones.
+    """
+    runs, faults = [], []
+    for path in sorted(Path(folder).rglob("metrics.json")):
+        try:
+            if _is_run(path):
+                runs.append(FinishedRun(path.parent))
+        except UserError as error:
+            faults.append(error)
+    if not runs:
+        raise faults[0] if faults else UserError(f"{folder}: no finished run below it (metrics.json)")
+    for fault in faults:
+        warn(str(fault))
+    return runs
+
+
+def _is_run(path):
+    """Whether a metrics.json is that of a run; a checkpoint has files of the same names."""
+    config_path = path.parent / "config.json"
+    if not config_path.is_file():
+        return False
+    config, metrics = read_json(config_path), read_json(path)
+    both = isinstance(config, dict) and isinstance(metrics, dict)
+    return both and isinstance(config.get("settings"), dict) and "by_n" in metrics

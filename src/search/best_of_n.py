@@ -1,0 +1,124 @@
+"""Best-of-N: a pool of trajectories and the reward model's scores of it.
+
+A pool grows through sizes, so that what each size costs is measured. Its counters are {size:
+Counter} of the step by which it grew to that size: ``trajectories``; ``latent_steps``, forward
+passes that yield a thought; ``tokens``, answer tokens written; ``candidate_tokens``, answer tokens
+read for the Bayesian vote; ``seconds``, and of them ``candidate_seconds`` and ``reward_seconds``.
+
+Shapes: Q questions, N trajectories of each, T thoughts, A answer tokens, D model width.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from src.sampling.engine import sample
+from src.sampling.memory import rows_within
+from src.sampling.trajectories import Trajectories, concatenate_lists, pad_right
+from src.search.bayesian_vote import LikelihoodPool, sample_with_state
+from utils.progress import timed
+
+
+def sample_pool(model, request, sizes, counters, parse=None, reward_model=None):
+    """A pool of the largest of ``sizes`` for each question, and what its records hold beside it.
+
+    parse(ids): the number in an answer's token ids; given, the pool has answer likelihoods.
+    reward_model: given, the pool has rewards. Returns Trajectories and {key: a value for each
+    question}, with the keys of ``score_pools``, and "candidates" with "log_probs".
+    """
+    likelihoods = LikelihoodPool(model, parse, len(request.prompts)) if parse else None
+    parts, rewards = [], []
+    for first, size in pairwise([0, *sizes]):
+        part = replace(request, first_sample=first, n_samples=size - first)
+        counter = counters[size]
+        with timed(counter, "seconds"):
+            parts.append(_sample(model, part, likelihoods, counter))
+            if reward_model is not None:
+                with timed(counter, "reward_seconds"):
+                    eos = model.config.eos_token_id
+                    rewards.append(score_trajectories(reward_model, part.prompts, parts[-1], eos))
+        num_forward_passes = int((parts[-1].num_thoughts + model.stops_itself).sum())
+        counter.update(latent_steps=num_forward_passes)
+        count_answers(counter, parts[-1])
+    columns = (
+        {key: concatenate_lists([r[key] for r in rewards]) for key in rewards[0]} if rewards else {}
+    )
+    if likelihoods is not None:
+        columns |= _likelihood_columns(likelihoods)
+    return Trajectories.concatenate(parts), columns
+
+
+def _sample(model, request, likelihoods, counter):
+    """Further Trajectories of a pool, which are added to ``likelihoods`` where there are any."""
+    if likelihoods is None:
+        return sample(model, request)
+    trajectories, state = sample_with_state(model, request)
+    before = likelihoods.tokens_read
+    with timed(counter, "candidate_seconds"):
+        likelihoods.add(request, state, trajectories)
+    counter.update(candidate_tokens=likelihoods.tokens_read - before)
+    return trajectories
+
+
+def _likelihood_columns(likelihoods):
+    of_questions = likelihoods.likelihoods()
+    return {
+        "candidates": [question.answers for question in of_questions],
+        "log_probs": [rounded(question.log_probs) for question in of_questions],  # (N, K) each
+    }
+
+
+def count_answers(counter, trajectories):
+    """Adds trajectories and answer tokens to a counter."""
+    written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
+    counter.update(trajectories=trajectories.num_thoughts.numel(), tokens=written)
+
+
+def score_trajectories(reward_model, prompts, trajectories, eos):
+    """``score_pools`` of Trajectories; eos: the generator's end-of-text id."""
+    answers = [trajectories.answer_ids(q, eos) for q in range(len(prompts))]
+    thoughts, num_thoughts = trajectories.thoughts, trajectories.num_thoughts
+    return score_pools(reward_model, prompts, thoughts, num_thoughts, answers)
+
+
+@torch.inference_mode()
+def score_pools(reward_model, prompts, thoughts, num_thoughts, answer_ids):
+    """The rewards of Q questions' trajectories: {key: for each question a list of N values}.
+
+    "scores": the rewards r_t of a trajectory's thoughts; where the model scores answers,
+    "answer_scores": log p of its answer. prompts: Q lists of token ids, each read once. thoughts
+    (Q, N, T, D), of which num_thoughts (Q, N) exist. answer_ids: Q tensors (N, A), padded with -1.
+    """
+    answers = pad_sequence([ids.T for ids in answer_ids], batch_first=True, padding_value=-1)
+    answers = answers.transpose(1, 2)  # (Q, N, A)
+    n, steps = thoughts.shape[1:3]
+    rows = rows_within(reward_model, steps + answers.shape[2], logits=answers.shape[2])
+    scores = []
+    for questions in torch.arange(len(prompts)).split(max(1, rows // n)):
+        ids, prompt_lengths = pad_right([prompts[q] for q in questions], 0)  # (q, L), (q,)
+        mask = (torch.arange(ids.shape[1]) < prompt_lengths[:, None]).long()
+        pool = (x[questions].split(rows, dim=1) for x in (thoughts, num_thoughts, answers))
+        members = [_score(reward_model, ids, mask, *part) for part in zip(*pool, strict=True)]
+        scores.append(torch.cat(members, dim=1))
+    scores = torch.cat(scores)  # (Q, N, T), or (Q, N, T + 1) with the answer's
+    columns = {"scores": rewards_of_thoughts(scores[..., :steps], num_thoughts)}
+    if scores.shape[2] > steps:
+        columns["answer_scores"] = rounded(scores[..., steps])
+    return columns
+
+
+def _score(reward_model, *inputs):
+    return reward_model(*(x.to(reward_model.device) for x in inputs)).float().cpu()
+
+
+def rewards_of_thoughts(rewards, num_thoughts):
+    """Lists from rewards (Q, N, T), without those of thoughts that do not exist."""
+    pairs = zip(rewards, num_thoughts.tolist(), strict=True)
+    return [[row[:n] for row, n in zip(rounded(pool), counts, strict=True)] for pool, counts in pairs]
+
+
+def rounded(values):
+    """Nested lists of a matrix, to 4 decimals."""
+    return [[round(x, 4) for x in row] for row in values.tolist()]
