@@ -116,7 +116,9 @@ def training_step(device):
     for way in (shared_scores, plain_scores):
         step(way)
         seconds.append(timed(device, step, way))
-        gradients.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+        )
     one, other = gradients
     largest = max(gradient.abs().max() for gradient in other.values())
     difference = max((one[name] - other[name]).abs().max() for name in one)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from src.inference.methods import latents_path
 from src.models.loading import load_backbone, load_reward_model
 from utils import records
 from utils.metrics import measured
@@ -40,7 +39,7 @@ def main():
         for idx, record in sorted(records.read(folder).items()):
             text = backbone.format_answer(record["answer"]) + tokenizer.eos_token
             gold = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-            right.append(answers_right(model, load_file(latents_path(folder, idx)), gold))
+            right.append(answers_right(model, load_file(records.latents_path(folder, idx)), gold))
             first.append(record["correct"][0])
         found = {"pool": str(folder), "reward_model": measured(right), "generator": measured(first)}
         print(json.dumps(found))

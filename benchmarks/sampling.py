@@ -105,7 +105,9 @@ def products(model, request):
     chunk = max(1, tokens_within(model) // length)
     for start in range(0, reads, chunk):
         _block_products(model, length * min(chunk, reads - start), min(chunk, reads - start))
-    steps = [rows] * (request.latent_length - 1) + [2 * rows] + [rows] * (request.max_new_tokens - 1)
+    steps = (
+        [rows] * (request.latent_length - 1) + [2 * rows] + [rows] * (request.max_new_tokens - 1)
+    )
     for size in steps:
         _block_products(model, size, size)
     for _ in range(request.max_new_tokens):
@@ -167,7 +169,9 @@ def peak_memory_mib(device):
 def measure(device, model, name, questions, n_samples, new_tokens, plain_way):
     """The figures of one variant."""
     ids = torch.randint(0, 50000, (questions, 94), generator=torch.Generator().manual_seed(1))
-    request = Request(ids.tolist(), list(range(questions)), n_samples, 6, new_tokens, 0, VARIANTS[name])
+    request = Request(
+        ids.tolist(), list(range(questions)), n_samples, 6, new_tokens, 0, VARIANTS[name]
+    )
     warm = Request(ids[:1].tolist(), [0], 4, 2, 2, 0, VARIANTS[name])
     sample(model, warm)
     reset_peak_memory(device)
@@ -197,7 +201,9 @@ def main():
     parser.add_argument("--n_samples", type=int, default=64)
     parser.add_argument("--new_tokens", type=int, default=24)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--plain", choices=["all_logits", "last_logits", "skip"], default="all_logits")
+    parser.add_argument(
+        "--plain", choices=["all_logits", "last_logits", "skip"], default="all_logits"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"

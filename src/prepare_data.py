@@ -5,11 +5,11 @@ import argparse
 import json
 from pathlib import Path
 
+from utils.benchmarks import BENCHMARKS, convert
 from utils.cli import Parser
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
-from utils.paper_benchmarks import BENCHMARKS, convert
 from utils.tiny_problems import make_split
 
 TINY_SEED = 2510
@@ -56,9 +56,13 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path("data"))
     which = parser.add_subparsers(dest="benchmark", required=True)
     tiny = which.add_parser("tiny", help="the bundled benchmark")
-    tiny.add_argument("--train", type=int, default=0, help="also tiny_train.json, so many questions")
+    tiny.add_argument(
+        "--train", type=int, default=0, help="also tiny_train.json, so many questions"
+    )
     paper = which.add_parser("paper", help="the paper's benchmarks")
-    paper.add_argument("--train", action="store_true", help="also gsm_train.json, 385,620 questions")
+    paper.add_argument(
+        "--train", action="store_true", help="also gsm_train.json, 385,620 questions"
+    )
     paper.add_argument("--source", type=Path, help="a folder of raw files, in place of the hub")
     for part in (tiny, paper):
         part.add_argument("--output_dir", type=Path, default=argparse.SUPPRESS)

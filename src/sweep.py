@@ -112,7 +112,9 @@ def main():
     if args.nproc < 1:
         raise UserError(f"--nproc must be at least 1, not {args.nproc}")
     is_worker = "WORLD_SIZE" in os.environ
-    if args.nproc > 1 and "OMP_NUM_THREADS" not in os.environ:  # as many threads as a worker will have
+    if (
+        args.nproc > 1 and "OMP_NUM_THREADS" not in os.environ
+    ):  # as many threads as a worker will have
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
     processes = start_processes()

@@ -21,7 +21,9 @@ def main():
     path = parser.parse_args().recipe
     recipe = load_yaml(path, Recipe)
     logging.disable_progress_bar()  # of weights that are read and written
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.mixed_precision)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision=recipe.mixed_precision
+    )
     leave_cleanly()
     use_all_cores()
     trainer = BackboneTrainer(recipe, accelerator)

@@ -47,7 +47,12 @@ def infer_command(*flags, processes=1):
 def launch(command, **environment):
     """Runs the command line itself: seconds slower than ``run``, for what a launcher does."""
     done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     return _quiet(done)
 
@@ -123,7 +128,9 @@ def _work(command, environment, output, file_limit):
 def _quiet(done):
     """A command that has ended: in normal use no library warns."""
     said = [
-        line for line in done.stderr.splitlines() if re.search("warning|deprecated", line, re.IGNORECASE)
+        line
+        for line in done.stderr.splitlines()
+        if re.search("warning|deprecated", line, re.IGNORECASE)
     ]
     if done.returncode == 0:
         assert all(line.startswith("warning: ") for line in said), done.stderr

@@ -22,7 +22,16 @@ SAMPLER = ("--sampling_by", "noise", "--noise_std", 0.8, "--data_path", "data/ti
 
 
 def annotate(folder):
-    flags = ("--limit", 200, "--n_samples_per_step", 4, "--shard_size", 8, "--save_path", folder.parent)
+    flags = (
+        "--limit",
+        200,
+        "--n_samples_per_step",
+        4,
+        "--shard_size",
+        8,
+        "--save_path",
+        folder.parent,
+    )
     return command("annotate_data", *SAMPLER, *flags, "--name", folder.name)
 
 

@@ -27,7 +27,10 @@ def masked(model, mask_of, embedding=False):
         places = [(block.mlp, layer, MLP) for layer, block in enumerate(model.model.layers)]
     else:
         for layer, block in enumerate(model.transformer.h):
-            places += [(block.attn.resid_dropout, layer, ATTENTION), (block.mlp.dropout, layer, MLP)]
+            places += [
+                (block.attn.resid_dropout, layer, ATTENTION),
+                (block.mlp.dropout, layer, MLP),
+            ]
         if embedding:
             places.append((model.transformer.drop, None, None))
     handles = []

@@ -81,7 +81,9 @@ def test_shards_have_the_published_layout(whole):
         assert (estimations.shape, estimations.dtype) == ((n, t), torch.float32)
         assert (corrects.shape, corrects.dtype) == ((n,), torch.bool)
         assert corrects.any() and not corrects.all()
-        assert torch.equal(estimations[:, -1], corrects.float())  # noise is over after the last thought
+        assert torch.equal(
+            estimations[:, -1], corrects.float()
+        )  # noise is over after the last thought
         if i < 6:
             assert thoughts[f"{i}.latent_embeds"].shape == (n, t, d)
 

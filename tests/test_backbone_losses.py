@@ -125,7 +125,9 @@ def test_colar_s_loss_and_gradients_are_the_plain_ones(speed):
         head = model.lt_head.mean(model.lt_head.fc(hidden[:count]))
         latent = F.mse_loss(head, merged.detach() / model.config.latent_embedding_std)
         target = torch.cat((drawn[row, :count], text))
-        expected = expected + 1.3 * latent + 0.7 * F.cross_entropy(model.lm_head(hidden).float(), target)
+        expected = (
+            expected + 1.3 * latent + 0.7 * F.cross_entropy(model.lm_head(hidden).float(), target)
+        )
     torch.testing.assert_close(loss, (expected / 4).to(loss), rtol=1e-4, atol=1e-4)
     assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected / 4))
 
@@ -199,5 +201,7 @@ def test_lora_trains_its_targets_and_leaves_a_plain_checkpoint(tmp_path):
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "x"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if name.endswith("mlp.c_proj.weight") or "ln_f" in name}
+    assert changed == {
+        name for name in before if name.endswith("mlp.c_proj.weight") or "ln_f" in name
+    }
     load_backbone("coconut", str(tmp_path / "x"))

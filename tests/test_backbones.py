@@ -71,7 +71,9 @@ def test_strength_zero_is_greedy(generator, tmp_path):
         ("dropout", (*none, "dropout", "--dropout_p", 0.0)),
     ):  # fmt: skip
         assert run_here(infer(generator, tmp_path / name, *flags)).returncode == 0
-    assert outputs(tmp_path / "greedy") == outputs(tmp_path / "noise") == outputs(tmp_path / "dropout")
+    assert (
+        outputs(tmp_path / "greedy") == outputs(tmp_path / "noise") == outputs(tmp_path / "dropout")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +124,16 @@ def test_best_of_n_and_beams_choose_by_the_scores_that_exist(judged, tmp_path, s
     done = choose(judged, tmp_path / "best", *mode, "--score_by", score_by)
     assert done.returncode == 0, done.stderr
     for i, record in enumerate(records_of(tmp_path / "best")):
-        lengths = load_file(tmp_path / f"pool/latents/{i:06d}.safetensors")["latent_lengths"].tolist()
+        lengths = load_file(tmp_path / f"pool/latents/{i:06d}.safetensors")[
+            "latent_lengths"
+        ].tolist()
         assert [len(scores) for scores in record["scores"]] == lengths
         assert len(record["answer_scores"]) == 5
     beams = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
     for size in (1, 16):
-        done = choose(judged, tmp_path / f"{size}", *beams, "--batch_size", size, "--score_by", score_by)
+        done = choose(
+            judged, tmp_path / f"{size}", *beams, "--batch_size", size, "--score_by", score_by
+        )
         assert done.returncode == 0, done.stderr
     one, many = (records_of(tmp_path / str(size)) for size in (1, 16))
     assert [row["texts"] for row in one] == [row["texts"] for row in many]
@@ -141,7 +147,9 @@ def infer_and_save(generator, folder):
 def test_a_command_of_the_other_architecture_is_refused(generator, tmp_path):
     name, path = generator
     other = {"codi": "infer_llama", "colar": "infer_gpt2"}[name]
-    done = run_here(command(other, "--model_type", name, "--model_id", path, "--output_dir", tmp_path))
+    done = run_here(
+        command(other, "--model_type", name, "--model_id", path, "--output_dir", tmp_path)
+    )
     assert done.returncode == 2
     assert "use the command with" in done.stderr.splitlines()[-1]
 

@@ -8,7 +8,7 @@ from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from tests.commands import ROOT
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.metrics import summarize
 
 GREEDY = {"coconut": 60, "codi": 55, "colar": 55}  # percent at least
@@ -43,7 +43,13 @@ def measure(bundled, split, limit, report_n, sampling):
         found = sample(
             model,
             Request(
-                prompts[part], questions, max(report_n), model.defaults.latent_length, 12, 42, sampling
+                prompts[part],
+                questions,
+                max(report_n),
+                model.defaults.latent_length,
+                12,
+                42,
+                sampling,
             ),
         )
         for row, answers in zip(rows[part], found.tokens, strict=True):
@@ -60,7 +66,9 @@ def test_greedy_solves_the_benchmark(bundled, name):
 
 @pytest.mark.parametrize("by", ["dropout", "noise"])
 def test_coverage_at_64_is_well_above_greedy(bundled, name, by):
-    greedy = measure(bundled, "tiny_test", QUESTIONS[name], [1], Sampling())["1"]["coverage"]["value"]
+    greedy = measure(bundled, "tiny_test", QUESTIONS[name], [1], Sampling())["1"]["coverage"][
+        "value"
+    ]
     found = measure(bundled, "tiny_test", QUESTIONS[name], [1, 4, 16, 64], sampling_of(bundled, by))
     coverage = [found[n]["coverage"]["value"] for n in ("1", "4", "16", "64")]
     assert coverage == sorted(set(coverage))
@@ -82,7 +90,9 @@ def test_checkpoints_are_small_and_have_their_recipe(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
     kind = folder.name.removeprefix("tiny-")
     recipe = (
-        f"train_tiny_{kind.removeprefix('latentRM-')}" if "latentRM" in kind else f"backbone_tiny_{kind}"
+        f"train_tiny_{kind.removeprefix('latentRM-')}"
+        if "latentRM" in kind
+        else f"backbone_tiny_{kind}"
     )
     current = yaml.safe_load((ROOT / f"training_args/{recipe}.yaml").read_text())
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == current

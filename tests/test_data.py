@@ -9,7 +9,7 @@ from src.models import BACKBONES
 from src.models.coconut import COCONUT
 from src.models.tokenizers import build_tokenizer
 from src.prepare_data import TINY_SIZES, write_tiny
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.tiny_problems import TEMPLATES, make_problem
 

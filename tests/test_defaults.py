@@ -93,7 +93,9 @@ def test_the_published_model_is_taken_where_it_is_there(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_the_first_line_says_which_model_runs(module, flags, tmp_path):
     name = "colar" if "llama" in module else "coconut"
-    place = ("--save_path", tmp_path) if module == "annotate_data" else ("--output_dir", tmp_path / "x")
+    place = (
+        ("--save_path", tmp_path) if module == "annotate_data" else ("--output_dir", tmp_path / "x")
+    )
     done = run_here(command(module, "--limit", 2, *flags, *place))
     assert done.returncode == 0, done.stderr
     first = done.stdout.splitlines()[0]
@@ -119,7 +121,9 @@ def test_unknown_words_are_counted_and_may_be_allowed(tmp_path):
     flags = ("--data_path", path, "--n_samples", 1)
     few = run_here(command("infer_gpt2", *flags, "--output_dir", tmp_path / "few"))
     assert few.returncode == 0  # one of twenty
-    assert "warning: " in few.stderr and "1 of 20 questions" in few.stderr and "'Janet'" in few.stderr
+    assert (
+        "warning: " in few.stderr and "1 of 20 questions" in few.stderr and "'Janet'" in few.stderr
+    )
     path.write_text(json.dumps(rows[:6]))
     many = run_here(command("infer_gpt2", *flags, "--output_dir", tmp_path / "many"))
     assert many.returncode == 2 and "1 of 6 questions" in many.stderr
@@ -169,11 +173,23 @@ def test_auto_is_what_the_device_computes_fast(fast, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
 def test_a_slow_format_is_obeyed_with_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(precision, "computes_bf16_fast", lambda: False)
-    flags = ("--limit", 2, "--n_samples", 2, "--model_dtype", "bfloat16", "--output_dir", tmp_path / "x")
+    flags = (
+        "--limit",
+        2,
+        "--n_samples",
+        2,
+        "--model_dtype",
+        "bfloat16",
+        "--output_dir",
+        tmp_path / "x",
+    )
     done = run_here(command("infer_gpt2", *flags))
     assert done.returncode == 0, done.stderr
     assert "warning: --model_dtype bfloat16 is 10 times slower" in done.stderr
-    assert json.loads((tmp_path / "x/config.json").read_text())["settings"]["model_dtype"] == "bfloat16"
+    assert (
+        json.loads((tmp_path / "x/config.json").read_text())["settings"]["model_dtype"]
+        == "bfloat16"
+    )
 
 
 def test_capabilities_of_cpus(monkeypatch):

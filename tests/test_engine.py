@@ -23,7 +23,11 @@ SAMPLINGS = {
     "answer too": Sampling("dropout", dropout_p=0.2, dropout_answer=True),
     "one mask": Sampling("dropout", dropout_p=0.2, dropout_mask="trajectory"),
     "one mask, shared, answer": Sampling(
-        "dropout", dropout_p=0.3, dropout_prompt=False, dropout_answer=True, dropout_mask="trajectory"
+        "dropout",
+        dropout_p=0.3,
+        dropout_prompt=False,
+        dropout_answer=True,
+        dropout_mask="trajectory",
     ),
 }
 T, A, SEED = 6, 12, 7
@@ -163,7 +167,12 @@ def test_impossible_requests(backbone):
         run(model, prompts, range(5), 1, Sampling(), latent_length=0)
     with pytest.raises(ValueError, match="a prompt is empty"):
         run(model, [[]], [0], 1, Sampling())
-    for wrong in ({"method": "dropuot"}, {"dropout_p": 1.0}, {"noise_std": -1.0}, {"dropout_mask": "x"}):
+    for wrong in (
+        {"method": "dropuot"},
+        {"dropout_p": 1.0},
+        {"noise_std": -1.0},
+        {"dropout_mask": "x"},
+    ):
         with pytest.raises(ValueError, match="must be"):
             Sampling(**wrong)
 

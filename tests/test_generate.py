@@ -7,7 +7,10 @@ from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 
-QUESTIONS = ["How many pens?", "A train has 7 cars with 9 seats in each car. How many seats is that?"]
+QUESTIONS = [
+    "How many pens?",
+    "A train has 7 cars with 9 seats in each car. How many seats is that?",
+]
 
 
 def inputs(coconut, side):

@@ -18,7 +18,16 @@ from src.runs import evaluate, run_folder
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
-from tests.commands import ROOT, infer_command, interrupted_once, launch, outputs, run, run_here, start
+from tests.commands import (
+    ROOT,
+    infer_command,
+    interrupted_once,
+    launch,
+    outputs,
+    run,
+    run_here,
+    start,
+)
 from utils import records
 from utils.metrics import majority_vote
 
@@ -90,7 +99,9 @@ def test_batch_size_changes_nothing(whole, flags, tmp_path, size):
 
 
 def test_two_processes_change_nothing(whole, flags, tmp_path):
-    done = launch(infer_command(*flags, "--output_dir", tmp_path / "x", "--batch_size", 2, processes=2))
+    done = launch(
+        infer_command(*flags, "--output_dir", tmp_path / "x", "--batch_size", 2, processes=2)
+    )
     assert done.returncode == 0, done.stderr
     assert outputs(tmp_path / "x") == outputs(whole[0])
     assert done.stdout.count("Voting Accuracy:") == 1
@@ -219,7 +230,10 @@ def assert_one_line(done, *parts):
         (("--n_sample", 4), ("--n_sample", "did you mean --n_samples?")),
         (("--do_sample", "false"), ("leave out --n_samples",)),
         (("--sampling_by", "noise", "--dropout_mask", "step"), ("--dropout_mask has no effect",)),
-        (("--do_sample", "false", "--n_samples", 1, "--noise_std", 1), ("--noise_std has no effect",)),
+        (
+            ("--do_sample", "false", "--n_samples", 1, "--noise_std", 1),
+            ("--noise_std has no effect",),
+        ),
         (("--seed", 2**70), ("--seed must lie",)),
         (("--output_dir", "README.md"), ("README.md", "is a file")),
         (("--output_dir", "tests", "--overwrite", "true"), ("holds other files",)),
@@ -269,7 +283,15 @@ def test_other_data_or_weights_under_the_same_name(flags, checkpoint, tmp_path):
     model = shutil.copytree(checkpoint, tmp_path / "model")
     data = shutil.copy(ROOT / "data/tiny_valid.json", tmp_path / "data.json")
     command = infer_command(
-        *flags, "--limit", 2, "--model_id", model, "--data_path", data, "--output_dir", tmp_path / "x"
+        *flags,
+        "--limit",
+        2,
+        "--model_id",
+        model,
+        "--data_path",
+        data,
+        "--output_dir",
+        tmp_path / "x",
     )
     assert run_here(command).returncode == 0
     data.write_text(data.read_text().replace("Mia", "Pia"))

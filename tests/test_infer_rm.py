@@ -91,7 +91,9 @@ def test_the_pool_is_that_of_infer_gpt2_and_is_scored(whole, prm, tmp_path):
     done = run_here(command("infer_gpt2_rm", *saved, "--output_dir", tmp_path / "scored"))
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "scored", whole["best_of_n"])
-    one, other = (outputs(folder)[1]["by_n"] for folder in (tmp_path / "scored", whole["best_of_n"]))
+    one, other = (
+        outputs(folder)[1]["by_n"] for folder in (tmp_path / "scored", whole["best_of_n"])
+    )
     assert one == other
 
 

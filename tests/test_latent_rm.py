@@ -48,7 +48,9 @@ def test_scores_and_gradients_are_the_plain_way_s():
     found = {}
     for way in ("shared", "plain"):
         model = random_latent_rm()
-        scores = model(*padded(), thoughts()) if way == "shared" else plain_scores(model, thoughts())
+        scores = (
+            model(*padded(), thoughts()) if way == "shared" else plain_scores(model, thoughts())
+        )
         contrastive(scores, labels, EVERY).mean().backward()
         found[way] = scores, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(found["shared"][0], found["plain"][0], rtol=1e-4, atol=1e-4)
@@ -64,7 +66,9 @@ def test_padding_never_changes_a_score(side, extra):
     model = random_latent_rm()
     with torch.no_grad():
         plain = model(*padded(), thoughts())
-        torch.testing.assert_close(model(*padded(side, extra), thoughts()), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model(*padded(side, extra), thoughts()), plain, rtol=1e-5, atol=1e-5
+        )
         ids, mask = padded(side, extra)
         alone = model(ids[1:2], mask[1:2], thoughts()[1:2, 2:3])
     torch.testing.assert_close(alone[0, 0], plain[1, 2], rtol=1e-4, atol=1e-5)
@@ -99,7 +103,11 @@ def test_the_answer_s_reward_is_its_log_probability():
     for q, prompt in enumerate(PROMPTS):
         for n in range(N):
             text = answers[q, n, : lengths[q][n]]
-            parts = (words(torch.tensor(prompt)), thoughts()[q, n], words(torch.tensor([3, *text[:-1]])))
+            parts = (
+                words(torch.tensor(prompt)),
+                thoughts()[q, n],
+                words(torch.tensor([3, *text[:-1]])),
+            )
             hidden = model.transformer(inputs_embeds=torch.cat(parts)[None]).last_hidden_state[0]
             rewards = model.classifier(hidden)[len(prompt) : len(prompt) + T, 0]
             logits = (hidden[-len(text) :] @ words.weight.T).log_softmax(-1)
@@ -114,7 +122,9 @@ def test_losses_by_hand():
     first = -torch.log(torch.e ** torch.tensor(1.0) / (torch.e + torch.e**2))
     second = -0.25 * torch.log(1 / (1 + torch.e ** torch.tensor(3.0)))
     second = second - 0.5 * torch.log(torch.e ** torch.tensor(3.0) / (1 + torch.e**3))
-    torch.testing.assert_close(contrastive(scores, labels, labels >= 0), ((first + second) / 2)[None])
+    torch.testing.assert_close(
+        contrastive(scores, labels, labels >= 0), ((first + second) / 2)[None]
+    )
     plain = torch.nn.BCEWithLogitsLoss()(scores, labels)
     torch.testing.assert_close(bce(scores, labels, labels >= 0), plain[None])
 
@@ -164,7 +174,9 @@ def test_trajectories_of_different_lengths(name, answers):
                 own = hidden[len(prompt) : len(prompt) + count]
                 rewards = model.classifier(model.projector(own))[:, 0]
                 assert not found[q, n, count:T].any()
-                torch.testing.assert_close(found[q, n, :count], rewards.to(found), rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(
+                    found[q, n, :count], rewards.to(found), rtol=1e-3, atol=1e-3
+                )
                 if answers:
                     said = (hidden[-len(text) :] @ words.weight.T).log_softmax(-1)
                     said = said[torch.arange(len(text)), text].sum()
@@ -190,7 +202,9 @@ def test_a_checkpoint_of_each_architecture_comes_back(tmp_path, name):
     prefix = "model." if name == "colar" else "transformer."
     own = {key for key in keys if not key.startswith(prefix)}
     projector = {f"projector.{k}.{part}" for k in (1, 3, 4) for part in ("weight", "bias")}
-    assert own == {"classifier.weight", "classifier.bias"} | (projector if name == "codi" else set())
+    assert own == {"classifier.weight", "classifier.bias"} | (
+        projector if name == "codi" else set()
+    )
     loaded = load_reward_model(tmp_path, backbone, tokenizer)
     for key, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], weight), key

@@ -64,7 +64,9 @@ def test_ids_come_from_the_tokenizer(folder):
 def test_tied_head_may_be_absent_or_present(folder):
     edit_weights(folder, lambda weights: weights.pop("lm_head.weight", None))
     one, _ = load_backbone("coconut", str(folder))
-    edit_weights(folder, lambda w: w.__setitem__("lm_head.weight", w["transformer.wte.weight"].clone()))
+    edit_weights(
+        folder, lambda w: w.__setitem__("lm_head.weight", w["transformer.wte.weight"].clone())
+    )
     other, _ = load_backbone("coconut", str(folder))
     assert torch.equal(one.lm_head.weight, other.lm_head.weight)
     assert one.lm_head.weight is one.transformer.wte.weight
@@ -180,7 +182,9 @@ def test_the_published_names_of_projector_and_latent_head(tmp_path):
         key for key in weights_of(tmp_path / "codi") if not key.startswith("transformer.")
     }
     head = {
-        f"lt_head.{k}.{part}" for k in ("fc.0", "fc.2", "fc.3", "mean") for part in ("weight", "bias")
+        f"lt_head.{k}.{part}"
+        for k in ("fc.0", "fc.2", "fc.3", "mean")
+        for part in ("weight", "bias")
     }
     assert head == {k for k in weights_of(tmp_path / "colar") if not k.startswith("model.")}
 

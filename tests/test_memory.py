@@ -32,7 +32,9 @@ def test_rows_of_a_llama_of_1b_fit_into_the_bound():
     in_use = rows * (positions * cached_numbers(LLAMA_1B) * 4 + LLAMA_1B.vocab_size * 8)
     assert 0.5 * WORK_BYTES["cpu"] < in_use <= WORK_BYTES["cpu"]
     assert rows_within(shape_of(LLAMA_1B, torch.bfloat16), positions) > 1.5 * rows
-    assert rows_within(shape_of(LLAMA_1B), positions, logits=64) < rows / 4  # a text's logits count too
+    assert (
+        rows_within(shape_of(LLAMA_1B), positions, logits=64) < rows / 4
+    )  # a text's logits count too
 
 
 def test_a_smaller_model_may_have_more_in_flight():

@@ -302,7 +302,10 @@ def recipe_of(mistake, places):
 
 def contents(*folders):
     return {
-        path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()
+        path: path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
     }
 
 

@@ -7,22 +7,29 @@ import pytest
 
 from src import prepare_data
 from tests.commands import ROOT, command, run_here
-from utils import paper_benchmarks
-from utils.data import load_dataset
+from utils import benchmarks
+from utils.benchmarks import BENCHMARKS, convert
+from utils.datasets import load_dataset
 from utils.errors import UserError
-from utils.paper_benchmarks import BENCHMARKS, convert
 
 RAW = ROOT.parent / "shared/data"
 COUNTS = {"gsm_test": 2, "gsm_valid": 2, "gsm_train": 1, "gsm_hard": 2, "multiarith": 2}
 GSM = [
-    {"question": " How many? ", "answer": "He has <<2*3=6>>6 and\n<<6+1,000=1006>>1006.\n#### 1,006"},
+    {
+        "question": " How many? ",
+        "answer": "He has <<2*3=6>>6 and\n<<6+1,000=1006>>1006.\n#### 1,006",
+    },
     {"question": "No steps?", "answer": "#### -3"},
 ]
 HARD = [
     {"input": "Large?", "code": "", "target": 9867630.0}, {"input": "Part?", "code": "", "target": 0.5},
     {"input": "20% of 7871124 people think horse", "code": "", "target": 1.0},
 ]  # fmt: skip
-MULTI = [{"input": "One?", "target": 1}, {"input": "Two?", "target": 2}, {"input": "One?", "target": 1}]
+MULTI = [
+    {"input": "One?", "target": 1},
+    {"input": "Two?", "target": 2},
+    {"input": "One?", "target": 1},
+]
 AUG = [{"question": "How?", "steps": ["<<1+1=2>>"], "answer": "2"}]
 
 
@@ -30,7 +37,7 @@ AUG = [{"question": "How?", "steps": ["<<1+1=2>>"], "answer": "2"}]
 def small(monkeypatch):
     """The benchmarks, with the counts of the rows above."""
     counted = {name: (COUNTS[name], *rest[1:]) for name, rest in BENCHMARKS.items()}
-    monkeypatch.setattr(paper_benchmarks, "BENCHMARKS", counted)
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", counted)
     monkeypatch.setattr(prepare_data, "BENCHMARKS", counted)
 
 

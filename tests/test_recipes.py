@@ -12,8 +12,8 @@ import yaml
 from src.training.backbone import Recipe
 from src.training.reward import load_recipe
 from tests.commands import ENVIRONMENT, ROOT
+from utils.benchmarks import BENCHMARKS
 from utils.config import load_yaml
-from utils.paper_benchmarks import BENCHMARKS
 
 RECIPES = sorted((ROOT / "training_args").glob("*.yaml"))
 SHIPPED = {f"data/tiny_{name}.json" for name in ("test", "valid", "multi", "hard")}
@@ -59,7 +59,11 @@ def test_its_pools_are_those_that_its_commands_make(path, stubs, tmp_path):
     record = tmp_path / "record"
     for settings in lines:
         environment = dict(setting.split("=", 1) for setting in settings.split())
-        environment |= {"SAVE_PATH": str(tmp_path / "annotated"), "RECORD": str(record), "PATH": stubs}
+        environment |= {
+            "SAVE_PATH": str(tmp_path / "annotated"),
+            "RECORD": str(record),
+            "PATH": stubs,
+        }
         done = subprocess.run(
             ["bash", "run_annotation.sh"], cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True,
             text=True,

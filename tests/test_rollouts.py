@@ -64,7 +64,8 @@ def test_labels_are_those_of_plain_completions(backbone, name):
                 for k in range(m):
                     new_key = rollout_key(key, t, k)
                     right += odd(
-                        q, continue_one(model, prompt, prefix, key, new_key, 4, 5, keeps_dropping)[1]
+                        q,
+                        continue_one(model, prompt, prefix, key, new_key, 4, 5, keeps_dropping)[1],
                     )
                 assert found.estimations[q, n, t - 1] == pytest.approx(right / m)
 
@@ -113,7 +114,9 @@ def test_candidates_have_the_model_s_own_probabilities(backbone, name, answer, m
     for q, candidates in enumerate(found):
         answers = trajectories.tokens[q]
         assert candidates.answers == list(dict.fromkeys(parse(ids) for ids in answers if ids))
-        alone = sample_with_likelihoods(model, request(sampling, questions=slice(q, q + 1)), parse)[1][0]
+        alone = sample_with_likelihoods(model, request(sampling, questions=slice(q, q + 1)), parse)[
+            1
+        ][0]
         torch.testing.assert_close(alone.log_probs, candidates.log_probs, rtol=1e-4, atol=1e-4)
         if name != "noise":
             continue

@@ -22,7 +22,9 @@ def imported_rooms(path):
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
             if name.split(".")[0] in ("src", "utils", "tests", "benchmarks"):
-                yield ".".join(name.split(".")[:2]) if name.startswith("src.") else name.split(".")[0]
+                yield (
+                    ".".join(name.split(".")[:2]) if name.startswith("src.") else name.split(".")[0]
+                )
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -41,8 +41,12 @@ def sweep(tmp_path):
 
 
 @pytest.mark.parametrize("script", RUNS)
-def test_sweep_writes_one_table_and_skips_what_is_finished(script, sweep, tmp_path_factory, tmp_path):
-    longer = {"coconut": {"n_positions": 160}, "colar": {"max_position_embeddings": 256}}[RUNS[script]]
+def test_sweep_writes_one_table_and_skips_what_is_finished(
+    script, sweep, tmp_path_factory, tmp_path
+):
+    longer = {"coconut": {"n_positions": 160}, "colar": {"max_position_embeddings": 256}}[
+        RUNS[script]
+    ]
     model, tokenizer = RANDOM[RUNS[script]](**longer)
     checkpoint, out = tmp_path_factory.mktemp("checkpoints") / "random", tmp_path / "out"
     model.float().save_pretrained(checkpoint)
@@ -127,7 +131,9 @@ def test_run_tts_with_rm_puts_every_method_beside_its_budget(tmp_path, backbone,
     assert line.startswith("tiny_multi") and note.startswith("*") and tables.startswith("tables:")
     again = sweep("run_tts_with_rm.sh", **small)
     assert again.returncode == 0 and "question/s" not in again.stderr
-    other = sweep("run_tts_with_rm.sh", **small | {"NS": "2 4"})  # nothing is sampled for other sizes
+    other = sweep(
+        "run_tts_with_rm.sh", **small | {"NS": "2 4"}
+    )  # nothing is sampled for other sizes
     assert other.returncode == 0 and "question/s" not in other.stderr
     assert "| 2 |" in (tmp_path / "out/choices.md").read_text()
 

@@ -23,7 +23,17 @@ def folder(tmp_path_factory):
     for name, line in {
         "greedy": ("infer_gpt2", *DATA, "--do_sample", "false"),
         "sampled": ("infer_gpt2", *DATA, *NOISE, "--n_samples", 4),
-        "best": ("infer_gpt2_rm", *DATA, *NOISE, "--num_return_sequences", 4, "--report_n", 1, 2, 4),
+        "best": (
+            "infer_gpt2_rm",
+            *DATA,
+            *NOISE,
+            "--num_return_sequences",
+            4,
+            "--report_n",
+            1,
+            2,
+            4,
+        ),
         "beams": ("infer_gpt2_rm", *DATA, *NOISE, *BEAMS),
     }.items():
         done = run_here(command(*line, "--output_dir", folder / name))
@@ -47,7 +57,11 @@ def test_whatever_lies_there_is_tabled(folder):
     done = run_here(command("collect_results", folder))
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()  # of what can't be tabled a line each
-    assert len(said) == 2 and "empty/config.json: lacks" in said[0] and "records are missing" in said[1]
+    assert (
+        len(said) == 2
+        and "empty/config.json: lacks" in said[0]
+        and "records are missing" in said[1]
+    )
     sampled, chosen = (pd.read_csv(folder / f"{name}.csv") for name in ("results", "choices"))
     assert set(sampled["sampler"]) == {"greedy", "noise"}
     assert set(chosen["method"]) == {
@@ -70,10 +84,16 @@ def test_gains_are_paired_with_greedy_and_vote(folder):
     greedy = sum(record["correct"][0] for record in found["greedy"].values())
     beams = frame[frame["method"] == "beam_search"].iloc[0]
     assert beams["accuracy"] == pytest.approx(100 * right("beams", "vote") / 12, abs=0.01)
-    assert beams["greedy_gain"] == pytest.approx(100 * (right("beams", "vote") - greedy) / 12, abs=0.01)
+    assert beams["greedy_gain"] == pytest.approx(
+        100 * (right("beams", "vote") - greedy) / 12, abs=0.01
+    )
     vote = frame[(frame["method"] == "majority") & (frame["N"] == "4")].iloc[0]
-    assert vote["greedy_gain"] == pytest.approx(100 * (right("best", "vote") - greedy) / 12, abs=0.01)
-    gain = 100 * (right("beams", "vote") - right("best", "vote")) / 12  # of 2 x 2 against the vote of 4
+    assert vote["greedy_gain"] == pytest.approx(
+        100 * (right("best", "vote") - greedy) / 12, abs=0.01
+    )
+    gain = (
+        100 * (right("beams", "vote") - right("best", "vote")) / 12
+    )  # of 2 x 2 against the vote of 4
     assert beams["gain"] == pytest.approx(gain, abs=0.01)
 
 
@@ -101,7 +121,9 @@ def test_the_summary_is_short(folder):
         assert 2 < len(summary(part)) <= SUMMARY_LINES
     assert "30 more such lines are left out" in summary(many)[-1]
     largest = summary(many[many["benchmark"].isin([f"set{k}" for k in range(6)])])
-    assert {line.split()[3] for line in largest[1:-1]} == {"4"}  # the smaller pools are left out first
+    assert {line.split()[3] for line in largest[1:-1]} == {
+        "4"
+    }  # the smaller pools are left out first
 
 
 def test_a_pool_that_grows_is_the_pool_at_once(folder, tmp_path):
@@ -134,4 +156,6 @@ def test_beams_and_pools_score_alike(score_by, tmp_path):
     for i in beam:
         assert beam[i]["scores"][0] == pytest.approx(best[i]["scores"][0], abs=2e-3)
         assert beam[i]["answer_scores"] == pytest.approx(best[i]["answer_scores"], abs=2e-3)
-    assert json.loads((tmp_path / "beam/config.json").read_text())["settings"]["score_by"] == score_by
+    assert (
+        json.loads((tmp_path / "beam/config.json").read_text())["settings"]["score_by"] == score_by
+    )

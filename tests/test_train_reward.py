@@ -150,7 +150,9 @@ def test_two_processes_equal_one(pool, whole, tmp_path):
 def short(pool, tmp_path_factory):
     """The folder of the training that each switch below changes."""
     path = tmp_path_factory.mktemp("short") / "x.yaml"
-    assert run_here(train_command(recipe(path, pool, max_steps=2, digits_weight=0.0))).returncode == 0
+    assert (
+        run_here(train_command(recipe(path, pool, max_steps=2, digits_weight=0.0))).returncode == 0
+    )
     return path.with_suffix("")
 
 
@@ -288,7 +290,9 @@ def test_a_training_goes_on_in_its_own_precision(pool, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_first_line_says_what_is_trained_and_a_slow_format_is_named(pool, tmp_path, monkeypatch):
+def test_the_first_line_says_what_is_trained_and_a_slow_format_is_named(
+    pool, tmp_path, monkeypatch
+):
     monkeypatch.setattr(precision, "computes_bf16_fast", lambda: False)
     path = recipe(tmp_path / "x.yaml", pool, max_steps=2, bf16=True)
     done = run_here(train_command(path))
@@ -338,7 +342,9 @@ def test_the_right_answer_is_learned_and_the_own_one_scored(pool):
     judge = random_latent_rm(n_embd=128)
     judge.config.end_latent_token_id, judge.config.scores_answer = 3, True
     model = RewardLoss(judge, {"contrastive": 0.0}, answer_weight=1.0)
-    prompt = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds", "latent_lengths")]
+    prompt = [
+        batch[key] for key in ("input_ids", "attention_mask", "latent_embeds", "latent_lengths")
+    ]
     gold = batch["gold_ids"][:, None].expand(-1, 4, -1)
     right = TOKENIZER.decode(batch["gold_ids"][0][batch["gold_ids"][0] >= 0])
     assert right.startswith("### ")

@@ -18,7 +18,7 @@ from src.training.coconut_loss import CoconutLoss
 from src.training.curriculum import Stage, TinyProblems, batches, make_source
 from tests.commands import ROOT, command, run, run_here
 from tests.conftest import random_coconut
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.progress import Pace
 
@@ -29,7 +29,9 @@ CONFIG = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "initiali
 
 
 def stage_of(thoughts, hidden_steps, **values):
-    return Stage(epochs=1, learning_rate=1e-3, thoughts=thoughts, hidden_steps=hidden_steps, **values)
+    return Stage(
+        epochs=1, learning_rate=1e-3, thoughts=thoughts, hidden_steps=hidden_steps, **values
+    )
 
 
 def loss_of(model, tokenizer, probe=0.0):
@@ -74,7 +76,11 @@ def test_targets_by_stage():
 
 
 def test_probe_targets_are_the_results_digits():
-    row = {"question": "A shirt costs 9 dollars.", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
+    row = {
+        "question": "A shirt costs 9 dollars.",
+        "steps": ["<<1+2=3>>", "<<3*4=12>>"],
+        "answer": "12",
+    }
     model, tokenizer = random_coconut()
     parts = loss_of(model, tokenizer).parts
     (batch,) = batches([row], tokenizer, parts, stage_of(6, -1), 1, "s", "all")
@@ -110,7 +116,9 @@ def plain_loss(model, batch, thoughts):
     x = torch.cat((x, model.transformer.wte(batch.texts["text"][:, :-1].clamp(min=0))), dim=1)
     hidden = model.transformer(inputs_embeds=x).last_hidden_state
     logits = model.lm_head(hidden[:, -batch.texts["text"].shape[1] + 1 :])
-    return F.cross_entropy(logits.flatten(0, 1), batch.texts["text"][:, 1:].flatten(), ignore_index=-100)
+    return F.cross_entropy(
+        logits.flatten(0, 1), batch.texts["text"][:, 1:].flatten(), ignore_index=-100
+    )
 
 
 def test_padded_prompts_change_no_loss():

@@ -27,7 +27,11 @@ def reports_user_errors(main):
         except UserError as error:
             sys.exit(_say(f"error: {error}"))
         except OSError as error:
-            mend = "; make room and run again, what was finished is kept" if error.errno in _FULL else ""
+            mend = (
+                "; make room and run again, what was finished is kept"
+                if error.errno in _FULL
+                else ""
+            )
             where = f"{error.filename}: " if error.filename else ""
             sys.exit(_say(f"error: {where}{error.strerror or error}{mend}", always=True))
         except KeyboardInterrupt:

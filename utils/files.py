@@ -16,7 +16,9 @@ def atomic_path(path):
     """Yields a temporary path beside ``path`` that replaces it when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent
+    )
     os.close(handle)
     try:
         yield Path(temporary)
@@ -61,6 +63,5 @@ def _sha256(files):
     digest = hashlib.sha256()
     for path, *_ in files:
         with Path(path).open("rb") as stream:
-            for part in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(part)
+            hashlib.file_digest(stream, lambda: digest)  # continues the one digest
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Measures of a pool of N sampled answers a question, and their uncertainty over questions."""
 
 import math
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -20,11 +21,8 @@ def pass_at_k(n, c, k):
 
 def majority_vote(predictions):
     """The most frequent number; the first to occur wins a tie; None (unparsable) takes no part."""
-    counts = {}
-    for number in predictions:
-        if number is not None:
-            counts[number] = counts.get(number, 0) + 1
-    return max(counts, key=counts.get, default=None)  # dicts keep the order of first occurrence
+    counts = Counter(number for number in predictions if number is not None)
+    return counts.most_common(1)[0][0] if counts else None  # a tie keeps the order of occurrence
 
 
 def softmax(scores):
@@ -35,7 +33,7 @@ def softmax(scores):
 
 
 def weighted_vote(predictions, weights):
-    """The number with the largest sum of weights; the first to occur wins a tie; None takes no part."""
+    """The number with the largest sum of weights (N,); the first wins a tie; None takes no part."""
     sums = {}
     for number, weight in zip(predictions, weights, strict=True):
         if number is not None:
@@ -45,8 +43,8 @@ def weighted_vote(predictions, weights):
 
 def best_of_n(predictions, scores):
     """The answer with the highest score, the first of equals; None takes no part."""
-    found = [i for i, number in enumerate(predictions) if number is not None]
-    best = max(found, key=lambda i: scores[i], default=None)
+    parsed = [i for i, number in enumerate(predictions) if number is not None]
+    best = max(parsed, key=lambda i: scores[i], default=None)
     return None if best is None else predictions[best]
 
 
@@ -108,15 +106,15 @@ def measured(values):
     """{"value", "low", "high"}: the mean over questions with its interval, in percent."""
     values = np.asarray(values, dtype=np.float64)
     low, high = bootstrap_interval(values)
-    found = (("value", values.mean()), ("low", low), ("high", high))
-    return {key: round(100 * float(x), 2) for key, x in found}
+    interval = {"value": values.mean(), "low": low, "high": high}
+    return {key: round(100 * float(x), 2) for key, x in interval.items()}
 
 
 def trajectory_score(reward_sum, num_thoughts, score_by, answer=0.0):
-    """A trajectory's score: the "sum" of the rewards of its thoughts (You et al., arXiv 2510.07745) or their
-    "mean", and to either the reward of its answer is added whole, where a model scores answers.
+    """A trajectory's score, the one rule for best-of-N, votes and beams.
 
-    The one rule for best-of-N, votes and beams; a beam that has no answer yet has none to add. Numbers or
-    tensors of one shape.
+    It is the "sum" of the rewards of its thoughts (You et al., arXiv 2510.07745, section 4) or
+    their "mean", plus the reward of its answer, where the model scores answers and there is an
+    answer. Numbers or tensors of one shape.
     """
     return (reward_sum if score_by == "sum" else reward_sum / num_thoughts) + answer

@@ -64,7 +64,9 @@ def where(device, processes):
     """``cuda:0`` or ``cpu with 2 threads``, and the number of processes where there are several."""
     threads = torch.get_num_threads()
     place = (
-        f"cpu with {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
+        f"cpu with {threads} thread{'s' if threads > 1 else ''}"
+        if device.type == "cpu"
+        else str(device)
     )
     return f"{place}, {processes} processes" if processes > 1 else place
 

@@ -35,7 +35,9 @@ def _records(path):
             record = json.loads(line)
             yield record["idx"], record
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}: line {number} is damaged; remove the line and run again") from None
+            raise UserError(
+                f"{path}: line {number} is damaged; remove the line and run again"
+            ) from None
 
 
 def read(folder):
@@ -53,6 +55,11 @@ def gather(folder):
         if path != main:
             path.unlink()
     return records
+
+
+def latents_path(folder, idx):
+    """Where a run keeps the thoughts of a question."""
+    return Path(folder) / "latents" / f"{idx:06d}.safetensors"
 
 
 def gold_of(record):

@@ -38,7 +38,9 @@ def shard_questions(number, shard_size, total):
 
 def write_shard(folder, number, questions):
     """questions: {index: {key: tensor}}; a skipped question has ``input_ids`` only."""
-    tensors = {f"{i}.{key}": value for i, found in questions.items() for key, value in found.items()}
+    tensors = {
+        f"{i}.{key}": value for i, found in questions.items() for key, value in found.items()
+    }
     write_bytes(shard_path(folder, number), safetensors.torch.save(tensors))
 
 
@@ -53,7 +55,8 @@ def write_manifest(folder, identity):
     total, size = identity["questions"], identity["shard_size"]
     paths = [shard_path(folder, k) for k in range(math.ceil(total / size))]
     shards = [
-        {"name": path.name, "labelled": count_mixed(path), "sha256": sha256([path])} for path in paths
+        {"name": path.name, "labelled": count_mixed(path), "sha256": sha256([path])}
+        for path in paths
     ]
     labelled = sum(shard["labelled"] for shard in shards)
     write_json(Path(folder) / MANIFEST, identity | {"labelled": labelled, "shards": shards})

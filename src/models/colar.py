@@ -34,7 +34,11 @@ class CoLaR(LatentReasoner, LlamaDecoder, LlamaForCausalLM):
     config_keys = ("latent_intermediate_size", "latent_embedding_std")
     stops_itself = True
     paper_defaults = GenerationDefaults(
-        latent_length=64, dropout_p=0.03, noise_std=0.01, dropout_answer=True, dropout_embedding=False
+        latent_length=64,
+        dropout_p=0.03,
+        noise_std=0.01,
+        dropout_answer=True,
+        dropout_embedding=False,
     )
 
     def __init__(self, config):

@@ -34,7 +34,9 @@ class LatentRM:
         """Whether there is a reward for the answer, beside those of the thoughts."""
         return bool(getattr(self.config, "scores_answer", False))
 
-    def forward(self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None):
+    def forward(
+        self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None
+    ):
         """Rewards r_t (Q, N, T) of latent_embeds (Q, N, T, D) after prompts input_ids (Q, L).
 
         latent_lengths (Q, N): how many of a trajectory's T thoughts exist, None: all; the others
@@ -43,7 +45,9 @@ class LatentRM:
         returns (Q, N, T + 1).
         """
         answer_ids = answer_ids if self.scores_answer else None
-        hidden, logits = self.read(input_ids, attention_mask, latent_embeds, latent_lengths, answer_ids)
+        hidden, logits = self.read(
+            input_ids, attention_mask, latent_embeds, latent_lengths, answer_ids
+        )
         rewards = self.classify(hidden)
         if latent_lengths is not None:
             rewards = rewards * thought_mask(latent_lengths, hidden.shape[2])

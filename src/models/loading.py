@@ -217,9 +217,14 @@ def _damaged(given, error):
 def _check_config(cls, folder, model_id):
     """The tokenizer; raises UserError where config or tokenizer do not suit the backbone ``cls``."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"--model_id {model_id}: no tokenizer.json there; fetch the checkpoint again")
+        raise UserError(
+            f"--model_id {model_id}: no tokenizer.json there; fetch the checkpoint again"
+        )
     try:
-        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        config, tokenizer = (
+            AutoConfig.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder),
+        )
     except Exception as error:  # a damaged file raises many kinds
         raise _damaged(f"--model_id {model_id}", error) from None
     needed = cls.config_class.model_type

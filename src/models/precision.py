@@ -34,9 +34,7 @@ def slowness(dtype):
     """One line on what ``dtype``, a key of DTYPES, costs here, or None where it is as fast as float32."""
     if torch.cuda.is_available():
         if dtype == "bfloat16" and not computes_bf16_fast():
-            return (
-                f"bfloat16 is slow on {torch.cuda.get_device_name()}, which has no instructions for it"
-            )
+            return f"bfloat16 is slow on {torch.cuda.get_device_name()}, which has no instructions for it"
         return None
     if dtype == "float16" or (dtype == "bfloat16" and not computes_bf16_fast()):
         return f"{dtype} is 10 times slower than float32 or more on this CPU, which has no instructions for it"

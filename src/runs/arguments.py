@@ -17,7 +17,9 @@ SAMPLER_FLAGS = {
     "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
     "noise": ("noise_std",),
 }
-MODEL_ID = "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
+MODEL_ID = (
+    "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
+)
 OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
 PRM_MODES = ("best_of_n", "beam_search")
 SCORES = ("sum", "mean")
@@ -49,7 +51,9 @@ class SamplingArguments:
     model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
     model_id: str | None = _flag(None, MODEL_ID, aliases=["--generator_id"])
     model_dtype: str = _flag(
-        "float32", "number format of the weights; auto: bfloat16 where it is fast", ("auto", *DTYPES)
+        "float32",
+        "number format of the weights; auto: bfloat16 where it is fast",
+        ("auto", *DTYPES),
     )
     data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
     batch_size: int = _flag(8, "questions a batch")
@@ -66,7 +70,9 @@ class SamplingArguments:
     sampling_by: str | None = _flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
     dropout_p: float | None = _flag(None, "dropout rate, default: the checkpoint's")
     noise_std: float | None = _flag(None, "sigma of the noise, default: the checkpoint's")
-    dropout_prompt: bool | None = _flag(None, "false: all samples share one reading of the question")
+    dropout_prompt: bool | None = _flag(
+        None, "false: all samples share one reading of the question"
+    )
     dropout_answer: bool | None = _flag(
         None, "true: dropout in the answer too, and (CoLaR always) in the last thought"
     )
@@ -208,7 +214,9 @@ class InferenceArguments(SamplingArguments):
             )
         self._resolve(self.do_sample)
         self.report_n = report_sizes(self.report_n, self.n_samples)
-        self.output_dir = _output_dir(self.output_dir, f"outputs/{self.run_name}", self.sampler_name)
+        self.output_dir = _output_dir(
+            self.output_dir, f"outputs/{self.run_name}", self.sampler_name
+        )
 
 
 @dataclass
@@ -273,7 +281,9 @@ class RewardArguments(SamplingArguments):
         default=None,
         metadata={"help": "best_of_n: sizes of the pool to report, default 1 4 16 64"},
     )
-    pool: str | None = _flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true instead")
+    pool: str | None = _flag(
+        None, "best_of_n: score this run of infer_gpt2 --save_latents true instead"
+    )
     bayesian_vote: bool | None = _flag(None, "best_of_n: also the Bayesian vote, default true")
     num_beams: int | None = _flag(None, "beam_search: beams B, default 4")
     num_beam_candidates: int | None = _flag(None, "beam_search: proposals C of each, default 4")
@@ -293,7 +303,9 @@ class RewardArguments(SamplingArguments):
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
         elif self.dropout_mask == "trajectory":
-            raise ValueError("--dropout_mask trajectory: beams draw anew at every step; leave it out")
+            raise ValueError(
+                "--dropout_mask trajectory: beams draw anew at every step; leave it out"
+            )
         default = f"outputs/{Path(self.prm_id).name}-{self.run_name}"
         self.output_dir = _output_dir(self.output_dir, default, self.sampler_name)
 
@@ -302,7 +314,9 @@ class RewardArguments(SamplingArguments):
         other = next(mode for mode in PRM_MODES if mode != self.prm_mode)
         for name in MODE_DEFAULTS[other]:
             if getattr(self, name) is not None:
-                raise ValueError(f"--{name} has no effect with --prm_mode {self.prm_mode}: leave it out")
+                raise ValueError(
+                    f"--{name} has no effect with --prm_mode {self.prm_mode}: leave it out"
+                )
         for name, value in MODE_DEFAULTS[self.prm_mode].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -332,7 +346,9 @@ class RewardArguments(SamplingArguments):
                 f"--pool {self.pool}: one greedy trajectory a question, nothing to choose from"
             )
         if not save_latents:
-            raise ValueError(f"--pool {self.pool}: sampled without --save_latents true; sample it again")
+            raise ValueError(
+                f"--pool {self.pool}: sampled without --save_latents true; sample it again"
+            )
 
 
 @dataclass

@@ -49,7 +49,9 @@ class Evaluation(Job):
         super().__init__(arguments, processes, loader)
         self.done = {} if arguments.overwrite else records.read(self.folder)
         if not set(self.done) <= set(range(len(self.rows))):
-            raise UserError(f"{self.folder}: holds samples of other questions; use --overwrite true")
+            raise UserError(
+                f"{self.folder}: holds samples of other questions; use --overwrite true"
+            )
         self.counters = defaultdict(Counter)
         self.answered = self.voted = self.covered = 0  # questions of this process and session
 
@@ -187,7 +189,9 @@ def search_beams(evaluation, batch):
     num_beams, num_proposals = arguments.num_beams, arguments.num_beam_candidates
     counter = evaluation.counters[num_beams]
     with timed(counter, "seconds"):
-        beams = beam_search(model, reward_model, request, num_beams, num_proposals, arguments.score_by)
+        beams = beam_search(
+            model, reward_model, request, num_beams, num_proposals, arguments.score_by
+        )
         trajectories = beams.trajectories
         if reward_model.scores_answer:  # the search has scored the thoughts, not the answers
             eos = model.config.eos_token_id
@@ -207,7 +211,7 @@ def score_saved_pool(evaluation, batch):
     """Records with rewards from a run of src.infer_gpt2 --save_latents true."""
     new, counter = [], evaluation.counters[evaluation.arguments.n_samples]
     for i in batch:
-        path, record = _latents_path(evaluation.arguments.pool, i), evaluation.pool[i]
+        path, record = records.latents_path(evaluation.arguments.pool, i), evaluation.pool[i]
         latents = _read_latents(path)
         if latents["corrects"].tolist() != record["correct"]:
             raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
@@ -262,10 +266,6 @@ def _record(idx, row, texts, parse_answer):
     }
 
 
-def _latents_path(folder, idx):
-    return Path(folder) / "latents" / f"{idx:06d}.safetensors"
-
-
 def _save_latents(evaluation, record, trajectories, q):
     model, _ = evaluation.backbone()
     idx = record["idx"]
@@ -276,7 +276,7 @@ def _save_latents(evaluation, record, trajectories, q):
         "latent_lengths": trajectories.num_thoughts[q].contiguous(),  # (N,)
         "corrects": torch.tensor(record["correct"]),  # (N,)
     }
-    write_bytes(_latents_path(evaluation.folder, idx), safetensors.torch.save(tensors))
+    write_bytes(records.latents_path(evaluation.folder, idx), safetensors.torch.save(tensors))
 
 
 def _read_latents(path):

@@ -24,7 +24,10 @@ class FinishedRun:
 
     def __init__(self, folder):
         self.folder = folder
-        self.config, self.metrics = read_json(folder / "config.json"), read_json(folder / "metrics.json")
+        self.config, self.metrics = (
+            read_json(folder / "config.json"),
+            read_json(folder / "metrics.json"),
+        )
         self.settings = self.config["settings"]
         self.chooses = "prm_mode" in self.settings
         self.beams = self.settings.get("prm_mode") == "beam_search"
@@ -84,7 +87,9 @@ def finished_runs(folder):
         except UserError as error:
             faults.append(error)
     if not runs:
-        raise faults[0] if faults else UserError(f"{folder}: no finished run below it (metrics.json)")
+        raise (
+            faults[0] if faults else UserError(f"{folder}: no finished run below it (metrics.json)")
+        )
     for fault in faults:
         warn(str(fault))
     return runs

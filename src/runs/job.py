@@ -4,7 +4,7 @@ import torch
 
 from src.runs.questions import check_lengths, check_words, encode_questions
 from src.runs.run_folder import RunFolder, fingerprint_of
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.progress import progress
 
@@ -60,7 +60,9 @@ class Job:
             arguments.max_new_tokens,
             arguments.data_path,
         )
-        check_words(prompts, self.rows, model, tokenizer, arguments.data_path, arguments.allow_unknown)
+        check_words(
+            prompts, self.rows, model, tokenizer, arguments.data_path, arguments.allow_unknown
+        )
         self.prompts = prompts
 
     def complete(self):

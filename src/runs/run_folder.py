@@ -47,7 +47,9 @@ class RunFolder:
             old = json.loads(config.read_text(encoding="utf-8"))
             old_settings = old["settings"]
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{config}: not the config.json of a run; choose another folder") from None
+            raise UserError(
+                f"{config}: not the config.json of a run; choose another folder"
+            ) from None
         if not self.overwrite:
             self._compare(old, old_settings)
 

@@ -149,7 +149,9 @@ def collect(folder):
     sampled = [run for run in runs if not run.chooses]
     if sampled:
         frame = sampling_frame(sampled)
-        written += _write(folder, {"results.csv": frame.to_csv(index=False), "results.md": _wide(frame)})
+        written += _write(
+            folder, {"results.csv": frame.to_csv(index=False), "results.md": _wide(frame)}
+        )
         lines = _wide(frame).splitlines()
     if len(sampled) < len(runs):
         frame = choice_frame(runs)
@@ -222,7 +224,12 @@ def _long(frame):
         gains = [_gain(row, name) for name in GAINS]
         cost = [_plain(row.get(name, float("nan"))) for name in COST]
         lines.append(
-            [*(row[key] for key in [*SHOWN_POOL, "method"]), _with_half(row, "accuracy"), *gains, *cost]
+            [
+                *(row[key] for key in [*SHOWN_POOL, "method"]),
+                _with_half(row, "accuracy"),
+                *gains,
+                *cost,
+            ]
         )
     costs = [name.replace("_", " ") for name in COST]
     return _markdown([*SHOWN_POOL, "method", "accuracy", *GAINS.values(), *costs], lines)

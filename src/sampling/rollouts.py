@@ -102,7 +102,9 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
         # Without dropout nothing is random after the last thought: one rollout tells all.
         random = step < length or request.sampling.uses_dropout
         count = n_rollouts if random else 1
-        right = _count_right(model, request, part, thoughts[rows, step - 1], step, count, is_right, rows)
+        right = _count_right(
+            model, request, part, thoughts[rows, step - 1], step, count, is_right, rows
+        )
         has_thought = (part.num_thoughts >= step).cpu()  # rollouts of missing thoughts are ignored
         shares[rows.cpu(), step - 1] = right / count * has_thought
     return shares.unflatten(0, (-1, request.n_samples))
@@ -129,6 +131,8 @@ def _rollout_answers(model, request, state, thought, step, members):
     repeat = state.all_rows.repeat_interleave(len(members))
     branch = state.select(repeat, length=step - 1, extra=request.latent_length - step + 1)
     branch.thought = thought[repeat]
-    branch.rng_keys = rng.fold(rng.fold(branch.rng_keys, _ROLLOUT + step), members.repeat(len(state)))
+    branch.rng_keys = rng.fold(
+        rng.fold(branch.rng_keys, _ROLLOUT + step), members.repeat(len(state))
+    )
     branch, _ = continue_thinking(model, request, branch, step)
     return decode_answers(model, request, branch)[0]

@@ -111,7 +111,9 @@ class _Search:
 
     def keep_best(self):
         """Drops all slots but the best ``num_beams`` of each question; the first of equals wins."""
-        score = trajectory_score(self.rewards.sum(1), self.state.num_thoughts, self.score_by)  # (R,)
+        score = trajectory_score(
+            self.rewards.sum(1), self.state.num_thoughts, self.score_by
+        )  # (R,)
         score = score.masked_fill(self.duplicate, float("-inf"))
         per_question = score.view(len(self.request.prompts), -1)  # (Q, B * C)
         order = per_question.argsort(dim=1, descending=True, stable=True)[:, : self.num_beams]

@@ -116,7 +116,9 @@ def _score(reward_model, *inputs):
 def rewards_of_thoughts(rewards, num_thoughts):
     """Lists from rewards (Q, N, T), without those of thoughts that do not exist."""
     pairs = zip(rewards, num_thoughts.tolist(), strict=True)
-    return [[row[:n] for row, n in zip(rounded(pool), counts, strict=True)] for pool, counts in pairs]
+    return [
+        [row[:n] for row, n in zip(rounded(pool), counts, strict=True)] for pool, counts in pairs
+    ]
 
 
 def rounded(values):

@@ -23,7 +23,7 @@ from src.training.codi_loss import CodiLoss
 from src.training.colar_loss import ColarLoss
 from src.training.curriculum import FileProblems, Stage, batches, make_source
 from utils.config import check_seed
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.errors import UserError, warn
 from utils.files import write_bytes, write_json, write_text
 from utils.processes import where
@@ -93,7 +93,9 @@ class Recipe:
 
     def __post_init__(self):
         if self.model_type not in LOSSES:
-            raise ValueError(f"model_type must be one of {', '.join(LOSSES)}, not {self.model_type!r}")
+            raise ValueError(
+                f"model_type must be one of {', '.join(LOSSES)}, not {self.model_type!r}"
+            )
         weights = LOSSES[self.model_type].weights
         if not set(self.loss) <= set(weights):
             raise ValueError(f"loss must give weights to {', '.join(weights)}, not {self.loss!r}")
@@ -143,7 +145,9 @@ def new_model(recipe):
         try:
             return add_tokens(cls(cls.config_class(**values)), tokenizer), tokenizer
         except Exception as error:  # whatever odd values make of the parsers
-            raise UserError(f"config: makes no model ({' '.join(str(error).split())[:200]})") from None
+            raise UserError(
+                f"config: makes no model ({' '.join(str(error).split())[:200]})"
+            ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.base)
         config = AutoConfig.from_pretrained(recipe.base)
@@ -191,10 +195,14 @@ class BackboneTrainer:
         self.recipe, self.accelerator = recipe, accelerator
         self.place = (accelerator.process_index, accelerator.num_processes, accelerator.device)
         if recipe.batch_size % accelerator.num_processes:
-            raise UserError(f"batch_size must be a multiple of {accelerator.num_processes} processes")
+            raise UserError(
+                f"batch_size must be a multiple of {accelerator.num_processes} processes"
+            )
         torch.manual_seed(recipe.seed)
         self.model, self.tokenizer = new_model(recipe)
-        self.source = make_source(recipe.train, recipe.seed, recipe.problems_per_epoch, recipe.held_out)
+        self.source = make_source(
+            recipe.train, recipe.seed, recipe.problems_per_epoch, recipe.held_out
+        )
         self.valid = load_dataset(recipe.valid)
         self._check_words()
         self.output = Path(recipe.output_dir)
@@ -234,7 +242,9 @@ class BackboneTrainer:
                 continue
             line = f"{key}: {path}: {len(unknown)} of {len(rows)} questions hold unknown words"
             if len(unknown) > UNKNOWN_SHARE * len(rows) and not self.recipe.allow_unknown:
-                raise UserError(f"{line}: set base to a model that knows them, or allow_unknown: true")
+                raise UserError(
+                    f"{line}: set base to a model that knows them, or allow_unknown: true"
+                )
             warn(line)
 
     def _new_optimizer(self):
@@ -267,7 +277,10 @@ class BackboneTrainer:
         while self.cursor.epoch < stage.epochs:
             self._epoch(stage, total, bar)
             self.cursor.epoch, self.cursor.batch = self.cursor.epoch + 1, 0
-            if self.cursor.epoch % self.recipe.validate_every == 0 or self.cursor.epoch == stage.epochs:
+            if (
+                self.cursor.epoch % self.recipe.validate_every == 0
+                or self.cursor.epoch == stage.epochs
+            ):
                 self._validate(stage, bar)
             self._save()
         bar.close()
@@ -299,11 +312,15 @@ class BackboneTrainer:
             bar.update()
             self.pace.step()
             if self.cursor.step % 50 == 0:
-                bar.set_postfix_str(f"loss {loss:.3f}, right {right.float().mean():.2f}", refresh=False)
+                bar.set_postfix_str(
+                    f"loss {loss:.3f}, right {right.float().mean():.2f}", refresh=False
+                )
             if self.cursor.step % recipe.save_every == 0:
                 self._save()
         if position is None:
-            raise UserError(f"batch_size: an epoch holds no full batch of {recipe.batch_size} problems")
+            raise UserError(
+                f"batch_size: an epoch holds no full batch of {recipe.batch_size} problems"
+            )
 
     def _step(self, batch, stage, total):
         recipe, cursor = self.recipe, self.cursor
@@ -313,7 +330,9 @@ class BackboneTrainer:
                 f"config: the model has {self.model.config.max_position_embeddings} positions, a problem "
                 f"needs {needed}: raise them, or drop the longest problems"
             )
-        final = stage.learning_rate if stage.final_learning_rate is None else stage.final_learning_rate
+        final = (
+            stage.learning_rate if stage.final_learning_rate is None else stage.final_learning_rate
+        )
         done = min(1.0, cursor.step / max(1, total))
         rate = stage.learning_rate + (final - stage.learning_rate) * done
         for group in self.optimizer.param_groups:
@@ -364,7 +383,9 @@ class BackboneTrainer:
         counts = self.accelerator.reduce(counts.to(self.accelerator.device)).cpu()
         right, seen = counts.tolist()
         by_steps = {
-            str(k): round(100 * r / n, 1) for k, (r, n) in enumerate(zip(right, seen, strict=True)) if n
+            str(k): round(100 * r / n, 1)
+            for k, (r, n) in enumerate(zip(right, seen, strict=True))
+            if n
         }
         return round(100 * sum(right) / sum(seen), 2), by_steps
 
@@ -407,7 +428,9 @@ class BackboneTrainer:
         """Takes up a saved state; returns the optimizer's part, or None at a fresh start."""
         if not self.state_file.exists():
             if (self.output / "config.json").exists():
-                raise UserError(f"output_dir: {self.output} holds a finished model; name another folder")
+                raise UserError(
+                    f"output_dir: {self.output} holds a finished model; name another folder"
+                )
             return None
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)

@@ -47,7 +47,11 @@ class CodiLoss(CoconutLoss):
             return loss + idle(self.probe) + idle(self.model.projector), right
         thoughts, hidden = self.read(batch, "student", stage.thoughts, sampling, keys, learned)
         student, right = self.text_loss(batch, "student", hidden)
-        loss = loss + self.w["student"] * student + self.w["distill"] * _distill(batch, taught, learned)
+        loss = (
+            loss
+            + self.w["student"] * student
+            + self.w["distill"] * _distill(batch, taught, learned)
+        )
         return loss + self.w["probe"] * self.probe_loss(thoughts, batch.digits), right
 
 

@@ -67,10 +67,14 @@ class ColarLoss(nn.Module):
     @torch.no_grad()
     def solved(self, batch, stage):
         """Whether each problem (B,) is solved greedily, with thoughts of the model's own."""
-        prompts = [ids[:n].tolist() for ids, n in zip(batch.prompt, batch.lengths.tolist(), strict=True)]
+        prompts = [
+            ids[:n].tolist() for ids, n in zip(batch.prompt, batch.lengths.tolist(), strict=True)
+        ]
         text = [ids[ids != -100].tolist()[1:-1] for ids in batch.texts["text"]]  # the answer
         longest = max(map(len, text)) + 1
-        request = Request(prompts, range(len(prompts)), 1, self.model.defaults.latent_length, longest)
+        request = Request(
+            prompts, range(len(prompts)), 1, self.model.defaults.latent_length, longest
+        )
         found = sample(self.model, request)
         pairs = zip(found.tokens, text, strict=True)
         return torch.tensor([answers[0] == right for answers, right in pairs])
@@ -91,7 +95,9 @@ class ColarLoss(nn.Module):
 
         whole = torch.arange(batch.prompt.shape[1], device=lengths.device).expand_as(batch.prompt)
         first, prompt = model.prefill(model.embed(batch.prompt), lengths, hook(whole))
-        x = insert_after_thoughts(merged, model.embed(batch.texts["text"][:, :-1].clamp(min=0)), count)
+        x = insert_after_thoughts(
+            merged, model.embed(batch.texts["text"][:, :-1].clamp(min=0)), count
+        )
         places = lengths[:, None] + torch.arange(x.shape[1], device=lengths.device)
         hidden = model.extend(x, places, prompt, DynamicSuffixCache(), hook(places))
         return torch.cat((first[:, None], hidden), dim=1)
@@ -101,5 +107,7 @@ def _drawn(groups, keys):
     """One token of each group (B, K, r), drawn by the rows' keys (B,); -100 where there is none."""
     place = torch.arange(groups.shape[1], device=groups.device)
     chance = rng.fold(keys[:, None], place) & 0x7FFFFFFF  # (B, K)
-    index = chance % (groups != -100).sum(-1).clamp(min=1)  # tokens of a group come before its padding
+    index = chance % (groups != -100).sum(-1).clamp(
+        min=1
+    )  # tokens of a group come before its padding
     return groups.take_along_dim(index[..., None], dim=2)[..., 0]

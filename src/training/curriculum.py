@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from src.sampling.trajectories import pad_right
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.tiny_problems import make_problem
 
@@ -52,7 +52,9 @@ class Stage:
             if getattr(self, key):
                 raise ValueError(f"a stage's {key} has no effect for this model_type: leave it out")
         if "speeds" in known and not self.speeds:
-            raise ValueError("a stage's speeds are missing, the compression factors, such as [1, 2]")
+            raise ValueError(
+                "a stage's speeds are missing, the compression factors, such as [1, 2]"
+            )
 
 
 class TinyProblems:
@@ -198,7 +200,9 @@ def _cut(items, size, rest):
 
 def _collate(items, n_probed):
     prompt, lengths = pad_right([item.prompt for item in items], 0)
-    texts = {name: pad_right([item.texts[name] for item in items], -100)[0] for name in items[0].texts}
+    texts = {
+        name: pad_right([item.texts[name] for item in items], -100)[0] for name in items[0].texts
+    }
     n_targets = {name: float((text[:, 1:] != -100).sum()) for name, text in texts.items()}
     digits = torch.tensor([result_digits(item.row, n_probed) for item in items])
     n_steps = [len(item.row["steps"]) for item in items]

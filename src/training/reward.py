@@ -96,7 +96,9 @@ class RewardRecipe:
                 f"model_type must be one of {', '.join(BACKBONES)}, not {self.model_type!r}"
             )
         if self.digits_weight and BACKBONES[self.model_type].stops_itself:
-            raise ValueError("digits_weight: thoughts of varying number stand for no step; leave it out")
+            raise ValueError(
+                "digits_weight: thoughts of varying number stand for no step; leave it out"
+            )
         if self.labels not in LABELS:
             raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {self.labels!r}")
         if self.store_dtype not in ("float32", "float16", "bfloat16"):
@@ -127,7 +129,9 @@ def load_recipe(path):
     try:
         recipe = build(RewardRecipe, {key: values[key] for key in values if key in own})
         kinds = typing.get_type_hints(TrainingArguments)
-        rest = {key: typed(value, kinds[key], key) for key, value in values.items() if key not in own}
+        rest = {
+            key: typed(value, kinds[key], key) for key, value in values.items() if key not in own
+        }
         _check_metric(recipe, rest)
         arguments = _arguments(recipe, rest)
     except (UserError, ValueError, TypeError) as error:
@@ -142,7 +146,9 @@ def _with_mixed_precision(path, values):
     if "mixed_precision" in values:
         raise UserError(f"{path}: bf16 and mixed_precision say the same: leave one out")
     chosen = "bf16" if typed(values["bf16"], bool, f"{path}: bf16") else "no"
-    return {key: value for key, value in values.items() if key != "bf16"} | {"mixed_precision": chosen}
+    return {key: value for key, value in values.items() if key != "bf16"} | {
+        "mixed_precision": chosen
+    }
 
 
 def _check_metric(recipe, values):
@@ -153,7 +159,9 @@ def _check_metric(recipe, values):
         raise UserError("early_stopping_patience needs eval_strategy: steps or epoch")
     known = [f"{pool}_{name}" for pool in recipe.eval_pools for name in METRICS]
     if metric is not None and metric.removeprefix("eval_") not in known:
-        raise UserError(f"metric_for_best_model: {metric} is not measured; one of {', '.join(known)} is")
+        raise UserError(
+            f"metric_for_best_model: {metric} is not measured; one of {', '.join(known)} is"
+        )
 
 
 def _arguments(recipe, values):
@@ -196,7 +204,9 @@ def new_model(recipe):
     config.generator_type = recipe.model_type
     config.generator_sha256 = weights_sha256(checkpoint_folder(recipe.model_type, recipe.model_id))
     model = LATENT_RMS[config.model_type](config)
-    kept = {k: v for k, v in backbone.state_dict().items() if not k.startswith(("lm_head.", "lt_head."))}
+    kept = {
+        k: v for k, v in backbone.state_dict().items() if not k.startswith(("lm_head.", "lt_head."))
+    }
     model.load_state_dict(kept, strict=False)
     for block in model.blocks[own_layers:]:
         for layer in model.residual_outputs(block):
@@ -217,7 +227,9 @@ def check_pools(recipe, model, groups):
                 "choose pools and model_id of one backbone"
             )
         if pool.manifest["model_sha256"] != digest:
-            warn(f"{pool.folder}: was sampled by another checkpoint than model_id {recipe.model_id}")
+            warn(
+                f"{pool.folder}: was sampled by another checkpoint than model_id {recipe.model_id}"
+            )
     if groups.width != model.config.hidden_size:
         raise UserError(
             f"{groups.pools[0].folder}: thoughts of width {groups.width}, the model reads "
@@ -241,7 +253,9 @@ def pool_metrics(prediction):
     found = {name: [] for name in METRICS[:5]}
     for right, numbers, score in zip(corrects.astype(bool), answers, scores, strict=True):
         parsed = [None if math.isnan(number) else number for number in numbers.tolist()]
-        gold = {n for n, ok in zip(parsed, right, strict=True) if ok}  # the right answer, if any gave it
+        gold = {
+            n for n, ok in zip(parsed, right, strict=True) if ok
+        }  # the right answer, if any gave it
         found["recall_at_1"].append(best_of_n(parsed, score) in gold)
         found["weighted_vote"].append(weighted_vote(parsed, softmax(score)) in gold)
         found["vote"].append(majority_vote(parsed) in gold)
@@ -259,7 +273,9 @@ class RewardTrainer(Trainer):
     """Trainer with batches of similar length and the fastest attention."""
 
     def _get_train_sampler(self, train_dataset=None):
-        sampler = LengthSampler(self.train_dataset.lengths, _global_batch(self.args), self.args.seed)
+        sampler = LengthSampler(
+            self.train_dataset.lengths, _global_batch(self.args), self.args.seed
+        )
         self.add_callback(_TellEpoch(sampler))
         return sampler
 
@@ -327,7 +343,9 @@ def _open_folder(output, identity, writes):
                 "name another folder"
             )
     elif checkpoints:
-        raise UserError(f"output_dir: {output} holds checkpoints of something else; name another folder")
+        raise UserError(
+            f"output_dir: {output} holds checkpoints of something else; name another folder"
+        )
     if writes:
         write_json(path, identity)
         for checkpoint in checkpoints:
@@ -346,7 +364,8 @@ def train(recipe, arguments, text):
     words = (BACKBONES[recipe.model_type], tokenizer)
     groups = Groups(recipe.train_pools, *words, recipe.labels, not recipe.keep_unmixed, with_digits)
     pools = {
-        name: Groups([path], *words, with_digits=with_digits) for name, path in recipe.eval_pools.items()
+        name: Groups([path], *words, with_digits=with_digits)
+        for name, path in recipe.eval_pools.items()
     }
     for part in (groups, *pools.values()):
         check_pools(recipe, model.model, part)
@@ -427,7 +446,9 @@ def _finish(recipe, trainer, tokenizer, metrics):
             "mixed_precision": recipe.mixed_precision,
             "minutes_of_last_session": round(minutes, 1),
             "parameters": model.num_parameters(),
-            "history": [log for log in trainer.state.log_history if any("recall" in k for k in log)],
+            "history": [
+                log for log in trainer.state.log_history if any("recall" in k for k in log)
+            ],
         },
     )
     tokenizer.save_pretrained(output)

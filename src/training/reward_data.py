@@ -3,10 +3,10 @@
 import math
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.datasets import Dataset, Sampler
 
 from src.training.curriculum import digits_of, result_digits
-from utils.data import load_dataset
+from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.shards import Pool
 
@@ -50,7 +50,9 @@ class Groups(Dataset):
 
     def _right_answers(self, rows):
         """Token ids of what a trajectory writes when it is right, a list a row."""
-        texts = [self.backbone.format_answer(row["answer"]) + self.tokenizer.eos_token for row in rows]
+        texts = [
+            self.backbone.format_answer(row["answer"]) + self.tokenizer.eos_token for row in rows
+        ]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     @property

@@ -62,7 +62,9 @@ class RewardLoss(nn.Module):
         to the metrics.
         """
         answers = None
-        if self.answer_weight:  # in training the right answer is learned, else the own one is scored
+        if (
+            self.answer_weight
+        ):  # in training the right answer is learned, else the own one is scored
             gold = gold_ids[:, None].expand(-1, latent_embeds.shape[1], -1)
             answers = gold if self.training else answer_ids
         pool = (input_ids, attention_mask, latent_embeds, latent_lengths)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from utils.answers import format_number
-from utils.data import fault_of
+from utils.datasets import fault_of
 from utils.errors import UserError
 
 _MALFORMED = "20% of 7871124 people think horse"  # the one row of GSM-Hard that is no problem
@@ -57,7 +57,9 @@ def convert(name, source=None):
     wanted, hub, config, split, raw, converter = BENCHMARKS[name]
     where = f"{hub} ({split})" if source is None else str(Path(source) / raw)
     rows = (
-        _from_hub(name, hub, config, split) if source is None else _from_files(Path(source), name, raw)
+        _from_hub(name, hub, config, split)
+        if source is None
+        else _from_files(Path(source), name, raw)
     )
     found = {}
     for number, row in enumerate(rows):
@@ -69,7 +71,9 @@ def convert(name, source=None):
         if fault:
             raise UserError(f"{where}: row {number}: {fault}")
         if not (name == "gsm_hard" and _MALFORMED in new["question"]):
-            key = new["question"] if name == "multiarith" else number  # exact repeats are dropped there
+            key = (
+                new["question"] if name == "multiarith" else number
+            )  # exact repeats are dropped there
             found.setdefault(key, new)
     if len(found) != wanted:
         raise UserError(f"{where}: gives {len(found)} questions for {name}, it should be {wanted}: the "
