@@ -1,4 +1,4 @@
-"""Tables of all finished runs below a folder: python -m src.collect_results outputs/run_tests_tiny"""
+"""Tables of all finished runs below a folder: python -m src.collect_results FOLDER"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Samples latent trajectories with CoLaR (LLaMA) and votes: python -m src.infer_llama --help"""
+"""Samples latent trajectories of CoLaR (LLaMA) and votes.
+
+python -m src.infer_llama --help
+"""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

@@ -1,5 +1,9 @@
-"""Writes the benchmarks: `python -m src.prepare_data tiny` makes data/tiny_*.json from their seed,
-`python -m src.prepare_data paper` data/gsm_*.json and data/multiarith.json from the hub or from raw files."""
+"""Writes the benchmarks.
+
+python -m src.prepare_data tiny: data/tiny_*.json from their seed.
+python -m src.prepare_data paper: data/gsm_*.json and data/multiarith.json, from the hub or from the
+publishers' raw files.
+"""
 
 import argparse
 import json

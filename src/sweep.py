@@ -1,8 +1,8 @@
 """Runs the cells of a sweep in one group of processes: python -m src.sweep CELLS --nproc 2
 
-CELLS holds a command line a cell, such as ``src.infer_gpt2 --limit 100``, which can as well be run by
-itself (python -m src.infer_gpt2 ..). All cells are checked before the first one starts. run_*.sh write such
-files.
+CELLS holds a command line a cell, such as ``src.infer_gpt2 --limit 100``; each can also be run by
+itself (python -m src.infer_gpt2 ..). All cells are checked before the first one starts. run_*.sh
+write such files.
 """
 
 import os
@@ -81,7 +81,7 @@ def expected_seconds(jobs, processes):
 
 
 def check(jobs, nproc):
-    """Checks all that can be wrong with unfinished jobs before any starts, and says how long they take."""
+    """Checks everything of the unfinished jobs before any starts; prints how long they will take."""
     largest = {}  # of each model the job with the most trajectories
     for job in sorted(jobs, key=lambda job: job.trajectories):
         job.prepare()
@@ -95,7 +95,7 @@ def check(jobs, nproc):
 
 
 def complete(jobs, todo, processes):
-    """Runs the unfinished jobs; the others measure their records again, for other sizes of the pool say."""
+    """Runs the unfinished jobs; the others measure their records again, perhaps for other N."""
     for job in jobs:
         if job in todo and processes.is_main_process:
             print(f"[{todo.index(job) + 1}/{len(todo)}] {job.folder}", flush=True)

@@ -11,7 +11,7 @@ from utils.answers import format_number
 from utils.datasets import fault_of
 from utils.errors import UserError
 
-_MALFORMED = "20% of 7871124 people think horse"  # the one row of GSM-Hard that is no problem
+_MALFORMED = "20% of 7871124 people think horse"  # the one malformed row of GSM-Hard
 
 
 def gsm8k(row):
@@ -61,24 +61,31 @@ def convert(name, source=None):
         if source is None
         else _from_files(Path(source), name, raw)
     )
-    found = {}
+    converted = {}
     for number, row in enumerate(rows):
-        try:
-            new = converter(row)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: row {number} is not as expected ({error!r})") from None
-        fault = fault_of(new)
-        if fault:
-            raise UserError(f"{where}: row {number}: {fault}")
-        if not (name == "gsm_hard" and _MALFORMED in new["question"]):
-            key = (
-                new["question"] if name == "multiarith" else number
-            )  # exact repeats are dropped there
-            found.setdefault(key, new)
-    if len(found) != wanted:
-        raise UserError(f"{where}: gives {len(found)} questions for {name}, it should be {wanted}: the "
-                        "source is cut off or has changed")  # fmt: skip
-    return list(found.values())
+        new = _converted(row, converter, f"{where}: row {number}")
+        if name == "gsm_hard" and _MALFORMED in new["question"]:
+            continue
+        key = new["question"] if name == "multiarith" else number  # MultiArith has exact repeats
+        converted.setdefault(key, new)
+    if len(converted) != wanted:
+        raise UserError(
+            f"{where}: gives {len(converted)} questions for {name}, it should be {wanted}: the "
+            "source is cut off or has changed"
+        )
+    return list(converted.values())
+
+
+def _converted(row, converter, where):
+    """A publisher's row in our form. Raises UserError when it is not as expected."""
+    try:
+        new = converter(row)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} is not as expected ({error!r})") from None
+    fault = fault_of(new)
+    if fault:
+        raise UserError(f"{where}: {fault}")
+    return new
 
 
 def _from_hub(name, hub, config, split):
@@ -88,8 +95,10 @@ def _from_hub(name, hub, config, split):
         return load_dataset(hub, config, split=split)
     except Exception as error:  # the hub's errors share no base class
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{name}: {hub} can't be fetched from the hub ({type(error).__name__}: {reason}); "
-                        "give a folder with the raw files by --source") from None  # fmt: skip
+        raise UserError(
+            f"{name}: {hub} can't be fetched from the hub ({type(error).__name__}: {reason}); "
+            "give a folder with the raw files by --source"
+        ) from None
 
 
 def _from_files(source, name, raw):

@@ -57,7 +57,7 @@ def read_yaml(path):
 
 
 def load_yaml(path, cls):
-    """The YAML file ``path`` as an instance of dataclass ``cls``; nested dataclasses are filled too.
+    """The YAML file ``path`` as an instance of dataclass ``cls``, nested dataclasses too.
 
     Raises UserError naming file, key and mend.
     """
@@ -87,10 +87,10 @@ def build(cls, values, prefix=""):
 
 
 def typed(value, kind, key):
-    """``value`` as the type hint ``kind`` says: a class, a union, list[..], dict[..], Literal or a dataclass.
+    """``value`` checked against, or converted to, the type hint ``kind``.
 
-    A number may be written as YAML reads it wrong (1e-4 is a string there). Raises UserError naming the
-    key.
+    kind: a class, a union, list[..], dict[..], Literal or a dataclass. YAML reads a number such as
+    1e-4 as a string; it is converted. Raises UserError naming the key.
     """
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
@@ -160,5 +160,5 @@ def check_seed(seed, name="seed"):
 
 
 def seed_of_32_bits(seed):
-    """What a library takes whose seeds have 32 bits: the seed itself, or a digest of a larger one."""
+    """A seed for libraries that take 32 bits: the seed itself, or a digest of a larger one."""
     return seed if seed < 2**32 else int(hashlib.sha256(str(seed).encode()).hexdigest()[:8], 16)

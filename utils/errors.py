@@ -11,13 +11,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """A mistake of the user's. The message names the file, the key and the mend, in one line."""
+    """A user's mistake. The message is one line that names the file, the key and the mend."""
 
 
 def reports_user_errors(main):
     """Decorates an entry point: a UserError or a full disk becomes one line on stderr and exit 2.
 
-    Of several processes only the first one speaks.
+    Only the first of several processes prints it.
     """
 
     @functools.wraps(main)
@@ -39,13 +39,13 @@ def reports_user_errors(main):
         except RuntimeError as error:
             if not _LOST_PEER.search(str(error)):
                 raise
-            sys.exit(2)  # another process has failed, and says why
+            sys.exit(2)  # another process has failed and reports why
 
     return wrapped
 
 
 def warn(line):
-    """A line on stderr about something that goes on all the same; of several processes the first speaks."""
+    """Prints a warning on stderr, once for all processes."""
     _say(f"warning: {line}")
 
 

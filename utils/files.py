@@ -29,12 +29,12 @@ def atomic_path(path):
 
 
 def is_temporary(path):
-    """Whether a file is what a killed process left of an atomic write."""
+    """Whether a file is left over from an atomic write of a killed process."""
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
 def remove_temporary(folder):
-    """Removes what killed processes left of atomic writes below a folder."""
+    """Removes the temporary files that killed processes left below a folder."""
     for path in filter(is_temporary, Path(folder).rglob("*")):
         path.unlink()
 
@@ -53,7 +53,7 @@ def write_json(path, value):
 
 
 def sha256(paths):
-    """Hex digest of the bytes of the given files, one after the other; read again only after a change."""
+    """Hex digest of the given files, concatenated; they are read again only after a change."""
     stats = [(str(path), Path(path).stat()) for path in paths]
     return _sha256(tuple((path, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats))
 

@@ -22,17 +22,20 @@ def start_processes():
 
 
 def launch_workers(count, module, arguments):
-    """Runs ``python -m module arguments`` in ``count`` processes, as torchrun does, and returns the exit code
-    of the first one that failed, or 0. What went wrong the worker has said: no traceback follows it."""
+    """Runs ``python -m module arguments`` in ``count`` processes, as torchrun does.
+
+    Returns the exit code of the first one that failed, or 0. A failed worker has reported its error
+    itself, so the launcher's traceback is suppressed.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0,
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
     )  # fmt: skip
-    logging.disable(logging.ERROR)  # the launcher's own lines about workers that it stops
+    logging.disable(logging.ERROR)  # the launcher's lines about workers that it stops
     try:
         elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
     except ChildFailedError as error:
@@ -45,8 +48,8 @@ def launch_workers(count, module, arguments):
 def use_all_cores():
     """Lets a single process of `accelerate launch` use every core.
 
-    The launcher sets OMP_NUM_THREADS to 1 where nobody has set it, which halves the speed on two cores. Who
-    wants one thread starts ``python -m`` with OMP_NUM_THREADS=1 instead.
+    The launcher sets OMP_NUM_THREADS to 1 where it is not set, which halves the speed on two cores.
+    For one thread, start ``python -m`` with OMP_NUM_THREADS=1 instead.
     """
     launched_alone = "ACCELERATE_USE_CPU" in os.environ and "WORLD_SIZE" not in os.environ
     if launched_alone and os.environ.get("OMP_NUM_THREADS") == "1":
@@ -54,7 +57,7 @@ def use_all_cores():
 
 
 def _allowed_cores():
-    """The cores that this process may use, which a container may have fewer of than the machine."""
+    """How many cores this process may use; in a container they may be fewer than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -62,27 +65,24 @@ def _allowed_cores():
 
 def where(device, processes):
     """``cuda:0`` or ``cpu with 2 threads``, and the number of processes where there are several."""
-    threads = torch.get_num_threads()
-    place = (
-        f"cpu with {threads} thread{'s' if threads > 1 else ''}"
-        if device.type == "cpu"
-        else str(device)
-    )
-    return f"{place}, {processes} processes" if processes > 1 else place
+    name, threads = str(device), torch.get_num_threads()
+    if device.type == "cpu":
+        name = f"cpu with {threads} thread{'s' if threads > 1 else ''}"
+    return f"{name}, {processes} processes" if processes > 1 else name
 
 
 def end_processes():
-    """All leave together, so that none loses a peer that it still waits for."""
+    """All processes leave together, so that none loses a peer that it still waits for."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         _destroy_group()
 
 
 def leave_cleanly():
-    """Has the process group destroyed on every way out of the program, errors too.
+    """Registers the destruction of the process group at every exit, errors included.
 
-    Where the interpreter ends with a live gloo group, its threads are destroyed while they run, and the
-    process aborts now and then ("terminate called without an active exception").
+    When the interpreter exits with a live gloo group, the group's threads are destroyed while they
+    run, and the process sometimes aborts ("terminate called without an active exception").
     """
     atexit.register(_destroy_group)
 

@@ -51,10 +51,10 @@ def duration(seconds):
 
 
 class Pace:
-    """Says once, when steps have taken ``after`` seconds, how long all of them will take.
+    """Prints once, after ``after`` seconds of steps, how long all of them will take.
 
-    The clock starts at the end of the first step: before it lie preparations. left: steps to come at the
-    start; say: what prints the line, or None.
+    The first step includes preparations and is not timed. left: steps to come at the start. say:
+    the function that prints the line, or None.
     """
 
     def __init__(self, left, say, after=5.0):

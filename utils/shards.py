@@ -1,12 +1,17 @@
 """Shards of sampled and labelled trajectories, in the published key layout.
 
 A pool is a folder of ``shard_<number>.safetensors`` and a ``manifest.json``. Shard ``k`` holds the
-questions from ``k * shard_size`` on. For question ``i``: ``i.input_ids`` (n, len) int64,
-``i.latent_embeds`` (n, T, D) f32, ``i.estimations`` (n, T) f32, ``i.corrects`` (n,) bool, and beyond
-the published keys ``i.latent_lengths`` (n,) int64, how many of the T thoughts exist (the others are 0),
-``i.predictions`` (n,) f64, the parsed answers, NaN where there is none, and ``i.answer_ids`` (n, A)
-int64, their tokens with end-of-text, padded with -1. Of a question that all
-trajectories solve, or none, there is only a 0-d ``i.input_ids``: how many solve it.
+questions from ``k * shard_size`` on. The published keys of question ``i``, with n trajectories of
+up to T thoughts of width D, prompts of L tokens and answers of up to A tokens:
+
+``i.input_ids`` (n, L) int64; ``i.latent_embeds`` (n, T, D) f32; ``i.estimations`` (n, T) f32, the
+labels; ``i.corrects`` (n,) bool.
+
+Beyond them: ``i.latent_lengths`` (n,) int64, how many thoughts exist (the others are 0);
+``i.predictions`` (n,) f64, the parsed answers, NaN where there is none; ``i.answer_ids`` (n, A)
+int64, the answers' tokens with end-of-text, padded with -1.
+
+A question that all trajectories solve, or none, has only a 0-d ``i.input_ids``: how many solve it.
 """
 
 import json
@@ -23,8 +28,14 @@ from utils.files import sha256, write_bytes, write_json
 MANIFEST = "manifest.json"
 FORMAT = 2  # of the keys below
 _KEYS = (
-    "input_ids", "latent_embeds", "latent_lengths", "estimations", "corrects", "predictions", "answer_ids",
-)  # fmt: skip
+    "input_ids",
+    "latent_embeds",
+    "latent_lengths",
+    "estimations",
+    "corrects",
+    "predictions",
+    "answer_ids",
+)
 
 
 def shard_path(folder, number):
@@ -38,64 +49,58 @@ def shard_questions(number, shard_size, total):
 
 def write_shard(folder, number, questions):
     """questions: {index: {key: tensor}}; a skipped question has ``input_ids`` only."""
-    tensors = {
-        f"{i}.{key}": value for i, found in questions.items() for key, value in found.items()
-    }
+    tensors = {f"{i}.{key}": x for i, of_one in questions.items() for key, x in of_one.items()}
     write_bytes(shard_path(folder, number), safetensors.torch.save(tensors))
 
 
-def count_mixed(path):
+def count_labelled(path):
     """How many questions of a shard are labelled, and not skipped."""
     with safe_open(path, "pt") as shard:
         return sum(key.endswith(".latent_embeds") for key in shard.keys())  # noqa: SIM118
 
 
-def write_manifest(folder, identity):
-    """Closes a pool whose shards are all there: manifest.json names each with its digest."""
-    total, size = identity["questions"], identity["shard_size"]
+def write_manifest(folder, contents):
+    """Closes a pool whose shards are all there: manifest.json names each with its digest.
+
+    contents: the fingerprint of the run and ``shard_size``.
+    """
+    total, size = contents["questions"], contents["shard_size"]
     paths = [shard_path(folder, k) for k in range(math.ceil(total / size))]
     shards = [
-        {"name": path.name, "labelled": count_mixed(path), "sha256": sha256([path])}
+        {"name": path.name, "labelled": count_labelled(path), "sha256": sha256([path])}
         for path in paths
     ]
     labelled = sum(shard["labelled"] for shard in shards)
-    write_json(Path(folder) / MANIFEST, identity | {"labelled": labelled, "shards": shards})
+    write_json(Path(folder) / MANIFEST, contents | {"labelled": labelled, "shards": shards})
 
 
 class Pool:
     """The labelled questions of a finished pool, read one at a time.
 
-    Raises UserError when the folder is no finished pool, or when a shard is missing, cut off, changed
-    or of something else, or when the question file is no longer the one that was sampled.
+    Raises UserError when the folder is no finished pool, when a shard is missing, cut off, changed
+    or not of this pool, or when the question file is no longer the one that was sampled.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.manifest = _manifest(self.folder)
         self._check_questions()
-        self.shards = [self._check_shard(entry) for entry in self.manifest["shards"]]
-        self.places = [
-            (shard, int(key.partition(".")[0]))
-            for shard in self.shards
-            for key in _open(shard).keys()  # noqa: SIM118
-            if key.endswith(".latent_embeds")
-        ]
-        self.places.sort(key=lambda place: place[1])
-        for shard, idx in self.places:
-            lacking = [key for key in _KEYS if f"{idx}.{key}" not in _names(shard)]
-            if lacking:
-                raise UserError(f"{shard}: question {idx} has no {lacking[0]}: not a pool of this version; "
-                                "annotate again")  # fmt: skip
-        if len(self.places) != self.manifest["labelled"]:
-            raise UserError(f"{self.folder}: {len(self.places)} labelled questions, manifest.json "
-                            f"says {self.manifest['labelled']}; annotate again")  # fmt: skip
+        self.labelled = []  # (shard file, index of the question)
+        for entry in self.manifest["shards"]:
+            self.labelled += _labelled_questions(self._check_shard(entry))
+        self.labelled.sort(key=lambda labelled: labelled[1])
+        if len(self.labelled) != self.manifest["labelled"]:
+            raise UserError(
+                f"{self.folder}: {len(self.labelled)} labelled questions, manifest.json says "
+                f"{self.manifest['labelled']}; annotate again"
+            )
 
     def _check_questions(self):
         path = self.manifest["data_path"]
         if not Path(path).is_file() or sha256([path]) != self.manifest["data_sha256"]:
             raise UserError(
-                f"{self.folder}: made from {path}, which has changed or is gone; restore that file or "
-                "annotate again"
+                f"{self.folder}: made from {path}, which has changed or is gone; restore that file "
+                "or annotate again"
             )
 
     def _check_shard(self, entry):
@@ -107,22 +112,22 @@ class Pool:
         return path
 
     def __len__(self):
-        return len(self.places)
+        return len(self.labelled)
 
-    def __getitem__(self, place):
-        """{key: tensor} of the keys above, and "idx", for the place-th labelled question."""
-        path, idx = self.places[place]
+    def __getitem__(self, i):
+        """{key: tensor} of the keys above, and "idx", for labelled question number i."""
+        path, idx = self.labelled[i]
         shard = _open(path)
         return {"idx": idx} | {key: shard.get_tensor(f"{idx}.{key}") for key in _KEYS}
 
-    def tensor(self, place, key):
-        """One tensor of the place-th labelled question."""
-        path, idx = self.places[place]
+    def tensor(self, i, key):
+        """One tensor of labelled question number i."""
+        path, idx = self.labelled[i]
         return _open(path).get_tensor(f"{idx}.{key}")
 
-    def width(self, place, key):
-        """Columns of one tensor of the place-th labelled question: tokens of its prompt, say."""
-        path, idx = self.places[place]
+    def width(self, i, key):
+        """Columns of one tensor of labelled question number i, such as tokens of its prompt."""
+        path, idx = self.labelled[i]
         return _open(path).get_slice(f"{idx}.{key}").get_shape()[1]
 
 
@@ -134,9 +139,18 @@ def _open(path):
         raise UserError(f"{path}: not a shard ({error}); annotate again") from None
 
 
-@lru_cache(maxsize=256)
-def _names(path):
-    return frozenset(_open(path).keys())
+def _labelled_questions(path):
+    """(path, index) of each labelled question of a shard. Raises UserError when one lacks a key."""
+    names = set(_open(path).keys())
+    indices = [int(name.partition(".")[0]) for name in names if name.endswith(".latent_embeds")]
+    for idx in indices:
+        lacking = [key for key in _KEYS if f"{idx}.{key}" not in names]
+        if lacking:
+            raise UserError(
+                f"{path}: question {idx} has no {lacking[0]}: not a pool of this version; "
+                "annotate again"
+            )
+    return [(path, idx) for idx in indices]
 
 
 def _manifest(folder):

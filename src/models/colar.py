@@ -1,4 +1,4 @@
-"""CoLaR (Tan et al., arXiv 2505.16552): LLaMA that thinks in compressed embeddings of its own words."""
+"""CoLaR (Tan et al., arXiv 2505.16552): LLaMA that thinks in compressed token embeddings."""
 
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -9,7 +9,10 @@ from utils.answers import after_answer
 
 
 class LatentHead(nn.Module):
-    """From the last hidden state (..., D) to the next thought (..., D), in units of the embeddings' std."""
+    """From the last hidden state (..., D) to the next thought (..., D).
+
+    The thought is in units of the token embeddings' standard deviation.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -24,9 +27,10 @@ class LatentHead(nn.Module):
 
 
 class CoLaR(LatentReasoner, LlamaDecoder, LlamaForCausalLM):
-    """Published layout: ``model.*`` and ``lm_head.weight`` as LLaMA, ``lt_head.fc.{0,2,3}``, ``lt_head.mean``.
+    """Published layout: as LLaMA, and ``lt_head.fc.{0,2,3}``, ``lt_head.mean``.
 
-    It ends its latent phase itself, by ``###``; ``config.latent_embedding_std`` is the thoughts' unit.
+    The model decides when to stop thinking, by ``###``. ``config.latent_embedding_std`` is the unit
+    of its thoughts.
     """
 
     parse_answer = staticmethod(after_answer)

@@ -59,7 +59,7 @@ class GenerationDefaults:
 
 
 class LatentReasoner:
-    """Mixin before the decoder of an architecture and its Hugging Face causal language model.
+    """Mixin before the decoder of an architecture and its Hugging Face language model.
 
     A backbone (src/models/coconut.py is the shortest) gives:
     format_prompt(question), the prompt; format_answer(answer), the text that it learns to write;
@@ -78,7 +78,7 @@ class LatentReasoner:
 
     @classmethod
     def generation_defaults(cls, values):
-        """The GenerationDefaults of a checkpoint whose generation_config.json holds ``values``, a dict.
+        """The GenerationDefaults of a checkpoint with ``values`` in its generation_config.json.
 
         Raises UserError or ValueError naming the impossible key.
         """
@@ -122,48 +122,42 @@ class LatentReasoner:
         latent_length=None,
         max_new_tokens=None,
         sampling_by="dropout",
-        dropout_p=None,
-        noise_std=None,
-        dropout_prompt=None,
-        dropout_answer=None,
-        dropout_mask=None,
         seed=0,
         question_ids=None,
         return_dict_in_generate=False,
+        **sampling,
     ):
         """N latent trajectories and greedy answers for each row of ``input_ids`` (B, L).
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
-        ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers. The
-        sampling keywords (src.sampling.samplers.Sampling) need ``do_sample``. None stands for the
-        checkpoint's default (generation_config.json). Returns the sequences (B * N, length), or a
-        LatentGenerateOutput. Raises ValueError on impossible settings, TypeError on unknown
-        keywords.
+        ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers.
+        ``sampling``, for do_sample: dropout_p, noise_std and the other fields of
+        src.sampling.samplers.Sampling. None stands for the checkpoint's default
+        (generation_config.json). Returns the sequences (B * N, length), or a LatentGenerateOutput.
+        Raises ValueError on impossible settings, TypeError on unknown keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        pairs = zip(input_ids, mask, strict=True)
-        given = {
-            "dropout_p": dropout_p, "noise_std": noise_std, "dropout_prompt": dropout_prompt,
-            "dropout_answer": dropout_answer, "dropout_mask": dropout_mask, "dropout_embedding": False,
-        }  # fmt: skip
-        given = {key: value for key, value in given.items() if value is not None}
-        defaults = self.defaults
-        sampling = Sampling(sampling_by, **(defaults.sampling() | given))
         question_ids = range(len(input_ids)) if question_ids is None else question_ids
+        defaults, method = self.defaults, self._sampling(sampling_by, sampling)
         request = Request(
-            prompts=[row[keep.bool()].tolist() for row, keep in pairs],
+            prompts=[row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)],
             question_ids=[int(question) for question in question_ids],
             n_samples=num_return_sequences,
             latent_length=defaults.latent_length if latent_length is None else latent_length,
             max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
             seed=seed,
-            sampling=sampling if do_sample else DETERMINISTIC,
+            sampling=method if do_sample else DETERMINISTIC,
         )
         trajectories = sample(self, request)
         sequences = self._sequences(input_ids, trajectories)
-        if return_dict_in_generate:
-            return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.num_thoughts)
-        return sequences
+        if not return_dict_in_generate:
+            return sequences
+        return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.num_thoughts)
+
+    def _sampling(self, method, given):
+        """The Sampling of ``generate``: the checkpoint's defaults, and what is given."""
+        values = self.defaults.sampling() | {"dropout_embedding": False}  # that is annotation's
+        return Sampling(method, **values | {k: v for k, v in given.items() if v is not None})
 
     def _sequences(self, input_ids, trajectories):
         """LatentGenerateOutput.sequences, (B * N, length)."""

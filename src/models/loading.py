@@ -118,8 +118,9 @@ def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
     special tokens, or holds a number that is not finite.
     """
     cls, folder = BACKBONES[model_type], checkpoint_folder(model_type, model_id)
-    tokenizer = _check_config(cls, folder, model_id)
-    model = _read_weights(cls, folder, f"--model_id {model_id}", DTYPES[dtype])
+    given = f"--model_id {model_id}"
+    tokenizer = _read_tokenizer(cls, folder, given)
+    model = _read_weights(cls, folder, given, DTYPES[dtype])
     return model.to(device).eval(), tokenizer
 
 
@@ -153,7 +154,10 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
 def _mismatch(config, generator, tokenizer):
     """Why a LatentRM of ``config`` can't read what a generator of another config makes, or None."""
     if config.hidden_size != generator.hidden_size:
-        return f"reads thoughts of width {config.hidden_size}, the backbone has {generator.hidden_size}"
+        return (
+            f"reads thoughts of width {config.hidden_size}, the backbone has "
+            f"{generator.hidden_size}"
+        )
     if config.max_position_embeddings < generator.max_position_embeddings:
         return (
             f"has {config.max_position_embeddings} positions, the backbone "
@@ -176,13 +180,13 @@ def _check_generator(given, config, backbone):
         return f"{given}: its config.json names no generator; taken to be trained for this {model_type}"
     if trained_for != model_type:
         raise UserError(
-            f"{given}: was trained for {trained_for}, not for {model_type}: its scores would mean nothing; "
-            f"choose a reward model of {model_type}"
+            f"{given}: was trained for {trained_for}, not for {model_type}: its scores would mean "
+            f"nothing; choose a reward model of {model_type}"
         )
     if getattr(config, "generator_sha256", None) != weights_sha256(backbone.name_or_path):
         return (
-            f"{given}: was trained for a {model_type} with other weights than {backbone.name_or_path}; "
-            "its scores may mean little"
+            f"{given}: was trained for a {model_type} with other weights than "
+            f"{backbone.name_or_path}; its scores may mean little"
         )
     return None
 
@@ -214,50 +218,52 @@ def _damaged(given, error):
     return UserError(f"{given}: the checkpoint can't be read ({reason}); fetch it again")
 
 
-def _check_config(cls, folder, model_id):
+def _read_tokenizer(cls, folder, given):
     """The tokenizer; raises UserError where config or tokenizer do not suit the backbone ``cls``."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(
-            f"--model_id {model_id}: no tokenizer.json there; fetch the checkpoint again"
-        )
+        raise UserError(f"{given}: no tokenizer.json there; fetch the checkpoint again")
     try:
-        config, tokenizer = (
-            AutoConfig.from_pretrained(folder),
-            AutoTokenizer.from_pretrained(folder),
-        )
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # a damaged file raises many kinds
-        raise _damaged(f"--model_id {model_id}", error) from None
+        raise _damaged(given, error) from None
+    fault = _config_fault(cls, config) or _tokenizer_fault(cls, config, tokenizer)
+    if fault:
+        raise UserError(f"{given}: {fault}")
+    return tokenizer
+
+
+def _config_fault(cls, config):
+    """Why a config is not that of the backbone ``cls``, with the mend, or None."""
+    mend = "choose another --model_type or checkpoint"
     needed = cls.config_class.model_type
     if config.model_type != needed:
-        raise UserError(
-            f"--model_id {model_id}: config.json says model_type {config.model_type!r}, {cls.__name__} "
-            f"needs {needed!r}: choose another --model_type or checkpoint"
+        return (
+            f"config.json says model_type {config.model_type!r}, {cls.__name__} needs {needed!r}: "
+            f"{mend}"
         )
-    named = {backbone.__name__ for backbone in BACKBONES.values()} & set(config.architectures or [])
+    names = {backbone.__name__ for backbone in BACKBONES.values()}
+    named = names & set(config.architectures or [])
     if named and cls.__name__ not in named:
-        raise UserError(
-            f"--model_id {model_id}: config.json says {named.pop()}, not {cls.__name__}: choose another "
-            "--model_type or checkpoint"
-        )
+        return f"config.json says {named.pop()}, not {cls.__name__}: {mend}"
     lacking = [key for key in cls.config_keys if not hasattr(config, key)]
     if lacking:
-        raise UserError(
-            f"--model_id {model_id}: config.json lacks {lacking[0]}: not a {cls.__name__} checkpoint; "
-            "choose another --model_type or checkpoint"
-        )
+        return f"config.json lacks {lacking[0]}: not a {cls.__name__} checkpoint; {mend}"
+    return None
+
+
+def _tokenizer_fault(cls, config, tokenizer):
+    """Why a tokenizer can't serve the backbone ``cls``, with the mend, or None."""
     missing = missing_tokens(tokenizer, cls.special_tokens)
     if missing or tokenizer.eos_token_id is None:
         names = ", ".join(missing) or "an end-of-text token"
-        raise UserError(
-            f"--model_id {model_id}: the tokenizer lacks {names}: not a latent reasoning checkpoint; "
-            "choose another"
-        )
+        return f"the tokenizer lacks {names}: not a latent reasoning checkpoint; choose another"
     if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"--model_id {model_id}: the tokenizer has {len(tokenizer)} tokens, the model only "
-            f"{config.vocab_size}: they belong to different checkpoints"
+        return (
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: they "
+            "belong to different checkpoints"
         )
-    return tokenizer
+    return None
 
 
 def _read_weights(cls, folder, given, dtype):

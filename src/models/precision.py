@@ -1,4 +1,4 @@
-"""Number formats: which ones a device computes fast."""
+"""Number formats, and which of them a device computes fast."""
 
 import torch
 
@@ -6,9 +6,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def computes_bf16_fast():
-    """Whether this device has instructions for bfloat16; a CPU without them is 10 times slower or more.
+    """Whether this device has instructions for bfloat16.
 
-    CUDA from compute capability 8 (Ampere); CPUs with AVX512-BF16 or AMX, by what torch says of them.
+    CUDA has them from compute capability 8 (Ampere), CPUs with AVX512-BF16 or AMX. Without them a
+    CPU is 10 times slower or more.
     """
     if torch.cuda.is_available():
         return torch.cuda.get_device_capability() >= (8, 0)
@@ -31,11 +32,15 @@ def resolve_precision(name):
 
 
 def slowness(dtype):
-    """One line on what ``dtype``, a key of DTYPES, costs here, or None where it is as fast as float32."""
-    if torch.cuda.is_available():
-        if dtype == "bfloat16" and not computes_bf16_fast():
-            return f"bfloat16 is slow on {torch.cuda.get_device_name()}, which has no instructions for it"
-        return None
-    if dtype == "float16" or (dtype == "bfloat16" and not computes_bf16_fast()):
-        return f"{dtype} is 10 times slower than float32 or more on this CPU, which has no instructions for it"
+    """A warning that ``dtype``, a key of DTYPES, is slow on this device, or None."""
+    on_gpu = torch.cuda.is_available()
+    slow = dtype == "bfloat16" and not computes_bf16_fast()
+    if on_gpu and slow:
+        name = torch.cuda.get_device_name()
+        return f"bfloat16 is slow on {name}, which has no instructions for it"
+    if not on_gpu and (slow or dtype == "float16"):
+        return (
+            f"{dtype} is 10 times slower than float32 or more on this CPU, which has no "
+            "instructions for it"
+        )
     return None
