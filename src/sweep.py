@@ -81,7 +81,7 @@ def expected_seconds(jobs, processes):
 
 
 def check(jobs, nproc):
-    """Checks everything of the unfinished jobs before any starts; prints how long they will take."""
+    """Checks all unfinished jobs before any starts; prints how long they will take."""
     largest = {}  # of each model the job with the most trajectories
     for job in sorted(jobs, key=lambda job: job.trajectories):
         job.prepare()

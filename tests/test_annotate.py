@@ -164,7 +164,7 @@ def test_a_pool_is_read_as_it_was_written(whole):
     written = {}
     for path in whole.glob("shard_*"):
         written |= load_file(path)
-    assert [idx for _, idx in pool.places] == sorted(idx for _, idx in pool.places)
+    assert [idx for _, idx in pool.labelled] == sorted(idx for _, idx in pool.labelled)
     for place in range(len(pool)):
         found = pool[place]
         assert pool.width(place, "input_ids") == found["input_ids"].shape[1]

@@ -132,13 +132,13 @@ class LatentReasoner:
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
         ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers.
         ``sampling``, for do_sample: dropout_p, noise_std and the other fields of
-        src.sampling.samplers.Sampling. None stands for the checkpoint's default
-        (generation_config.json). Returns the sequences (B * N, length), or a LatentGenerateOutput.
-        Raises ValueError on impossible settings, TypeError on unknown keywords.
+        src.sampling.samplers.Sampling. None is the checkpoint's default (generation_config.json).
+        Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on
+        impossible settings, TypeError on unknown keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         question_ids = range(len(input_ids)) if question_ids is None else question_ids
-        defaults, method = self.defaults, self._sampling(sampling_by, sampling)
+        defaults, sampled = self.defaults, self._sampling(sampling_by, sampling)
         request = Request(
             prompts=[row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)],
             question_ids=[int(question) for question in question_ids],
@@ -146,13 +146,12 @@ class LatentReasoner:
             latent_length=defaults.latent_length if latent_length is None else latent_length,
             max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
             seed=seed,
-            sampling=method if do_sample else DETERMINISTIC,
+            sampling=sampled if do_sample else DETERMINISTIC,
         )
         trajectories = sample(self, request)
-        sequences = self._sequences(input_ids, trajectories)
-        if not return_dict_in_generate:
-            return sequences
-        return LatentGenerateOutput(sequences, trajectories.thoughts, trajectories.num_thoughts)
+        sequences, thoughts = self._sequences(input_ids, trajectories), trajectories.thoughts
+        output = LatentGenerateOutput(sequences, thoughts, trajectories.num_thoughts)
+        return output if return_dict_in_generate else sequences
 
     def _sampling(self, method, given):
         """The Sampling of ``generate``: the checkpoint's defaults, and what is given."""

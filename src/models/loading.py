@@ -177,7 +177,7 @@ def _check_generator(given, config, backbone):
     model_type = next(name for name, cls in BACKBONES.items() if isinstance(backbone, cls))
     trained_for = getattr(config, "generator_type", None)
     if trained_for is None:
-        return f"{given}: its config.json names no generator; taken to be trained for this {model_type}"
+        return f"{given}: its config.json names no generator; taken to be trained for {model_type}"
     if trained_for != model_type:
         raise UserError(
             f"{given}: was trained for {trained_for}, not for {model_type}: its scores would mean "
@@ -219,7 +219,7 @@ def _damaged(given, error):
 
 
 def _read_tokenizer(cls, folder, given):
-    """The tokenizer; raises UserError where config or tokenizer do not suit the backbone ``cls``."""
+    """The tokenizer; raises UserError where config or tokenizer do not suit backbone ``cls``."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{given}: no tokenizer.json there; fetch the checkpoint again")
     try:

@@ -116,8 +116,8 @@ class SamplingArguments:
         architecture = BACKBONES[self.model_type].config_class.model_type
         if self.architecture not in (None, architecture):
             raise ValueError(
-                f"--model_type {self.model_type} is a {architecture} backbone: use the command with "
-                f"{architecture} in its name"
+                f"--model_type {self.model_type} is a {architecture} backbone: use the command "
+                f"with {architecture} in its name"
             )
 
     def _resolve_sampler(self, do_sample, checkpoint):
@@ -210,7 +210,8 @@ class InferenceArguments(SamplingArguments):
         self._at_least("n_samples", 1)
         if not self.do_sample and self.n_samples > 1:
             raise ValueError(
-                f"--do_sample false gives {self.n_samples} equal trajectories: leave out --n_samples"
+                f"--do_sample false gives {self.n_samples} equal trajectories: leave out "
+                "--n_samples"
             )
         self._resolve(self.do_sample)
         self.report_n = report_sizes(self.report_n, self.n_samples)

@@ -88,7 +88,7 @@ class Evaluation(Job):
         return f"vote {vote:.1f} %, coverage {coverage:.1f} %"
 
     def finish(self):
-        """Gathers and checks all processes' records and writes metrics.json; returns its content."""
+        """Gathers all processes' records, checks them and writes metrics.json, which it returns."""
         sessions = gather_object([(self.answered, {k: dict(v) for k, v in self.counters.items()})])
         self.processes.wait_for_everyone()
         if not self.processes.is_main_process:
@@ -96,7 +96,8 @@ class Evaluation(Job):
         done = records.gather(self.folder)
         if sorted(done) != list(range(len(self.rows))):
             raise UserError(
-                f"{self.folder}: {len(done)} of {len(self.rows)} questions are done; run again to go on"
+                f"{self.folder}: {len(done)} of {len(self.rows)} questions are done; run again to "
+                "go on"
             )
         measures = self.measure([done[i] for i in sorted(done)])
         metrics = {"questions": len(done)} | measures | {"speed": self._speed(sessions)}

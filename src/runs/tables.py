@@ -64,7 +64,7 @@ def choice_frame(runs):
 
 
 def _choices(run, pools, greedy):
-    """The rows of one run. With one trajectory all methods choose the same: only the vote is told."""
+    """The rows of one run. With one trajectory all methods agree: only the vote gets a row."""
     shared = {"prm": _reward_model_name(run.settings)} | run.columns
     for n, summary in run.metrics["by_n"].items():
         spent = run.metrics["speed"].get("per_question", {}).get(n, {})
@@ -96,7 +96,7 @@ def _reward_model_name(settings):
 
 
 def _gain_over_vote(run, pool, n):
-    """The paired difference of the best beam to the majority vote of as many trajectories, or None."""
+    """The paired difference of the best beam to the vote of as many trajectories, or None."""
     if pool is None or pool.metrics["n_samples"] < n:
         return None
     samples = pool.records
@@ -124,7 +124,7 @@ def _paired(records, answers, base):
 
 
 def _cost(spent, parts):
-    """What a question costs by a method that needs ``parts``; nothing of a pool that was only scored."""
+    """The cost of a question for a method that needs ``parts``; empty for a saved pool."""
     if "trajectories" not in spent:
         return {}
     idle = [part for part in ("reward", "candidate") if part not in parts]
@@ -236,7 +236,7 @@ def _long(frame):
 
 
 def _by_method(frame):
-    """A line a pool: every method with its gain over the vote, bold where its interval is above 0."""
+    """A line a pool: each method with its gain over the vote, bold if its interval is above 0."""
     lines = []
     for key, pool in _with_sampler(frame).groupby([*SHOWN_POOL, "budget"], sort=False):
         by_method = {row["method"]: row for _, row in pool.iterrows()}

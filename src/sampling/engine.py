@@ -78,7 +78,7 @@ def sample(model, request):
 
 
 def think(model, request):
-    """The latent phase: the State before the answer, and the thoughts (R, T, D), 0 where none is."""
+    """The latent phase: the State before the answer, and the thoughts (R, T, D), 0 if missing."""
     request.check(model.config.max_position_embeddings)
     state = start(model, request)
     first = state.thought

@@ -149,6 +149,6 @@ class _Search:
 
 
 def _duplicates(ended, num_proposals):
-    """Which slots (R,) have ended after an earlier slot of the same beam: they hold equal thoughts."""
+    """Which slots (R,) have ended like an earlier slot of their beam: they hold equal thoughts."""
     per_beam = ended.view(-1, num_proposals)
     return (per_beam & (per_beam.cumsum(1) > 1)).flatten()

@@ -1,4 +1,4 @@
-"""From a pool of answers to one: every aggregator, its accuracy, its gain over the majority vote."""
+"""From a pool of answers to one: aggregators, their accuracy, their gain over the vote."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from utils.records import gold_of
 
 
 def trajectory_scores(record, score_by):
-    """The scores of a record's N trajectories, a list of floats (utils.metrics.trajectory_score)."""
+    """The scores of a record's N trajectories, a list (utils.metrics.trajectory_score)."""
     answers = record.get("answer_scores") or [0.0] * len(record["scores"])
     return [
         trajectory_score(sum(rewards), len(rewards), score_by, answer)
@@ -27,11 +27,11 @@ def aggregate(record, n, score_by="sum"):
     """{aggregator: answer} of a record's first n trajectories; an answer is a number or None.
 
     What the record holds decides which aggregators there are. predictions (N numbers or None) give
-    majority. scores (for each trajectory a list of its thoughts' rewards) and answer_scores (N) give
-    best_of_n and weighted_vote, after You et al., arXiv 2510.07745, section 4. log_probs (N, K) of
-    the K candidates give bayesian_vote, the largest mean over trajectories of
-    p(answer | trajectory), and its geometric form; with scores also reward_bayesian, the mean under
-    the weights of weighted_vote.
+    majority. scores (a list of its thoughts' rewards for each trajectory) and answer_scores (N)
+    give best_of_n and weighted_vote, after You et al., arXiv 2510.07745, section 4. log_probs
+    (N, K) of the K candidates give bayesian_vote, the largest mean over trajectories of
+    p(answer | trajectory), and its geometric form; with scores also reward_bayesian, the mean
+    under the weights of weighted_vote.
     """
     predictions = record["predictions"][:n]
     answers, weights = {"majority": majority_vote(predictions)}, None
