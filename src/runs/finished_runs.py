@@ -56,6 +56,7 @@ class FinishedRun:
             "dropout_p": settings["dropout_p"] if method == "dropout" else None,
             "noise_std": settings["noise_std"] if method == "noise" else None,
             "seed": settings["seed"],
+            "folder": str(self.folder),
         }
 
     def _model_key(self):

@@ -143,51 +143,39 @@ def collect(folder):
 
     Raises UserError when there is no finished run, or only damaged ones.
     """
-    folder = Path(folder)
+    folder, texts, lines = Path(folder), {}, []
     runs = finished_runs(folder)
-    written, lines = [], []
     sampled = [run for run in runs if not run.chooses]
     if sampled:
         frame = sampling_frame(sampled)
-        written += _write(
-            folder, {"results.csv": frame.to_csv(index=False), "results.md": _wide(frame)}
-        )
-        lines = _wide(frame).splitlines()
+        texts |= {"results.csv": frame.to_csv(index=False), "results.md": _by_run(frame)}
+        lines = texts["results.md"].splitlines()
     if len(sampled) < len(runs):
         frame = choice_frame(runs)
-        written += _write(
-            folder,
-            {
-                "choices.csv": frame.to_csv(index=False),
-                "choices.md": _long(frame),
-                "accuracy.md": _by_method(frame),
-            },
-        )
+        texts |= {"choices.csv": frame.to_csv(index=False), "choices.md": _by_choice(frame)}
+        texts["accuracy.md"] = _by_pool(frame)
         lines = summary(frame)
-    return [*lines, f"tables: {', '.join(written)}"]
-
-
-def _write(folder, texts):
     for name, text in texts.items():
         write_text(folder / name, text)
-    return [str(folder / name) for name in texts]
+    return [*lines, f"tables: {', '.join(str(folder / name) for name in texts)}"]
 
 
-def _markdown(header, lines):
-    rows = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join([*rows, *("| " + " | ".join(map(str, line)) + " |" for line in lines)]) + "\n"
+def _markdown(table):
+    rows = [table.columns, ["---"] * len(table.columns), *table.fillna("").values]
+    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def _with_half(row, name):
+def _with_half(frame, name):
     """``78.5 ±2.6``: a measure and half of its interval."""
-    return f"{row[name]:.1f} ±{(row[f'{name}_high'] - row[f'{name}_low']) / 2:.1f}"
+    half = (frame[f"{name}_high"] - frame[f"{name}_low"]) / 2
+    return frame[name].map("{:.1f}".format) + half.map(" ±{:.1f}".format)
 
 
-def _gain(row, name="gain"):
-    """``+5.5 [2.5, 9.0]``, or nothing where it was not measured."""
-    if name not in row or pd.isna(row[name]):
-        return ""
-    return f"{row[name]:+.1f} [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
+def _gains(frame, name):
+    """``+5.5 [2.5, 9.0]``, or nothing where a gain was not measured."""
+    columns = frame.reindex(columns=[name, f"{name}_low", f"{name}_high"]).itertuples(index=False)
+    cells = ["" if pd.isna(row[0]) else "{:+.1f} [{:.1f}, {:.1f}]".format(*row) for row in columns]
+    return pd.Series(cells, index=frame.index)
 
 
 def _with_sampler(frame):
@@ -199,58 +187,42 @@ def _with_sampler(frame):
     return frame.assign(sampler=label)
 
 
-def _wide(frame):
-    """A line a sampling run: coverage and vote for each N, in percent +- half of the interval."""
-    shown = [(name, title, n) for name, title in SHOWN.items() for n in sorted(frame["N"].unique())]
-    lines = []
-    for key, of_run in _with_sampler(frame).groupby(SHOWN_RUN, sort=False):
-        by_n = {row["N"]: row for _, row in of_run.iterrows()}
-        cells = [_with_half(by_n[n], name) if n in by_n else "" for name, _, n in shown]
-        lines.append([*key, *cells, _plain(of_run["seconds"].iloc[0])])
-    return _markdown([*SHOWN_RUN, *(f"{title} @{n}" for _, title, n in shown), "seconds"], lines)
+def _by_run(frame):
+    """A line a sampling run: coverage and vote for each N, in percent ± half of the interval."""
+    frame = _with_sampler(frame)
+    cells = {title: _with_half(frame, name) for name, title in SHOWN.items()}
+    table = frame[[*SHOWN_RUN, "folder", "N"]].assign(**cells, seconds=frame["seconds"].fillna(""))
+    table = table.set_index([*SHOWN_RUN, "seconds", "folder", "N"]).unstack("N", sort=False)
+    table = table.sort_index(axis=1)
+    table.columns = [f"{title} @{n}" for title, n in table.columns]
+    return _markdown(table.reset_index().drop(columns="folder"))
 
 
-def _plain(value):
-    """A number as it was before a column with gaps made floats of it; nothing for a gap."""
-    if pd.isna(value):
-        return ""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _long(frame):
+def _by_choice(frame):
     """A line for every method, beside its cost."""
-    lines = []
-    for _, row in _with_sampler(frame).iterrows():
-        gains = [_gain(row, name) for name in GAINS]
-        cost = [_plain(row.get(name, float("nan"))) for name in COST]
-        lines.append(
-            [
-                *(row[key] for key in [*SHOWN_POOL, "method"]),
-                _with_half(row, "accuracy"),
-                *gains,
-                *cost,
-            ]
-        )
-    costs = [name.replace("_", " ") for name in COST]
-    return _markdown([*SHOWN_POOL, "method", "accuracy", *GAINS.values(), *costs], lines)
+    frame = _with_sampler(frame)
+    table = frame[[*SHOWN_POOL, "method"]].astype(str)
+    table["accuracy"] = _with_half(frame, "accuracy")
+    for name, title in GAINS.items():
+        table[title] = _gains(frame, name)
+    for name, cost in frame.reindex(columns=COST).items():
+        table[name.replace("_", " ")] = cost.map("{:.10g}".format, na_action="ignore")
+    return _markdown(table)
 
 
-def _by_method(frame):
+def _by_pool(frame):
     """A line a pool: each method with its gain over the vote, bold if its interval is above 0."""
-    lines = []
-    for key, pool in _with_sampler(frame).groupby([*SHOWN_POOL, "budget"], sort=False):
-        by_method = {row["method"]: row for _, row in pool.iterrows()}
-        cells = [_accuracy_and_gain(by_method[m]) if m in by_method else "" for m in METHODS]
-        lines.append([*key[:-1], *cells, pool["coverage"].iloc[0]])
-    return _markdown([*SHOWN_POOL, *METHODS, "coverage"], lines)
-
-
-def _accuracy_and_gain(row):
-    gain = _gain(row)
-    if not gain:
-        return _with_half(row, "accuracy")
-    accuracy = f"{row['accuracy']:.1f}"
-    return f"**{accuracy}** ({gain})" if row["gain_low"] > 0 else f"{accuracy} ({gain})"
+    frame, gains = _with_sampler(frame), _gains(frame, "gain")
+    accuracy = frame["accuracy"].map("{:.1f}".format)
+    better = frame.reindex(columns=["gain_low"])["gain_low"] > 0
+    cells = accuracy.mask(better, "**" + accuracy + "**") + " (" + gains + ")"
+    cells = cells.where(gains != "", _with_half(frame, "accuracy"))
+    pool = [*SHOWN_POOL, "budget", "folder"]
+    table = frame[pool].assign(method=frame["method"].astype(str), cell=cells)
+    table = table.set_index([*pool, "method"])["cell"].unstack("method", sort=False)
+    table = table.reindex(columns=list(METHODS))
+    table["coverage"] = frame.groupby(pool, sort=False)["coverage"].first()
+    return _markdown(table.reset_index().drop(columns=["budget", "folder"]))
 
 
 def summary(frame):
@@ -262,7 +234,7 @@ def summary(frame):
     pools = shown[shown["budget"] > 1].groupby([*SHOWN_POOL[:-1], "budget"], sort=False)
     rows = pd.DataFrame([row for row in (_best_row(pool) for _, pool in pools) if row])
     if rows.empty:
-        return _long(frame).splitlines()[:SUMMARY_LINES]
+        return _by_choice(frame).splitlines()[:SUMMARY_LINES]
     while len(rows) > SUMMARY_LINES - 2 and rows["N"].nunique() > 1:
         rows = rows[rows["N"] > rows["N"].min()]
     left_out = len(rows) - (SUMMARY_LINES - 2)
@@ -283,10 +255,11 @@ def _best_row(pool):
     others = pool[pool["method"] != "majority"]
     if votes.empty or others.empty:
         return None
-    best = others.loc[others["accuracy"].idxmax()]
-    greedy = ""
-    if "greedy_gain" in best and not pd.isna(best["greedy_gain"]):
-        greedy = f"{best['accuracy'] - best['greedy_gain']:.1f}"
+    best = others.loc[[others["accuracy"].idxmax()]]
+    gains = {title: _gains(best, name).iloc[0] for name, title in GAINS.items()}
+    best = best.iloc[0]
+    over_greedy = best.get("greedy_gain", float("nan"))
+    greedy = "" if pd.isna(over_greedy) else f"{best['accuracy'] - over_greedy:.1f}"
     method = best["method"] if best["method"] != "beam_search" else f"beam_search {best['N']}"
     return {
         "model": best["prm"],
@@ -297,5 +270,5 @@ def _best_row(pool):
         "greedy": greedy,
         "vote": f"{votes['accuracy'].iloc[0]:.1f}",
         "best method*": f"{method} {best['accuracy']:.1f}",
-        **{title: _gain(best, name) for name, title in GAINS.items()},
+        **gains,
     }
