@@ -51,9 +51,7 @@ class SamplingArguments:
     model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
     model_id: str | None = _flag(None, MODEL_ID, aliases=["--generator_id"])
     model_dtype: str = _flag(
-        "float32",
-        "number format of the weights; auto: bfloat16 where it is fast",
-        ("auto", *DTYPES),
+        "float32", "number format; auto: bfloat16 where it is fast", ("auto", *DTYPES)
     )
     data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
     batch_size: int = _flag(8, "questions a batch")
@@ -63,16 +61,14 @@ class SamplingArguments:
     )
     latent_length: int | None = _flag(
         None,
-        "thoughts T a trajectory (CoLaR: at most); default: the checkpoint's",
+        "thoughts T, CoLaR: at most; default: the checkpoint's",
         aliases=["--max_latent_length"],
     )
     max_new_tokens: int | None = _flag(None, "answer tokens at most, default: the checkpoint's")
     sampling_by: str | None = _flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
     dropout_p: float | None = _flag(None, "dropout rate, default: the checkpoint's")
     noise_std: float | None = _flag(None, "sigma of the noise, default: the checkpoint's")
-    dropout_prompt: bool | None = _flag(
-        None, "false: all samples share one reading of the question"
-    )
+    dropout_prompt: bool | None = _flag(None, "false: all samples share one reading of the prompt")
     dropout_answer: bool | None = _flag(
         None, "true: dropout in the answer too, and (CoLaR always) in the last thought"
     )
@@ -170,6 +166,9 @@ class SamplingArguments:
         size = f"n{self.n_samples}-seed{self.seed}-{digest}"
         return f"{model}-{data}-{self.sampler_name}-{size}"
 
+    def _named(self, folder):
+        return folder.replace("{sampler}", self.sampler_name)
+
     def result_settings(self):
         """What determines the samples: a run may be resumed under these settings only."""
         return {key: value for key, value in asdict(self).items() if key not in self.free}
@@ -184,18 +183,12 @@ def report_sizes(report_n, n_samples):
     return sizes
 
 
-def _output_dir(given, default, sampler_name):
-    return (given or default).replace("{sampler}", sampler_name)
-
-
 @dataclass
 class InferenceArguments(SamplingArguments):
     """The flags of src.infer_gpt2: sampled inference with majority voting."""
 
     model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
-    report_n: list[int] = field(
-        default=None, metadata={"help": "sizes of the pool to report, default 1 4 16 64 up to N"}
-    )
+    report_n: list[int] = _flag(None, "sizes N to report, default 1 4 16 64 up to n_samples")
     do_sample: bool = _flag(True, "false: one deterministic trajectory a question")
     bayesian_vote: bool = _flag(False, "true: also vote by the mean probability of each answer")
     output_dir: str | None = _flag(None, OUTPUT_DIR)
@@ -209,15 +202,11 @@ class InferenceArguments(SamplingArguments):
             self.n_samples = 64 if self.do_sample else 1
         self._at_least("n_samples", 1)
         if not self.do_sample and self.n_samples > 1:
-            raise ValueError(
-                f"--do_sample false gives {self.n_samples} equal trajectories: leave out "
-                "--n_samples"
-            )
+            equal = f"--do_sample false gives {self.n_samples} equal trajectories"
+            raise ValueError(f"{equal}: leave out --n_samples")
         self._resolve(self.do_sample)
         self.report_n = report_sizes(self.report_n, self.n_samples)
-        self.output_dir = _output_dir(
-            self.output_dir, f"outputs/{self.run_name}", self.sampler_name
-        )
+        self.output_dir = self._named(self.output_dir or f"outputs/{self.run_name}")
 
 
 @dataclass
@@ -268,23 +257,11 @@ class RewardArguments(SamplingArguments):
     """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
 
     model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
-    prm_id: str | None = _flag(
-        None,
-        "folder or hub id of the reward model, default: the backbone's, see checkpoints/README.md",
-    )
+    prm_id: str | None = _flag(None, "folder or hub id of the LatentRM, default: the backbone's")
     prm_mode: str = _flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
-    score_by: str = _flag(
-        "sum",
-        "how the rewards of a trajectory's thoughts make its score (the answer's is added)",
-        SCORES,
-    )
-    report_n: list[int] = field(
-        default=None,
-        metadata={"help": "best_of_n: sizes of the pool to report, default 1 4 16 64"},
-    )
-    pool: str | None = _flag(
-        None, "best_of_n: score this run of infer_gpt2 --save_latents true instead"
-    )
+    score_by: str = _flag("sum", "how a trajectory's rewards make its score", SCORES)
+    report_n: list[int] = _flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
+    pool: str | None = _flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true")
     bayesian_vote: bool | None = _flag(None, "best_of_n: also the Bayesian vote, default true")
     num_beams: int | None = _flag(None, "beam_search: beams B, default 4")
     num_beam_candidates: int | None = _flag(None, "beam_search: proposals C of each, default 4")
@@ -308,7 +285,7 @@ class RewardArguments(SamplingArguments):
                 "--dropout_mask trajectory: beams draw anew at every step; leave it out"
             )
         default = f"outputs/{Path(self.prm_id).name}-{self.run_name}"
-        self.output_dir = _output_dir(self.output_dir, default, self.sampler_name)
+        self.output_dir = self._named(self.output_dir or default)
 
     def _resolve_mode(self):
         """Fills in the mode's defaults; a flag of the other mode is an error."""

@@ -155,11 +155,8 @@ class RewardEvaluation(Evaluation):
 
 def sample_and_vote(evaluation, batch):
     """Records of a pool that is sampled at once."""
-    arguments, (model, tokenizer) = evaluation.arguments, evaluation.backbone()
-    parse = _parser(model, tokenizer) if arguments.bayesian_vote else None
-    request = evaluation.request(batch)
-    sizes = [arguments.n_samples]
-    trajectories, columns = sample_pool(model, request, sizes, evaluation.counters, parse)
+    arguments = evaluation.arguments
+    trajectories, columns = _sample_pool(evaluation, batch, [arguments.n_samples])
     new = _new_records(evaluation, batch, trajectories, columns)
     if arguments.save_latents:
         for q, record in enumerate(new):
@@ -169,18 +166,20 @@ def sample_and_vote(evaluation, batch):
 
 def sample_and_score(evaluation, batch):
     """Records of a pool with rewards; it grows through the sizes that are reported."""
-    arguments, (model, tokenizer) = evaluation.arguments, evaluation.backbone()
-    parse = _parser(model, tokenizer) if arguments.bayesian_vote else None
-    sizes = sorted({*arguments.report_n, arguments.n_samples})
-    pool = sample_pool(
-        model,
-        evaluation.request(batch),
-        sizes,
-        evaluation.counters,
-        parse,
-        evaluation.reward_model(),
-    )
+    sizes = sorted({*evaluation.arguments.report_n, evaluation.arguments.n_samples})
+    pool = _sample_pool(evaluation, batch, sizes, evaluation.reward_model())
     return _new_records(evaluation, batch, *pool)
+
+
+def _sample_pool(evaluation, batch, sizes, reward_model=None):
+    model, tokenizer = evaluation.backbone()
+
+    def parse(ids):
+        return model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
+
+    parse = parse if evaluation.arguments.bayesian_vote else None
+    request = evaluation.request(batch)
+    return sample_pool(model, request, sizes, evaluation.counters, parse, reward_model)
 
 
 def search_beams(evaluation, batch):
@@ -234,11 +233,6 @@ METHODS = {
     "beam_search": search_beams,
     "saved_pool": score_saved_pool,
 }
-
-
-def _parser(model, tokenizer):
-    """A function from an answer's token ids to its number or None."""
-    return lambda ids: model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _new_records(evaluation, batch, trajectories, columns):
