@@ -1,29 +1,36 @@
-"""What backbones are trained on: stages, sources of problems, batches."""
+"""Training data of the backbones: stages of a curriculum, sources of problems, batches."""
 
 import itertools
 import random
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from src.sampling.engine import pad_right
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.tiny_problems import make_problem
 
 BLOCK = 16384  # problems that are tokenized and batched together
-DIGITS = 3  # of a step's result that the probe reads
-NO_DIGIT = 10  # the class of a digit that is not there
+DIGITS = 3  # last digits of a result that are predicted
+NO_DIGIT = 10  # class of a digit that a number does not have
+IGNORED = -100  # target that cross-entropy leaves out
 
 
 @dataclass
 class Stage:
-    """One stage of training; which keys count, the backbone decides.
+    """One stage of a curriculum.
 
-    COCONUT: the first ``hidden_steps`` steps are replaced by ``thoughts`` latent thoughts; hidden_steps
-    -1 hides all. CODI: so they are for the student; with 0 thoughts only the teacher learns. CoLaR:
-    ``speeds``, the compression factors r that batches draw from. The learning rate goes linearly from
-    ``learning_rate`` to ``final_learning_rate`` over the stage's ``epochs``; dropout as in sampling.
+    epochs: at least 1.
+    learning_rate, final_learning_rate: the rate at the stage's start and end, linear in between.
+        final_learning_rate None: the rate stays constant.
+    thoughts: latent thoughts of a problem (COCONUT; CODI's student, with 0 only the teacher learns).
+    hidden_steps: how many leading steps the thoughts replace; -1: all of them (COCONUT, CODI).
+    speeds: compression factors r; each problem draws one (CoLaR).
+    dropout: rate in [0, 1), at the sites where the dropout sampler drops.
+
+    Raises ValueError for impossible values.
     """
 
     epochs: int
@@ -46,22 +53,29 @@ class Stage:
             raise ValueError(f"a stage's dropout must be in [0, 1), not {self.dropout}")
 
     def check_keys(self, known):
-        """Raises ValueError when a key is given that the backbone, which knows ``known``, does not use, or when
-        speeds are missing where they are needed."""
+        """Raises ValueError when a key has no effect for a backbone, or when speeds are missing.
+
+        known: the keys among thoughts, hidden_steps and speeds that the backbone uses.
+        """
         for key in {"thoughts", "hidden_steps", "speeds"} - known:
             if getattr(self, key):
-                raise ValueError(f"a stage's {key} has no effect for this model_type: leave it out")
+                raise ValueError(
+                    f"a stage's {key} has no effect for this model_type: leave it out"
+                )
         if "speeds" in known and not self.speeds:
             raise ValueError("a stage's speeds are missing, the compression factors, such as [1, 2]")
 
+    def rate_at(self, progress):
+        """The learning rate after a share ``progress`` in [0, 1] of the stage."""
+        if self.final_learning_rate is None:
+            return self.learning_rate
+        return self.learning_rate + (self.final_learning_rate - self.learning_rate) * progress
+
 
 class TinyProblems:
-    """Endless training problems of the tiny benchmark, without the questions of its files.
+    """Endless training problems of the tiny benchmark, without the questions of its files."""
 
-    They are free: those that fill no batch of one prompt length are left out.
-    """
-
-    rest = "drop"
+    remainder = "drop"  # problems cost nothing: those that fill no batch of one length are dropped
 
     def __init__(self, seed, per_epoch, held_out):
         self.seed, self.per_epoch = seed, per_epoch
@@ -73,22 +87,23 @@ class TinyProblems:
     def epoch(self, number):
         for i in range(number * self.per_epoch, (number + 1) * self.per_epoch):
             row = make_problem("train", self.seed, i)
-            if _plain(row) not in self.held_out:
+            if _normalized_question(row) not in self.held_out:
                 yield row
 
 
 class FileProblems:
-    """The rows of a data file but for those that are held out, in an order of their own each epoch.
+    """The rows of a data file without the held-out ones, in another order each epoch.
 
-    left_out: how many are held out. Raises UserError when nothing is left.
+    num_held_out: how many rows are left out. Raises UserError when no row remains.
     """
 
-    rest = "pad"
+    remainder = "pad"
 
     def __init__(self, seed, path, held_out):
         rows, held_out = load_dataset(path), _questions(held_out)
-        self.seed, self.rows = seed, [row for row in rows if _plain(row) not in held_out]
-        self.left_out = len(rows) - len(self.rows)
+        self.seed = seed
+        self.rows = [row for row in rows if _normalized_question(row) not in held_out]
+        self.num_held_out = len(rows) - len(self.rows)
         if not self.rows:
             raise UserError(f"train: all {len(rows)} questions of {path} are in held_out")
 
@@ -101,125 +116,157 @@ class FileProblems:
         return (self.rows[i] for i in order)
 
 
+def make_source(train, seed, per_epoch, held_out):
+    """The training problems that a recipe names: "tiny" or a data file."""
+    if train == "tiny":
+        return TinyProblems(seed, per_epoch, held_out)
+    return FileProblems(seed, train, held_out)
+
+
 def _questions(paths):
-    """The questions of some data files, as they are compared."""
-    return {_plain(row) for path in paths for row in load_dataset(path)}
+    return {_normalized_question(row) for path in paths for row in load_dataset(path)}
 
 
-def _plain(row):
-    """A question without what does not tell two of them apart: case and white space."""
+def _normalized_question(row):
+    """Questions that differ in case and white space only are the same."""
     return " ".join(row["question"].lower().split())
 
 
 @dataclass
 class Batch:
-    """Problems with prompts of one length, or of similar ones.
+    """B problems whose prompts have the same length, or similar ones.
 
-    prompt (B, L), padded on the right with 0, lengths (B,); texts: {name: (B, S)}, what the objective
-    asked for, padded on the right with -100; digits (B, K, 3) of the first K steps' results; speed: of
-    CoLaR; n_targets: by how many tokens the sum over a text is divided.
+    prompts: token ids (B, L), padded on the right with 0.
+    prompt_lengths: (B,), in tokens.
+    texts: {name: token ids (B, S)}, padded on the right with IGNORED; the loss names them.
+    digits: (B, K, DIGITS), the last digits of the results of the first K steps.
+    num_steps: steps of each problem, a list of B.
+    num_targets: {name: divisor of the summed loss of that text}.
+    speed: CoLaR's compression factor r, else None.
     """
 
-    prompt: torch.Tensor
-    lengths: torch.Tensor
+    prompts: torch.Tensor
+    prompt_lengths: torch.Tensor
     texts: dict
     digits: torch.Tensor
-    n_steps: list
-    n_targets: dict
+    num_steps: list
+    num_targets: dict
     speed: int | None
 
-    def share(self, process, processes, device="cpu"):
-        """The rows of one process, on its device. The mean of the processes' gradients is that of
-        the whole batch, however its tokens fall on them."""
-        mine = slice(process, None, processes)
-        prompt, lengths, digits = (
-            part[mine].to(device) for part in (self.prompt, self.lengths, self.digits)
+    def shard(self, process, num_processes, device="cpu"):
+        """One process's rows, on its device.
+
+        num_targets is divided by the number of processes. The mean of their gradients is then the
+        gradient of the whole batch, even where the rows of one process have more tokens.
+        """
+        rows = slice(process, None, num_processes)
+        return replace(
+            self,
+            prompts=self.prompts[rows].to(device),
+            prompt_lengths=self.prompt_lengths[rows].to(device),
+            texts={name: text[rows].to(device) for name, text in self.texts.items()},
+            digits=self.digits[rows].to(device),
+            num_steps=self.num_steps[rows],
+            num_targets={name: n / num_processes for name, n in self.num_targets.items()},
         )
-        texts = {name: text[mine].to(device) for name, text in self.texts.items()}
-        n_targets = {name: count / processes for name, count in self.n_targets.items()}
-        return Batch(prompt, lengths, texts, digits, self.n_steps[mine], n_targets, self.speed)
 
 
 @dataclass
-class _Item:
+class _Example:
+    """A tokenized problem."""
+
     row: dict
     speed: int | None
     prompt: list
     texts: dict
 
 
-def batches(rows, tokenizer, parts, stage, batch_size, seed, rest):
-    """Shuffled batches of exactly equal prompt length, block by block of the rows.
+def batches(rows, tokenizer, format_row, stage, batch_size, seed, remainder):
+    """Yields shuffled batches of prompts of exactly the same length, block by block of the rows.
 
-    parts(row, stage, speed): the prompt's text, and {name: text} of what is learned from. What a block holds
-    beyond full batches of one length, by ``rest``: "drop" leaves it out, "pad" forms full batches of
-    similar lengths and leaves out less than one batch, "all" keeps that too.
+    format_row(row, stage, speed): the text of the prompt, and {name: text} to learn from.
+    remainder: what happens to problems that fill no batch of one length. "drop" leaves them out,
+    "pad" makes full batches of similar lengths of them and drops less than one batch, "all" also
+    yields that last, smaller batch.
     """
     rows = iter(rows)
     while block := list(itertools.islice(rows, BLOCK)):
-        items = _tokenize(block, tokenizer, parts, stage, seed)
-        found = []
+        examples = _tokenize(block, tokenizer, format_row, stage, seed)
+        groups = []
         for speed in stage.speeds or [None]:
-            found += _cut([item for item in items if item.speed == speed], batch_size, rest)
-        random.Random(f"{seed}/{block[0]['question']}").shuffle(found)
-        yield from (_collate(part, stage.thoughts // 2) for part in found)
+            same_speed = [example for example in examples if example.speed == speed]
+            groups += _group_by_length(same_speed, batch_size, remainder)
+        random.Random(f"{seed}/{block[0]['question']}").shuffle(groups)
+        yield from (_collate(group, stage.thoughts // 2) for group in groups)
 
 
-def _tokenize(rows, tokenizer, parts, stage, seed):
-    draw = [random.Random(f"{seed}/{row['question']}").choice for row in rows]
-    speeds = [choice(stage.speeds) if stage.speeds else None for choice in draw]
-    split = [parts(row, stage, speed) for row, speed in zip(rows, speeds, strict=True)]
+def _tokenize(rows, tokenizer, format_row, stage, seed):
+    speeds = [_draw_speed(row, stage, seed) for row in rows]
+    formatted = [format_row(row, stage, speed) for row, speed in zip(rows, speeds, strict=True)]
 
-    def ids(texts):
+    def encode(texts):
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    prompts = ids([prompt for prompt, _ in split])
-    texts = {name: ids([found[name] for _, found in split]) for name in split[0][1]}
+    prompts = encode([prompt for prompt, _ in formatted])
+    names = formatted[0][1]
+    ids = {name: encode([texts[name] for _, texts in formatted]) for name in names}
     return [
-        _Item(rows[i], speeds[i], prompts[i], {name: text[i] for name, text in texts.items()})
-        for i in range(len(rows))
+        _Example(row, speeds[i], prompts[i], {name: ids[name][i] for name in names})
+        for i, row in enumerate(rows)
     ]
 
 
-def _cut(items, size, rest):
-    by_length, found, left = {}, [], []
-    for item in items:
-        by_length.setdefault(len(item.prompt), []).append(item)
-    for length in by_length if rest == "drop" else sorted(by_length):
+def _draw_speed(row, stage, seed):
+    if not stage.speeds:
+        return None
+    return random.Random(f"{seed}/{row['question']}").choice(stage.speeds)
+
+
+def _group_by_length(examples, size, remainder):
+    """Lists of ``size`` examples with prompts of one length; ``remainder`` as in ``batches``."""
+    by_length = defaultdict(list)
+    for example in examples:
+        by_length[len(example.prompt)].append(example)
+    groups, left = [], []
+    for length in by_length if remainder == "drop" else sorted(by_length):
         same = by_length[length]
         full = len(same) - len(same) % size
-        found += [same[i : i + size] for i in range(0, full, size)]
+        groups += [same[i : i + size] for i in range(0, full, size)]
         left += same[full:]
-    if rest == "drop":
-        return found
-    end = len(left) if rest == "all" else len(left) - len(left) % size
-    return found + [left[i : min(i + size, end)] for i in range(0, end, size)]
+    if remainder == "drop":
+        return groups
+    end = len(left) if remainder == "all" else len(left) - len(left) % size
+    return groups + [left[i : min(i + size, end)] for i in range(0, end, size)]
 
 
-def _collate(items, n_probed):
-    prompt, lengths = pad_right([item.prompt for item in items], 0)
-    texts = {name: pad_right([item.texts[name] for item in items], -100)[0] for name in items[0].texts}
-    n_targets = {name: float((text[:, 1:] != -100).sum()) for name, text in texts.items()}
-    digits = torch.tensor([result_digits(item.row, n_probed) for item in items])
-    n_steps = [len(item.row["steps"]) for item in items]
-    return Batch(prompt, lengths, texts, digits, n_steps, n_targets, items[0].speed)
+def _collate(examples, num_probed):
+    texts = {
+        name: _pad([example.texts[name] for example in examples], IGNORED)
+        for name in examples[0].texts
+    }
+    return Batch(
+        prompts=_pad([example.prompt for example in examples], 0),
+        prompt_lengths=torch.tensor([len(example.prompt) for example in examples]),
+        texts=texts,
+        digits=torch.tensor([result_digits(example.row, num_probed) for example in examples]),
+        num_steps=[len(example.row["steps"]) for example in examples],
+        num_targets={name: float((ids[:, 1:] != IGNORED).sum()) for name, ids in texts.items()},
+        speed=examples[0].speed,
+    )
 
 
-def result_digits(row, count):
-    """The last three digits of the results of steps 1 .. count, ones first; the last step repeats."""
+def _pad(sequences, value):
+    return pad_sequence([torch.tensor(ids) for ids in sequences], True, value)
+
+
+def result_digits(row, num_steps):
+    """The last DIGITS digits of the results of the first steps, ones first; the last step repeats."""
     results = [step.rpartition("=")[2].rstrip(">") for step in row["steps"]] or [row["answer"]]
-    results += results[-1:] * (count - len(results))
-    return [digits_of(result) for result in results[:count]]
+    results += results[-1:] * (num_steps - len(results))
+    return [last_digits(result) for result in results[:num_steps]]
 
 
-def digits_of(number):
-    """The last three digits of a number's text, ones first; NO_DIGIT where there is none."""
+def last_digits(number):
+    """The last DIGITS digits of a number's text, ones first; NO_DIGIT where there is none."""
     ones_first = [int(x) if x.isdigit() else NO_DIGIT for x in number[::-1]]
     return (ones_first + [NO_DIGIT] * DIGITS)[:DIGITS]
-
-
-def make_source(train, seed, per_epoch, held_out):
-    """The training problems that a recipe names: "tiny" or a data file."""
-    if train == "tiny":
-        return TinyProblems(seed, per_epoch, held_out)
-    return FileProblems(seed, train, held_out)

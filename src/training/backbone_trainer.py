@@ -1,0 +1,405 @@
+"""Training of a backbone: its model, stages, validation, checkpoints, resume."""
+
+import io
+import itertools
+import json
+import math
+import time
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from src.models import BACKBONES
+from src.models.special_tokens import UNKNOWN_SHARE, add_tokens, rows_with_unknown
+from src.models.tiny_tokenizer import build_tokenizer
+from src.sampling import rng
+from src.training.attention import training_attention
+from src.training.curriculum import FileProblems, batches, make_source
+from src.training.losses import BACKBONE_LOSSES
+from utils.data import load_dataset
+from utils.errors import UserError, warn
+from utils.files import write_bytes, write_json
+from utils.processes import where
+from utils.progress import Pace, progress
+
+_CHECKED_ROWS = 10_000  # rows of a training file in which unknown words are looked for
+_MAX_STEPS = 31  # of a problem, in the accuracies by number of steps; more count as this many
+# Hugging Face's own dropouts are off: a stage drops where the sampler does
+_DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout")
+
+
+@dataclass
+class Cursor:
+    """Where training stands: the next batch of an epoch of a stage.
+
+    step: optimizer steps of this stage. seconds: of training, over all sessions. history: one dict
+    for each validation.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list = field(default_factory=list)
+
+
+def new_model(recipe):
+    """The model before training, and its tokenizer with the special tokens.
+
+    Raises UserError when the base can't be loaded or the config makes no model.
+    """
+    cls = BACKBONES[recipe.model_type]
+    config = {key: 0 for key in _DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
+    try:
+        if recipe.base is None:
+            model, tokenizer = _from_scratch(cls, config)
+        else:
+            model, tokenizer = _from_base(cls, recipe.base, config)
+    except Exception as error:  # odd values and damaged checkpoints fail in many ways
+        reason = _one_line(error)
+        if recipe.base is None:
+            raise UserError(f"config: makes no model ({reason})") from None
+        raise UserError(f"base: {recipe.base} can't be loaded ({reason})") from None
+    return add_tokens(model, tokenizer), tokenizer
+
+
+def _from_scratch(cls, values):
+    tokenizer = build_tokenizer(cls)
+    eos = tokenizer.eos_token_id
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos}
+    return cls(cls.config_class(**values | ids)), tokenizer
+
+
+def _from_base(cls, base, values):
+    tokenizer, config = AutoTokenizer.from_pretrained(base), AutoConfig.from_pretrained(base)
+    for key, value in values.items():
+        setattr(config, key, value)
+    return cls.from_pretrained(base, config=config, dtype=torch.float32), tokenizer
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]
+
+
+def add_lora(model, lora):
+    """Puts LoRA adapters (Hu et al., arXiv 2106.09685) into the model, and returns peft's wrapper.
+
+    Raises UserError without peft, or when the recipe's names match nothing.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("lora: needs peft: pip install peft") from None
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=lora.target_modules, fan_in_fan_out=model.config.model_type == "gpt2",
+    )  # fmt: skip
+    try:
+        with warnings.catch_warnings():  # peft calls what transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapper = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora: {_one_line(error)}") from None
+    for part in lora.also_train:
+        matching = [parameter for name, parameter in model.named_parameters() if part in name]
+        if not matching:
+            raise UserError(f"lora.also_train: no parameter of the model is named {part}")
+        for parameter in matching:
+            parameter.requires_grad_(True)
+    return wrapper
+
+
+class BackboneTrainer:
+    """Trains by a Recipe, from where its output folder stands to its end.
+
+    accelerator: joins the processes, each of which has one trainer.
+    Raises UserError when recipe, data and output folder don't fit together.
+    """
+
+    def __init__(self, recipe, accelerator):
+        self.recipe, self.accelerator = recipe, accelerator
+        if recipe.batch_size % accelerator.num_processes:
+            raise UserError(
+                f"batch_size must be a multiple of {accelerator.num_processes} processes"
+            )
+        torch.manual_seed(recipe.seed)
+        self.model, self.tokenizer = new_model(recipe)
+        self.source = make_source(
+            recipe.train, recipe.seed, recipe.problems_per_epoch, recipe.held_out
+        )
+        self.valid = load_dataset(recipe.valid)
+        self._check_words()
+        self.output = Path(recipe.output_dir)
+        self.state_file = self.output / "training_state.pt"
+        self.clock = time.monotonic()
+        self.cursor = Cursor()
+        self.lora_model = add_lora(self.model, recipe.lora) if recipe.lora else None
+        loss = BACKBONE_LOSSES[recipe.model_type]
+        self.loss = loss(self.model, recipe.loss, self.tokenizer.eos_token)
+        optimizer_state = self._load()
+        self.wrapped_loss = accelerator.prepare(self.loss)
+        self.optimizer = self._new_optimizer()
+        if optimizer_state:
+            self.optimizer.load_state_dict(optimizer_state)
+
+    def introduction(self):
+        """One line: which model is trained on what, and where."""
+        recipe, accelerator = self.recipe, self.accelerator
+        start = f"from {recipe.base}" if recipe.base else "from scratch"
+        questions = f"{len(self.source)} questions an epoch of {recipe.train}"
+        if held_out := getattr(self.source, "num_held_out", 0):
+            questions += f" ({held_out} left out, which are in held_out)"
+        precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
+        device = where(accelerator.device, accelerator.num_processes)
+        return f"training {recipe.model_type} {start} on {questions}; {precision} on {device}"
+
+    def _check_words(self):
+        """Raises UserError when the tokenizer doesn't know the words of over a tenth of a file."""
+        files = [("valid", self.recipe.valid, self.valid)]
+        if isinstance(self.source, FileProblems):
+            files.append(("train", self.recipe.train, self.source.rows[:_CHECKED_ROWS]))
+        for key, path, rows in files:
+            unknown = len(rows_with_unknown(self.model, self.tokenizer, rows))
+            if not unknown:
+                continue
+            line = f"{key}: {path}: {unknown} of {len(rows)} questions hold unknown words"
+            if unknown > UNKNOWN_SHARE * len(rows) and not self.recipe.allow_unknown:
+                raise UserError(
+                    f"{line}: set base to a model that knows them, or allow_unknown: true"
+                )
+            warn(line)
+
+    def _new_optimizer(self):
+        parameters = [p for p in self.wrapped_loss.parameters() if p.requires_grad]
+        decay = self.recipe.weight_decay
+        return self.accelerator.prepare(
+            torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=decay)
+        )
+
+    def run(self):
+        """Trains to the end and writes the model and its metrics."""
+        is_main, cursor, stages = self.accelerator.is_main_process, self.cursor, self.recipe.stages
+        epochs = sum(stage.epochs for stage in stages[cursor.stage :])
+        steps = epochs * self._steps_per_epoch() - cursor.step
+        self.pace = Pace(steps, print if is_main else None)
+        while cursor.stage < len(stages):
+            self._run_stage(stages[cursor.stage])
+            cursor.stage += 1
+            cursor.epoch = cursor.batch = cursor.step = 0
+            self.optimizer = self._new_optimizer()  # each stage has its own, as in COCONUT
+            self._save()
+        if is_main:
+            self._finish()
+
+    def _steps_per_epoch(self):
+        """Optimizer steps of an epoch: an upper bound, since batches of one length leave some out."""
+        return math.ceil(len(self.source) / self.recipe.batch_size)
+
+    def _run_stage(self, stage):
+        cursor, quiet = self.cursor, not self.accelerator.is_main_process
+        total_steps = self._steps_per_epoch() * stage.epochs
+        bar = progress(total_steps, cursor.step, f"stage {cursor.stage}", disable=quiet)
+        while cursor.epoch < stage.epochs:
+            self._run_epoch(stage, total_steps, bar)
+            cursor.epoch, cursor.batch = cursor.epoch + 1, 0
+            if cursor.epoch % self.recipe.validate_every == 0 or cursor.epoch == stage.epochs:
+                self._validate(stage, bar)
+            self._save()
+        bar.close()
+
+    def _run_epoch(self, stage, total_steps, bar):
+        recipe, cursor = self.recipe, self.cursor
+        number = sum(stage.epochs for stage in recipe.stages[: cursor.stage]) + cursor.epoch
+        epoch_batches = batches(
+            self.source.epoch(number), self.tokenizer, self.loss.format_row, stage,
+            recipe.batch_size, f"{recipe.seed}/{number}", self.source.remainder,
+        )  # fmt: skip
+        self.wrapped_loss.train()
+        for batch in itertools.islice(epoch_batches, cursor.batch, None):
+            loss, right = self._step(batch, stage, total_steps)
+            cursor.batch += 1
+            cursor.step += 1
+            bar.update()
+            self.pace.step()
+            if cursor.step % 50 == 0:
+                share = right.float().mean()
+                bar.set_postfix_str(f"loss {loss:.3f}, right {share:.2f}", refresh=False)
+            if cursor.step % recipe.save_every == 0:
+                self._save()
+        if not cursor.batch:
+            raise UserError(
+                f"batch_size: an epoch holds no full batch of {recipe.batch_size} problems"
+            )
+
+    def _step(self, batch, stage, total_steps):
+        """One optimizer step; the loss (scalar) and right predictions of this process's rows."""
+        self._check_positions(batch, stage)
+        accelerator = self.accelerator
+        rate = self._learning_rate(stage, total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        torch.manual_seed(self._torch_seed())
+        with accelerator.autocast(), training_attention(accelerator.device):
+            process, num_processes = accelerator.process_index, accelerator.num_processes
+            shard = batch.shard(process, num_processes, accelerator.device)
+            loss, right = self.wrapped_loss(shard, stage, self._rng_keys())
+            accelerator.backward(loss)
+        accelerator.clip_grad_norm_(self.wrapped_loss.parameters(), self.recipe.max_grad_norm)
+        self.optimizer.step()
+        return loss.detach(), right
+
+    def _check_positions(self, batch, stage):
+        available = self.model.config.max_position_embeddings
+        needed = self.loss.num_positions(batch, stage)
+        if needed > available:
+            raise UserError(
+                f"config: the model has {available} positions, a problem needs {needed}: raise "
+                "them, or drop the longest problems"
+            )
+
+    def _learning_rate(self, stage, total_steps):
+        """Linear over the stage, times a linear warmup."""
+        step = self.cursor.step
+        warmup = min(1.0, (step + 1) / max(1, self.recipe.warmup_steps))
+        return stage.rate_at(min(1.0, step / max(1, total_steps))) * warmup
+
+    def _torch_seed(self):
+        """For the dropout of adapters and projector: depends on seed, stage, step and process."""
+        key = torch.zeros((), dtype=torch.int64)
+        process = self.accelerator.process_index
+        for value in (self.recipe.seed, self.cursor.stage, self.cursor.step, process):
+            key = rng.fold(key, value)
+        return int(key)
+
+    def _rng_keys(self):
+        """Random keys of this process's rows: they depend on seed, stage, step and row."""
+        accelerator, cursor = self.accelerator, self.cursor
+        first, num_processes = accelerator.process_index, accelerator.num_processes
+        rows = torch.arange(first, self.recipe.batch_size, num_processes)
+        step = torch.full_like(rows, cursor.stage << 32 | cursor.step)
+        return rng.row_keys(self.recipe.seed, step, rows, accelerator.device)
+
+    @torch.no_grad()
+    def accuracy(self, stage):
+        """Percent of validation problems solved greedily: of all, and {number of steps: percent}.
+
+        The processes share the batches.
+        """
+        accelerator = self.accelerator
+        self.wrapped_loss.eval()
+        if stage.speeds:  # the one nearest to the prompt's default
+            stage = replace(stage, speeds=[min(stage.speeds, key=lambda speed: abs(speed - 2))])
+        valid_batches = batches(
+            self.valid, self.tokenizer, self.loss.format_row, stage, 128, "valid", "all"
+        )
+        first, num_processes = accelerator.process_index, accelerator.num_processes
+        counts = torch.zeros(2, _MAX_STEPS + 1, dtype=torch.float64)  # right and all, by steps
+        for batch in itertools.islice(valid_batches, first, None, num_processes):
+            with accelerator.autocast():
+                right = self.loss.solved(batch.shard(0, 1, accelerator.device), stage)
+            num_steps = torch.tensor(batch.num_steps).clamp(max=_MAX_STEPS)
+            for row, weights in enumerate((right.double().cpu(), torch.ones(len(right)).double())):
+                counts[row] += num_steps.bincount(weights, minlength=_MAX_STEPS + 1)
+        right, seen = accelerator.reduce(counts.to(accelerator.device)).tolist()
+        by_steps = {
+            str(k): round(100 * right[k] / seen[k], 1) for k in range(len(seen)) if seen[k]
+        }
+        return round(100 * sum(right) / sum(seen), 2), by_steps
+
+    def _validate(self, stage, bar):
+        overall, by_steps = self.accuracy(stage)
+        self._add_time()
+        entry = {
+            "stage": self.cursor.stage,
+            "epoch": self.cursor.epoch,
+            "minutes": round(self.cursor.seconds / 60, 2),
+            "valid_accuracy": overall,
+            "by_steps": by_steps,
+        }
+        self.cursor.history.append(entry)
+        if self.accelerator.is_main_process:
+            bar.write(json.dumps(entry))
+
+    def _add_time(self):
+        """Adds the time since the last call to the seconds of training, over all sessions."""
+        now = time.monotonic()
+        self.cursor.seconds += now - self.clock
+        self.clock = now
+
+    def _save(self):
+        self._add_time()
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "recipe": asdict(self.recipe),
+            "cursor": asdict(self.cursor),
+            "module": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's
+        torch.save(state, buffer)
+        write_bytes(self.state_file, buffer.getbuffer())
+
+    def _load(self):
+        """Restores a saved state; returns the optimizer's part, or None at a fresh start."""
+        if not self.state_file.exists():
+            if (self.output / "config.json").exists():
+                raise UserError(
+                    f"output_dir: {self.output} holds a finished model; name another folder"
+                )
+            return None
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive fails in many ways
+            reason = f"{self.state_file} is damaged ({type(error).__name__})"
+            raise UserError(f"{reason}; remove it to start anew") from None
+        self._check_recipe(state["recipe"])
+        self.cursor = Cursor(**state["cursor"])
+        self.loss.load_state_dict(state["module"])
+        return state["optimizer"]
+
+    def _check_recipe(self, saved):
+        """Raises UserError when the saved state belongs to another recipe or precision."""
+        before, now = saved["mixed_precision"], self.recipe.mixed_precision
+        if saved | {"mixed_precision": now} != asdict(self.recipe):
+            raise UserError(
+                f"{self.state_file} was made by another recipe; go on with that one or remove the "
+                "file"
+            )
+        if before != now:
+            raise UserError(
+                f"{self.state_file} was made with another precision than this machine's: set "
+                f"mixed_precision: {before} to go on"
+            )
+
+    def _finish(self):
+        recipe, history = self.recipe, self.cursor.history
+        model = self.lora_model.merge_and_unload() if self.lora_model else self.model
+        thoughts = recipe.stages[-1].thoughts
+        generation = ({"latent_length": thoughts} if thoughts else {}) | recipe.generation
+        for key, value in generation.items():
+            setattr(model.generation_config, key, value)
+        # else transformers would drop these keys when it reads the file again
+        model.generation_config._from_model_config = False
+        model.save_pretrained(self.output)
+        self.tokenizer.save_pretrained(self.output)
+        last = history[-1] if history else {}
+        metrics = {
+            "seed": recipe.seed,
+            "mixed_precision": recipe.mixed_precision,
+            "valid_accuracy": last.get("valid_accuracy"),
+            "valid_accuracy_by_steps": last.get("by_steps"),
+            "minutes": round(self.cursor.seconds / 60, 1),
+            "processes": self.accelerator.num_processes,
+            "threads_per_process": torch.get_num_threads(),
+            "parameters": self.model.num_parameters(),
+            "history": history,
+        }
+        write_json(self.output / "metrics.json", metrics)
+        self.state_file.unlink(missing_ok=True)
+        print(f"wrote {self.output}: valid accuracy {last.get('valid_accuracy')} %")

@@ -1,0 +1,111 @@
+"""The losses of LatentRM (You et al., arXiv 2510.07745, section 4) and its training-only targets.
+
+Shapes: Q questions, N trajectories of each, T thoughts, D width, A answer tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.models.latent_rm import existing, log_prob
+from src.training.curriculum import DIGITS
+from src.training.losses.coconut import DIGIT_CLASSES
+
+
+def contrastive(scores, labels, thought_mask):
+    """L = - sum_t sum_n y_t^(n) log p_t^(n), p_t = softmax over n of r_t^(n) (You et al., section 4).
+
+    scores, labels: r_t and y_t, (Q, N, T). thought_mask (Q, N, T): which thoughts exist; the softmax
+    of a step is over those. Returns (Q,): the mean over steps. It does not depend on the rest of the
+    batch. Where all trajectories of a question have the same labels, nothing is ranked: 0.
+    """
+    highest = labels.masked_fill(~thought_mask, 0).amax(1)  # (Q, T)
+    lowest = labels.masked_fill(~thought_mask, 1).amin(1)
+    lowest_score = torch.finfo(scores.dtype).min
+    log_p = scores.masked_fill(~thought_mask, lowest_score).log_softmax(1)
+    losses = -(labels * log_p.masked_fill(~thought_mask, 0)).sum(1)  # (Q, T)
+    steps = thought_mask.any(1)  # (Q, T)
+    return (losses * steps).sum(1) / steps.sum(1) * (highest > lowest).any(1)
+
+
+def bce(scores, labels, thought_mask):
+    """Binary cross-entropy of each r_t with its label (You et al., ablation); shapes as above."""
+    losses = F.binary_cross_entropy_with_logits(scores, labels, reduction="none") * thought_mask
+    return losses.sum((1, 2)) / thought_mask.sum((1, 2))
+
+
+REWARD_LOSSES = {"contrastive": contrastive, "bce": bce}
+
+
+class RewardLoss(nn.Module):
+    """A LatentRM, ``model``, with its loss, and with ``digits_weight`` > 0 training-only heads.
+
+    loss_weights: {name in REWARD_LOSSES: weight}.
+    cumulative: the loss judges r_1 + .. + r_t, by which best-of-N and beam search choose, not r_t.
+    digits_weight: weight of the digit heads. From thought 2 k they read the digits of step k's true
+        result, from the last thought those of the true answer ("true") and of the trajectory's
+        answer ("own"): to judge a trajectory, the model must know both.
+    answer_weight: weight of - log p(right answer), for a model that scores answers.
+    """
+
+    def __init__(
+        self, model, loss_weights, cumulative=False, digits_weight=0.0, answer_weight=0.0
+    ):
+        super().__init__()
+        self.model, self.loss_weights, self.cumulative = model, loss_weights, cumulative
+        self.digits_weight, self.answer_weight = digits_weight, answer_weight
+        if digits_weight:
+            width = model.config.hidden_size
+            self.digit_heads = nn.ModuleDict(
+                {name: nn.Linear(width, DIGITS * DIGIT_CLASSES) for name in ("step", "true", "own")}
+            )
+
+    def forward(
+        self, input_ids, attention_mask, latent_embeds, latent_lengths, labels, answer_ids, gold_ids,
+        digits, corrects, predictions,
+    ):  # fmt: skip
+        """{"loss": scalar, "scores": (Q, N)}: a score is the sum of a trajectory's rewards.
+
+        The arguments are those of ``collate``. corrects and predictions serve the metrics only.
+        """
+        answers = None
+        if self.answer_weight:  # training learns the right answer, evaluation scores the sampled one
+            golds = gold_ids[:, None].expand(-1, latent_embeds.shape[1], -1)  # (Q, N, A)
+            answers = golds if self.training else answer_ids
+        pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
+        hidden, logits = self.model.read(*pool, answers)
+        thought_mask = existing(latent_lengths, hidden.shape[2])  # (Q, N, T)
+        rewards = self.model.classify(hidden).float() * thought_mask  # (Q, N, T)
+        loss = self._ranking_loss(rewards, labels, thought_mask)
+        if self.digits_weight:
+            loss = loss + self.digits_weight * self._digits_loss(hidden, digits)
+        scores = rewards.sum(-1)  # (Q, N)
+        if self.answer_weight:
+            answer_rewards = log_prob(logits, answers)  # (Q, N)
+            loss = loss - self.answer_weight * answer_rewards.mean() * self.training
+            scores = scores + answer_rewards
+        return {"loss": loss, "scores": scores}
+
+    def _ranking_loss(self, rewards, labels, thought_mask):
+        judged = rewards.cumsum(-1) if self.cumulative else rewards
+        return sum(
+            weight * REWARD_LOSSES[name](judged, labels, thought_mask).mean()
+            for name, weight in self.loss_weights.items()
+        )
+
+    def _digits_loss(self, hidden, digits):
+        """Cross-entropy of the digits of results and answers, from the states (Q, N, T, D)."""
+        last, num_trajectories = hidden[:, :, -1], hidden.shape[1]
+
+        def loss(name, states, target):  # states (Q, N, ..., D), target (Q, N, ..., DIGITS)
+            logits = self.digit_heads[name](states).float().unflatten(-1, (DIGITS, DIGIT_CLASSES))
+            return F.cross_entropy(logits.flatten(0, -2), target.flatten())
+
+        def for_each(target):  # the same for all trajectories of a question
+            return target[:, None].expand(-1, num_trajectories, *target.shape[1:])
+
+        return (
+            loss("step", hidden[:, :, 1::2], for_each(digits["step"]))
+            + loss("true", last, for_each(digits["true"]))
+            + loss("own", last, digits["own"])
+        )
