@@ -13,65 +13,44 @@ from utils.config import check_seed
 
 @dataclass
 class Lora:
-    """Adapters in place of all weights: r, alpha, dropout and target_modules of peft's LoraConfig.
+    """Adapters are trained, not all weights; the keys of peft's LoraConfig, and also_train."""
 
-    also_train: parts of names of parameters that are trained whole beside the adapters.
-    """
-
-    r: int
+    r: int  # rank
     alpha: int
     target_modules: list[str]
     dropout: float = 0.0
-    also_train: list[str] = field(default_factory=list)
+    also_train: list[str] = field(default_factory=list)  # parts of names of parameters
 
 
 @dataclass
 class Recipe:
-    """The keys of training_args/backbone_*.yaml.
+    """The keys of training_args/backbone_*.yaml. Raises ValueError for impossible values.
 
-    output_dir: folder of the training's state and of the finished model.
-    train: a data file, or "tiny", the generated stream of the tiny benchmark.
-    valid: a data file. held_out: data files whose questions are left out of the training.
-    seed: from 0 to 2^63 - 1.
-    batch_size: problems of one optimizer step, over all processes.
-    stages: the curriculum, at least one Stage.
-    model_type: a key of BACKBONE_LOSSES.
-    base: path or hub id of a plain GPT-2 or LLaMA. None: a new model, with the word-level tokenizer
-        of the tiny benchmark. config: values of the model's config.
-    lora: adapters to train; None trains all weights.
-    loss: weights of the terms of the loss, see default_weights of the backbone's loss.
     generation: values of the finished model's generation_config.json, such as noise_std;
-        latent_length is that of the last stage unless it is given.
-    problems_per_epoch: of the tiny stream, which has no end; None for a file.
-    weight_decay, warmup_steps (in optimizer steps of each stage), max_grad_norm: of AdamW.
-    mixed_precision: bf16, no, or auto, which is bf16 where the device computes it fast.
-    allow_unknown: accept that over a tenth of a file's questions hold words unknown to the tokenizer.
-    validate_every: epochs between two validations. save_every: steps between two saves.
-
-    Raises ValueError for impossible values.
+    latent_length is that of the last stage unless it is given.
     """
 
-    output_dir: str
-    train: str
-    valid: str
-    seed: int
-    batch_size: int
-    weight_decay: float
-    stages: list[Stage]
-    model_type: str = "coconut"
-    base: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    lora: Lora | None = None
-    loss: dict[str, float] = field(default_factory=dict)
+    output_dir: str  # of the training's state and of the finished model
+    train: str  # a data file, or "tiny", the generated stream of the tiny benchmark
+    valid: str  # a data file
+    seed: int  # from 0 to 2^63 - 1
+    batch_size: int  # problems of one optimizer step, over all processes
+    weight_decay: float  # of AdamW
+    stages: list[Stage]  # the curriculum, not empty
+    model_type: str = "coconut"  # a key of BACKBONE_LOSSES
+    base: str | None = None  # a plain GPT-2 or LLaMA, path or hub id; None: a new, small model
+    config: dict[str, Any] = field(default_factory=dict)  # values of the model's config
+    lora: Lora | None = None  # None: all weights are trained
+    loss: dict[str, float] = field(default_factory=dict)  # weights, by default default_weights
     generation: dict[str, Any] = field(default_factory=dict)
-    held_out: list[str] = field(default_factory=list)
-    problems_per_epoch: int | None = None
-    warmup_steps: int = 0
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
-    allow_unknown: bool = False
-    validate_every: int = 1
-    save_every: int = 500
+    held_out: list[str] = field(default_factory=list)  # files of questions that train leaves out
+    problems_per_epoch: int | None = None  # of the tiny stream; None for a file
+    warmup_steps: int = 0  # optimizer steps at the start of each stage
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    mixed_precision: str = "no"  # bf16, no, or auto: bf16 where the device computes it fast
+    allow_unknown: bool = False  # accept files with words that the tokenizer does not know
+    validate_every: int = 1  # in epochs
+    save_every: int = 500  # in optimizer steps
 
     def __post_init__(self):
         self._check_model_type()
@@ -89,7 +68,7 @@ class Recipe:
             raise ValueError("problems_per_epoch has no effect with a file as train: leave it out")
 
     def _check_model_type(self):
-        """Checks the keys whose values depend on the backbone, and fills the weights of its loss."""
+        """Checks the keys that depend on the backbone; fills in its loss's default weights."""
         if self.model_type not in BACKBONE_LOSSES:
             names = ", ".join(BACKBONE_LOSSES)
             raise ValueError(f"model_type must be one of {names}, not {self.model_type!r}")

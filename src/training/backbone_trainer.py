@@ -33,37 +33,28 @@ _DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout")
 
 @dataclass
 class Cursor:
-    """Where training stands: the next batch of an epoch of a stage.
-
-    step: optimizer steps of this stage. seconds: of training, over all sessions. history: one dict
-    for each validation.
-    """
+    """Where training stands: at the next batch of an epoch of a stage."""
 
     stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    history: list = field(default_factory=list)
+    epoch: int = 0  # of the stage
+    batch: int = 0  # of the epoch
+    step: int = 0  # optimizer steps of the stage
+    seconds: float = 0.0  # of training, over all sessions
+    history: list = field(default_factory=list)  # a dict for each validation
 
 
 def new_model(recipe):
-    """The model before training, and its tokenizer with the special tokens.
-
-    Raises UserError when the base can't be loaded or the config makes no model.
-    """
-    cls = BACKBONES[recipe.model_type]
-    config = {key: 0 for key in _DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
+    """The model before training, and its tokenizer with the special tokens. Raises UserError."""
+    cls, base = BACKBONES[recipe.model_type], recipe.base
+    values = {key: 0 for key in _DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
+    fault = "config: makes no model" if base is None else f"base: {base} can't be loaded"
     try:
-        if recipe.base is None:
-            model, tokenizer = _from_scratch(cls, config)
+        if base is None:
+            model, tokenizer = _from_scratch(cls, values)
         else:
-            model, tokenizer = _from_base(cls, recipe.base, config)
+            model, tokenizer = _from_base(cls, base, values)
     except Exception as error:  # odd values and damaged checkpoints fail in many ways
-        reason = _one_line(error)
-        if recipe.base is None:
-            raise UserError(f"config: makes no model ({reason})") from None
-        raise UserError(f"base: {recipe.base} can't be loaded ({reason})") from None
+        raise UserError(f"{fault} ({_one_line(error)})") from None
     return add_tokens(model, tokenizer), tokenizer
 
 
@@ -71,7 +62,7 @@ def _from_scratch(cls, values):
     tokenizer = build_tokenizer(cls)
     eos = tokenizer.eos_token_id
     ids = {"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos}
-    return cls(cls.config_class(**values | ids)), tokenizer
+    return cls(cls.config_class(**(values | ids))), tokenizer
 
 
 def _from_base(cls, base, values):
@@ -86,10 +77,7 @@ def _one_line(error):
 
 
 def add_lora(model, lora):
-    """Puts LoRA adapters (Hu et al., arXiv 2106.09685) into the model, and returns peft's wrapper.
-
-    Raises UserError without peft, or when the recipe's names match nothing.
-    """
+    """Puts LoRA adapters into the model and returns peft's wrapper. Raises UserError."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -114,23 +102,21 @@ def add_lora(model, lora):
 
 
 class BackboneTrainer:
-    """Trains by a Recipe, from where its output folder stands to its end.
+    """Trains by a Recipe to its end, from the state in its output folder on. Each process has one.
 
-    accelerator: joins the processes, each of which has one trainer.
     Raises UserError when recipe, data and output folder don't fit together.
     """
 
     def __init__(self, recipe, accelerator):
         self.recipe, self.accelerator = recipe, accelerator
-        if recipe.batch_size % accelerator.num_processes:
-            raise UserError(
-                f"batch_size must be a multiple of {accelerator.num_processes} processes"
-            )
+        self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
+        self.device = accelerator.device
+        if recipe.batch_size % self.num_processes:
+            raise UserError(f"batch_size must be a multiple of {self.num_processes} processes")
         torch.manual_seed(recipe.seed)
         self.model, self.tokenizer = new_model(recipe)
-        self.source = make_source(
-            recipe.train, recipe.seed, recipe.problems_per_epoch, recipe.held_out
-        )
+        per_epoch, held_out = recipe.problems_per_epoch, recipe.held_out
+        self.source = make_source(recipe.train, recipe.seed, per_epoch, held_out)
         self.valid = load_dataset(recipe.valid)
         self._check_words()
         self.output = Path(recipe.output_dir)
@@ -148,13 +134,13 @@ class BackboneTrainer:
 
     def introduction(self):
         """One line: which model is trained on what, and where."""
-        recipe, accelerator = self.recipe, self.accelerator
+        recipe = self.recipe
         start = f"from {recipe.base}" if recipe.base else "from scratch"
         questions = f"{len(self.source)} questions an epoch of {recipe.train}"
         if held_out := getattr(self.source, "num_held_out", 0):
             questions += f" ({held_out} left out, which are in held_out)"
         precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
-        device = where(accelerator.device, accelerator.num_processes)
+        device = where(self.device, self.num_processes)
         return f"training {recipe.model_type} {start} on {questions}; {precision} on {device}"
 
     def _check_words(self):
@@ -168,17 +154,15 @@ class BackboneTrainer:
                 continue
             line = f"{key}: {path}: {unknown} of {len(rows)} questions hold unknown words"
             if unknown > UNKNOWN_SHARE * len(rows) and not self.recipe.allow_unknown:
-                raise UserError(
-                    f"{line}: set base to a model that knows them, or allow_unknown: true"
-                )
+                mend = "set base to a model that knows them, or allow_unknown: true"
+                raise UserError(f"{line}: {mend}")
             warn(line)
 
     def _new_optimizer(self):
-        parameters = [p for p in self.wrapped_loss.parameters() if p.requires_grad]
+        trained = [p for p in self.wrapped_loss.parameters() if p.requires_grad]
         decay = self.recipe.weight_decay
-        return self.accelerator.prepare(
-            torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=decay)
-        )
+        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=decay)
+        return self.accelerator.prepare(optimizer)
 
     def run(self):
         """Trains to the end and writes the model and its metrics."""
@@ -196,7 +180,7 @@ class BackboneTrainer:
             self._finish()
 
     def _steps_per_epoch(self):
-        """Optimizer steps of an epoch: an upper bound, since batches of one length leave some out."""
+        """An upper bound: an epoch may leave problems out that fill no batch."""
         return math.ceil(len(self.source) / self.recipe.batch_size)
 
     def _run_stage(self, stage):
@@ -231,25 +215,22 @@ class BackboneTrainer:
             if cursor.step % recipe.save_every == 0:
                 self._save()
         if not cursor.batch:
-            raise UserError(
-                f"batch_size: an epoch holds no full batch of {recipe.batch_size} problems"
-            )
+            size = recipe.batch_size
+            raise UserError(f"batch_size: an epoch holds no full batch of {size} problems")
 
     def _step(self, batch, stage, total_steps):
         """One optimizer step; the loss (scalar) and right predictions of this process's rows."""
         self._check_positions(batch, stage)
-        accelerator = self.accelerator
-        rate = self._learning_rate(stage, total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._learning_rate(stage, total_steps)
         self.optimizer.zero_grad()
         torch.manual_seed(self._torch_seed())
-        with accelerator.autocast(), training_attention(accelerator.device):
-            process, num_processes = accelerator.process_index, accelerator.num_processes
-            shard = batch.shard(process, num_processes, accelerator.device)
+        with self.accelerator.autocast(), training_attention(self.device):
+            shard = batch.shard(self.process, self.num_processes, self.device)
             loss, right = self.wrapped_loss(shard, stage, self._rng_keys())
-            accelerator.backward(loss)
-        accelerator.clip_grad_norm_(self.wrapped_loss.parameters(), self.recipe.max_grad_norm)
+            self.accelerator.backward(loss)
+        max_norm = self.recipe.max_grad_norm
+        self.accelerator.clip_grad_norm_(self.wrapped_loss.parameters(), max_norm)
         self.optimizer.step()
         return loss.detach(), right
 
@@ -257,10 +238,8 @@ class BackboneTrainer:
         available = self.model.config.max_position_embeddings
         needed = self.loss.num_positions(batch, stage)
         if needed > available:
-            raise UserError(
-                f"config: the model has {available} positions, a problem needs {needed}: raise "
-                "them, or drop the longest problems"
-            )
+            fault = f"the model has {available} positions, a problem needs {needed}"
+            raise UserError(f"config: {fault}: raise them, or drop the longest problems")
 
     def _learning_rate(self, stage, total_steps):
         """Linear over the stage, times a linear warmup."""
@@ -271,45 +250,35 @@ class BackboneTrainer:
     def _torch_seed(self):
         """For the dropout of adapters and projector: depends on seed, stage, step and process."""
         key = torch.zeros((), dtype=torch.int64)
-        process = self.accelerator.process_index
-        for value in (self.recipe.seed, self.cursor.stage, self.cursor.step, process):
+        for value in (self.recipe.seed, self.cursor.stage, self.cursor.step, self.process):
             key = rng.fold(key, value)
         return int(key)
 
     def _rng_keys(self):
         """Random keys of this process's rows: they depend on seed, stage, step and row."""
-        accelerator, cursor = self.accelerator, self.cursor
-        first, num_processes = accelerator.process_index, accelerator.num_processes
-        rows = torch.arange(first, self.recipe.batch_size, num_processes)
-        step = torch.full_like(rows, cursor.stage << 32 | cursor.step)
-        return rng.row_keys(self.recipe.seed, step, rows, accelerator.device)
+        rows = torch.arange(self.process, self.recipe.batch_size, self.num_processes)
+        step = torch.full_like(rows, self.cursor.stage << 32 | self.cursor.step)
+        return rng.row_keys(self.recipe.seed, step, rows, self.device)
 
     @torch.no_grad()
     def accuracy(self, stage):
-        """Percent of validation problems solved greedily: of all, and {number of steps: percent}.
-
-        The processes share the batches.
-        """
-        accelerator = self.accelerator
+        """Percent of the validation problems solved greedily: of all, and by number of steps."""
         self.wrapped_loss.eval()
         if stage.speeds:  # the one nearest to the prompt's default
             stage = replace(stage, speeds=[min(stage.speeds, key=lambda speed: abs(speed - 2))])
-        valid_batches = batches(
-            self.valid, self.tokenizer, self.loss.format_row, stage, 128, "valid", "all"
-        )
-        first, num_processes = accelerator.process_index, accelerator.num_processes
-        counts = torch.zeros(2, _MAX_STEPS + 1, dtype=torch.float64)  # right and all, by steps
-        for batch in itertools.islice(valid_batches, first, None, num_processes):
-            with accelerator.autocast():
-                right = self.loss.solved(batch.shard(0, 1, accelerator.device), stage)
+        settings = (self.tokenizer, self.loss.format_row, stage, 128, "valid", "all")
+        valid_batches = batches(self.valid, *settings)
+        length = _MAX_STEPS + 1
+        counts = torch.zeros(2, length, dtype=torch.float64)  # solved and all, by number of steps
+        for batch in itertools.islice(valid_batches, self.process, None, self.num_processes):
+            with self.accelerator.autocast():
+                solved = self.loss.solved(batch.shard(0, 1, self.device), stage)
             num_steps = torch.tensor(batch.num_steps).clamp(max=_MAX_STEPS)
-            for row, weights in enumerate((right.double().cpu(), torch.ones(len(right)).double())):
-                counts[row] += num_steps.bincount(weights, minlength=_MAX_STEPS + 1)
-        right, seen = accelerator.reduce(counts.to(accelerator.device)).tolist()
-        by_steps = {
-            str(k): round(100 * right[k] / seen[k], 1) for k in range(len(seen)) if seen[k]
-        }
-        return round(100 * sum(right) / sum(seen), 2), by_steps
+            counts[0] += num_steps.bincount(solved.cpu().double(), minlength=length)
+            counts[1] += num_steps.bincount(minlength=length)
+        solved, total = self.accelerator.reduce(counts.to(self.device)).tolist()
+        by_steps = {str(k): round(100 * solved[k] / n, 1) for k, n in enumerate(total) if n}
+        return round(100 * sum(solved) / sum(total), 2), by_steps
 
     def _validate(self, stage, bar):
         overall, by_steps = self.accuracy(stage)
@@ -349,9 +318,8 @@ class BackboneTrainer:
         """Restores a saved state; returns the optimizer's part, or None at a fresh start."""
         if not self.state_file.exists():
             if (self.output / "config.json").exists():
-                raise UserError(
-                    f"output_dir: {self.output} holds a finished model; name another folder"
-                )
+                fault = f"output_dir: {self.output} holds a finished model"
+                raise UserError(f"{fault}; name another folder")
             return None
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
@@ -364,18 +332,13 @@ class BackboneTrainer:
         return state["optimizer"]
 
     def _check_recipe(self, saved):
-        """Raises UserError when the saved state belongs to another recipe or precision."""
         before, now = saved["mixed_precision"], self.recipe.mixed_precision
         if saved | {"mixed_precision": now} != asdict(self.recipe):
-            raise UserError(
-                f"{self.state_file} was made by another recipe; go on with that one or remove the "
-                "file"
-            )
+            mend = "go on with that one or remove the file"
+            raise UserError(f"{self.state_file} was made by another recipe; {mend}")
         if before != now:
-            raise UserError(
-                f"{self.state_file} was made with another precision than this machine's: set "
-                f"mixed_precision: {before} to go on"
-            )
+            fault = f"{self.state_file} was made with another precision than this machine's"
+            raise UserError(f"{fault}: set mixed_precision: {before} to go on")
 
     def _finish(self):
         recipe, history = self.recipe, self.cursor.history

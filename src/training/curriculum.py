@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,26 +20,15 @@ IGNORED = -100  # target that cross-entropy leaves out
 
 @dataclass
 class Stage:
-    """One stage of a curriculum.
+    """One stage of a curriculum. Raises ValueError for impossible values."""
 
-    epochs: at least 1.
-    learning_rate, final_learning_rate: the rate at the stage's start and end, linear in between.
-        final_learning_rate None: the rate stays constant.
-    thoughts: latent thoughts of a problem (COCONUT; CODI's student, with 0 only the teacher learns).
-    hidden_steps: how many leading steps the thoughts replace; -1: all of them (COCONUT, CODI).
-    speeds: compression factors r; each problem draws one (CoLaR).
-    dropout: rate in [0, 1), at the sites where the dropout sampler drops.
-
-    Raises ValueError for impossible values.
-    """
-
-    epochs: int
-    learning_rate: float
-    thoughts: int = 0
-    hidden_steps: int = 0
-    speeds: list[int] = field(default_factory=list)
-    final_learning_rate: float | None = None
-    dropout: float = 0.0
+    epochs: int  # at least 1
+    learning_rate: float  # at the start, in (0, 1)
+    thoughts: int = 0  # of a problem (COCONUT, CODI; with 0 only CODI's teacher learns)
+    hidden_steps: int = 0  # leading steps that the thoughts replace, -1: all (COCONUT, CODI)
+    speeds: list[int] = field(default_factory=list)  # factors r, each problem draws one (CoLaR)
+    final_learning_rate: float | None = None  # at the end, linear in between; None: constant
+    dropout: float = 0.0  # rate in [0, 1), at the sites where the dropout sampler drops
 
     def __post_init__(self):
         if self.thoughts < 0 or self.hidden_steps < -1 or self.epochs < 1:
@@ -53,17 +42,13 @@ class Stage:
             raise ValueError(f"a stage's dropout must be in [0, 1), not {self.dropout}")
 
     def check_keys(self, known):
-        """Raises ValueError when a key has no effect for a backbone, or when speeds are missing.
-
-        known: the keys among thoughts, hidden_steps and speeds that the backbone uses.
-        """
+        """Raises ValueError when a key is not among those known to the backbone, or missing."""
         for key in {"thoughts", "hidden_steps", "speeds"} - known:
             if getattr(self, key):
-                raise ValueError(
-                    f"a stage's {key} has no effect for this model_type: leave it out"
-                )
+                raise ValueError(f"a stage's {key} has no effect for this model_type: leave it out")
         if "speeds" in known and not self.speeds:
-            raise ValueError("a stage's speeds are missing, the compression factors, such as [1, 2]")
+            meaning = "the compression factors, such as [1, 2]"
+            raise ValueError(f"a stage's speeds are missing, {meaning}")
 
     def rate_at(self, progress):
         """The learning rate after a share ``progress`` in [0, 1] of the stage."""
@@ -92,10 +77,8 @@ class TinyProblems:
 
 
 class FileProblems:
-    """The rows of a data file without the held-out ones, in another order each epoch.
-
-    num_held_out: how many rows are left out. Raises UserError when no row remains.
-    """
+    """The rows of a data file that are not held out, in another order each epoch. Raises UserError
+    when all of them are."""
 
     remainder = "pad"
 
@@ -111,9 +94,9 @@ class FileProblems:
         return len(self.rows)
 
     def epoch(self, number):
-        order = list(range(len(self.rows)))
-        random.Random(f"{self.seed}/{number}").shuffle(order)
-        return (self.rows[i] for i in order)
+        rows = list(self.rows)
+        random.Random(f"{self.seed}/{number}").shuffle(rows)
+        return rows
 
 
 def make_source(train, seed, per_epoch, held_out):
@@ -134,31 +117,19 @@ def _normalized_question(row):
 
 @dataclass
 class Batch:
-    """B problems whose prompts have the same length, or similar ones.
+    """B problems whose prompts have the same length, or similar ones."""
 
-    prompts: token ids (B, L), padded on the right with 0.
-    prompt_lengths: (B,), in tokens.
-    texts: {name: token ids (B, S)}, padded on the right with IGNORED; the loss names them.
-    digits: (B, K, DIGITS), the last digits of the results of the first K steps.
-    num_steps: steps of each problem, a list of B.
-    num_targets: {name: divisor of the summed loss of that text}.
-    speed: CoLaR's compression factor r, else None.
-    """
-
-    prompts: torch.Tensor
-    prompt_lengths: torch.Tensor
-    texts: dict
-    digits: torch.Tensor
-    num_steps: list
-    num_targets: dict
-    speed: int | None
+    prompts: torch.Tensor  # token ids (B, L), padded on the right with 0
+    prompt_lengths: torch.Tensor  # (B,), in tokens
+    texts: dict  # {name: token ids (B, S)}, padded on the right with IGNORED; the loss names them
+    digits: torch.Tensor  # (B, K, DIGITS), the last digits of the results of the first K steps
+    num_steps: list  # reasoning steps of each of the B problems
+    num_targets: dict  # {name: divisor of the summed loss of that text}
+    speed: int | None  # CoLaR's compression factor r
 
     def shard(self, process, num_processes, device="cpu"):
-        """One process's rows, on its device.
-
-        num_targets is divided by the number of processes. The mean of their gradients is then the
-        gradient of the whole batch, even where the rows of one process have more tokens.
-        """
+        """One process's rows, on its device. num_targets is divided by the number of processes, so
+        that the mean of their gradients is the gradient of the whole batch."""
         rows = slice(process, None, num_processes)
         return replace(
             self,
@@ -171,23 +142,15 @@ class Batch:
         )
 
 
-@dataclass
-class _Example:
-    """A tokenized problem."""
-
-    row: dict
-    speed: int | None
-    prompt: list
-    texts: dict
+_Example = namedtuple("_Example", "row speed prompt texts")  # a tokenized problem
 
 
 def batches(rows, tokenizer, format_row, stage, batch_size, seed, remainder):
-    """Yields shuffled batches of prompts of exactly the same length, block by block of the rows.
+    """Yields shuffled batches of prompts of the same length, block by block of the rows.
 
     format_row(row, stage, speed): the text of the prompt, and {name: text} to learn from.
     remainder: what happens to problems that fill no batch of one length. "drop" leaves them out,
-    "pad" makes full batches of similar lengths of them and drops less than one batch, "all" also
-    yields that last, smaller batch.
+    "pad" batches similar lengths and drops less than one batch, "all" keeps these too.
     """
     rows = iter(rows)
     while block := list(itertools.islice(rows, BLOCK)):
@@ -201,7 +164,8 @@ def batches(rows, tokenizer, format_row, stage, batch_size, seed, remainder):
 
 
 def _tokenize(rows, tokenizer, format_row, stage, seed):
-    speeds = [_draw_speed(row, stage, seed) for row in rows]
+    draws = [random.Random(f"{seed}/{row['question']}") for row in rows]
+    speeds = [draw.choice(stage.speeds or [None]) for draw in draws]
     formatted = [format_row(row, stage, speed) for row, speed in zip(rows, speeds, strict=True)]
 
     def encode(texts):
@@ -214,12 +178,6 @@ def _tokenize(rows, tokenizer, format_row, stage, seed):
         _Example(row, speeds[i], prompts[i], {name: ids[name][i] for name in names})
         for i, row in enumerate(rows)
     ]
-
-
-def _draw_speed(row, stage, seed):
-    if not stage.speeds:
-        return None
-    return random.Random(f"{seed}/{row['question']}").choice(stage.speeds)
 
 
 def _group_by_length(examples, size, remainder):
@@ -240,10 +198,8 @@ def _group_by_length(examples, size, remainder):
 
 
 def _collate(examples, num_probed):
-    texts = {
-        name: _pad([example.texts[name] for example in examples], IGNORED)
-        for name in examples[0].texts
-    }
+    names = examples[0].texts
+    texts = {name: _pad([example.texts[name] for example in examples], IGNORED) for name in names}
     return Batch(
         prompts=_pad([example.prompt for example in examples], 0),
         prompt_lengths=torch.tensor([len(example.prompt) for example in examples]),
@@ -256,11 +212,12 @@ def _collate(examples, num_probed):
 
 
 def _pad(sequences, value):
-    return pad_sequence([torch.tensor(ids) for ids in sequences], True, value)
+    tensors = [torch.tensor(ids) for ids in sequences]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)  # on the right
 
 
 def result_digits(row, num_steps):
-    """The last DIGITS digits of the results of the first steps, ones first; the last step repeats."""
+    """The last digits of the results of the first ``num_steps`` steps; the last step repeats."""
     results = [step.rpartition("=")[2].rstrip(">") for step in row["steps"]] or [row["answer"]]
     results += results[-1:] * (num_steps - len(results))
     return [last_digits(result) for result in results[:num_steps]]

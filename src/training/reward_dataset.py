@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from src.training.curriculum import last_digits, result_digits
 from utils.data import load_dataset
@@ -51,9 +51,8 @@ class TrajectoryDataset(Dataset):
                 first = self.pools[0].folder
                 raise UserError(f"{pool.folder}: trajectories of another shape than {first}")
             if self.labels == "rollout" and not pool.manifest["settings"]["n_samples_per_step"]:
-                raise UserError(
-                    f"{pool.folder}: has no rollouts; set labels: outcome or annotate with them"
-                )
+                mend = "set labels: outcome or annotate with them"
+                raise UserError(f"{pool.folder}: has no rollouts; {mend}")
 
     def _gold_ids(self, rows):
         """Token ids that a right trajectory writes, a list for each row, end-of-text included."""
@@ -65,20 +64,16 @@ class TrajectoryDataset(Dataset):
         return [pool.width(position, key) for pool, position in self.index]
 
     @property
-    def max_answer_length(self):
-        """Tokens of the longest answer, right or sampled, end-of-text included."""
-        golds = [ids for rows in self.rows.values() for ids in self._gold_ids(rows)]
-        return max(*map(len, golds), *self._widths("answer_ids"))
-
-    @property
-    def max_thoughts(self):
-        """Thoughts of the longest trajectory."""
-        return max(self._widths("latent_embeds"))
-
-    @property
     def prompt_lengths(self):
         """Tokens of each question's prompt."""
         return self._widths("input_ids")
+
+    @property
+    def max_positions(self):
+        """Positions of the longest prompt, the most thoughts and the longest answer together."""
+        golds = [ids for rows in self.rows.values() for ids in self._gold_ids(rows)]
+        max_answer = max(*map(len, golds), *self._widths("answer_ids"))  # right or sampled
+        return max(self.prompt_lengths) + max(self._widths("latent_embeds")) + max_answer
 
     def __len__(self):
         return len(self.index)
@@ -87,21 +82,16 @@ class TrajectoryDataset(Dataset):
         pool, position = self.index[i]
         question = pool[position]
         row = self.rows[pool][question["idx"]]
-        estimations, corrects = question["estimations"], question["corrects"]
-        outcomes = corrects.float()[:, None].expand_as(estimations)
-        item = {
+        estimations = question["estimations"]  # (N, T)
+        outcomes = question["corrects"].float()[:, None].expand_as(estimations)
+        kept = ("latent_embeds", "latent_lengths", "answer_ids", "corrects", "predictions")
+        item = {key: question[key] for key in kept} | {
             "input_ids": question["input_ids"][0],  # (L,)
-            "latent_embeds": question["latent_embeds"],  # (N, T, D)
-            "latent_lengths": question["latent_lengths"],  # (N,)
-            "answer_ids": question["answer_ids"],  # (N, A)
             "labels": estimations if self.labels == "rollout" else outcomes,  # (N, T)
-            "corrects": corrects,  # (N,)
-            "predictions": question["predictions"],  # (N,)
             "gold_ids": torch.tensor(self._gold_ids([row])[0]),  # (A,)
         }
         if self.with_digits:
-            num_steps = estimations.shape[1] // 2
-            item["digits"] = _digits(row, question["predictions"], num_steps)
+            item["digits"] = _digits(row, question["predictions"], estimations.shape[1] // 2)
         return item
 
 
@@ -127,24 +117,17 @@ def collate(items):
     gold_ids (Q, A), the right ones, both padded with -1; digits: None, or a dict of "step"
     (Q, T // 2, DIGITS), "true" (Q, DIGITS) and "own" (Q, N, DIGITS). All padding is on the right.
     """
-    prompts = [item["input_ids"] for item in items]
-    golds = [item["gold_ids"] for item in items]
-    digits = None
-    if "digits" in items[0]:
-        names = items[0]["digits"]
-        digits = {name: torch.stack([item["digits"][name] for item in items]) for name in names}
-    stacked = {
-        key: torch.stack([item[key] for item in items])
-        for key in ("latent_lengths", "corrects", "predictions")
-    }
-    return stacked | {
+    prompts, golds = ([item[key] for item in items] for key in ("input_ids", "gold_ids"))
+    has_digits = "digits" in items[0]
+    names = ("latent_lengths", "corrects", "predictions")
+    return default_collate([{name: item[name] for name in names} for item in items]) | {
         "input_ids": pad_sequence(prompts, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(x) for x in prompts], batch_first=True),
         "answer_ids": _pad_columns(items, "answer_ids", -1),
         "latent_embeds": _pad_columns(items, "latent_embeds", 0.0),
         "labels": _pad_columns(items, "labels", 0.0),
         "gold_ids": pad_sequence(golds, batch_first=True, padding_value=-1),
-        "digits": digits,
+        "digits": default_collate([item["digits"] for item in items]) if has_digits else None,
     }
 
 
@@ -157,9 +140,8 @@ def _pad_columns(items, key, value):
 class LengthSampler(Sampler):
     """Item numbers in another order each epoch, by batches of prompts of similar length.
 
-    The order depends on seed, epoch and ``batch_size``, the size over all processes, only. A
-    resumed run and any number of processes therefore see the same batches. Questions that fill
-    no batch are left out of the epoch.
+    The order depends on seed, epoch and ``batch_size``, over all processes, only, so a resumed run
+    and any number of processes see the same batches. Questions that fill no batch are left out.
     """
 
     BLOCK = 64  # batches whose questions are sorted by length together

@@ -1,4 +1,4 @@
-"""The recipe of a LatentRM training, a YAML file: our keys and those of the Hugging Face Trainer."""
+"""The recipe of a LatentRM training, a YAML file."""
 
 import os
 import sys
@@ -22,54 +22,43 @@ _MINIMUM = {
     "save_total_limit": 1, "num_train_epochs": 0, "dataloader_num_workers": 0,
     "eval_accumulation_steps": 1,
 }  # fmt: skip
-_UNSUPPORTED = {
-    "gradient_checkpointing", "label_smoothing_factor", "deepspeed", "fsdp", "fsdp_config",
-}  # fmt: skip
+_UNSUPPORTED = "gradient_checkpointing label_smoothing_factor deepspeed fsdp fsdp_config".split()
+# with the recipe's own keys, the keys that determine the weights
+_LASTING = (
+    "seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "num_train_epochs", "bf16",
+    "metric_for_best_model", "load_best_model_at_end",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class RewardRecipe(TrainingArguments):
-    """The keys of training_args/train_*.yaml, beside those of transformers.TrainingArguments.
+    """The keys of training_args/train_*.yaml: ours, and all of transformers.TrainingArguments.
 
-    output_dir: folder of the checkpoints and the finished model.
-    model_type, model_id: the generator. The model starts from its weights and reads its thoughts.
-    train_pools: folders of src.annotate_data.
-    eval_pools: {name: folder}; the metrics of pool P are ``P_recall_at_1`` and so on, see METRICS.
-    loss: weights of contrastive and bce.
-    cumulative: the loss judges r_1 + .. + r_t, not r_t.
-    labels: rollout (share of right rollouts of a prefix) or outcome (of the whole trajectory).
-    train_weights: false leaves the random head untrained, the paper's ablation.
-    extra_layers: blocks on top of the generator's, which at first change nothing.
-    digits_weight: weight of the training-only digit heads.
-    answer_weight: above 0, the model also learns to answer, by this weight, and scores answers.
-    keep_unmixed: train also on questions that all trajectories solve, or none.
-    early_stopping_patience: evaluations without a better metric after which training stops.
-    mixed_precision: bf16, no, or auto, which is bf16 where the device computes it fast.
-    seed: from 0 to 2^63 - 1. ``model_seed`` keeps it; ``seed`` becomes the Trainer's, of 32 bits.
-    store_dtype: number format of the finished checkpoint.
-
+    The metrics of an eval pool P are ``P_recall_at_1`` and so on, see METRICS. A seed lies between
+    0 and 2^63 - 1; ``model_seed`` keeps it, ``seed`` becomes the Trainer's, of 32 bits.
     Raises ValueError or UserError, one line that names the key.
     """
 
-    output_dir: str = field()  # unlike TrainingArguments', without a default
-    model_id: str
-    train_pools: list[str]
-    eval_pools: dict[str, str]
-    model_type: str = "coconut"
-    loss: dict[str, float] = field(default_factory=lambda: {"contrastive": 1.0})
-    cumulative: bool = False
-    labels: str = "rollout"
-    train_weights: bool = True
-    extra_layers: int = 0
-    digits_weight: float = 0.0
-    answer_weight: float = 0.0
-    keep_unmixed: bool = False
-    early_stopping_patience: int | None = None
-    mixed_precision: str = "no"
-    store_dtype: str = "float32"
+    output_dir: str = field()  # required, unlike TrainingArguments'
+    model_id: str  # the generator: the model starts from its weights and reads its thoughts
+    train_pools: list[str]  # folders of src.annotate_data
+    eval_pools: dict[str, str]  # {name: folder}
+    model_type: str = "coconut"  # of the generator
+    loss: dict[str, float] = field(default_factory=lambda: {"contrastive": 1.0})  # weights
+    cumulative: bool = False  # the loss judges r_1 + .. + r_t, not r_t
+    labels: str = "rollout"  # or outcome
+    train_weights: bool = True  # false: the random head stays as it is, the paper's ablation
+    extra_layers: int = 0  # blocks on top of the generator's, which at first change nothing
+    digits_weight: float = 0.0  # of the training-only digit heads
+    answer_weight: float = 0.0  # above 0, the model also learns to answer, and scores answers
+    keep_unmixed: bool = False  # also train on questions that all trajectories solve, or none
+    early_stopping_patience: int | None = None  # evaluations without a better metric
+    mixed_precision: str = "no"  # bf16, no, or auto: bf16 where the device computes it fast
+    store_dtype: str = "float32"  # number format of the finished checkpoint
 
-    # other defaults than those of TrainingArguments
-    report_to: None | str | list[str] = "none"
+    # other defaults than those of TrainingArguments:
+    report_to: str | list[str] | None = "none"
     remove_unused_columns: bool | None = False
     save_total_limit: int | None = 2
     ddp_find_unused_parameters: bool | None = False  # there are none; the search costs time
@@ -98,15 +87,12 @@ class RewardRecipe(TrainingArguments):
         if not self.loss or not set(self.loss) <= set(REWARD_LOSSES):
             names = " and ".join(REWARD_LOSSES)
             raise ValueError(f"loss must give weights to {names}, not {self.loss!r}")
-        if self.model_type not in BACKBONES:
-            names = ", ".join(BACKBONES)
-            raise ValueError(f"model_type must be one of {names}, not {self.model_type!r}")
+        for key, choices in (("model_type", BACKBONES), ("labels", LABELS)):
+            if (value := getattr(self, key)) not in choices:
+                raise ValueError(f"{key} must be one of {', '.join(choices)}, not {value!r}")
         if self.digits_weight and BACKBONES[self.model_type].stops_itself:
-            raise ValueError(
-                "digits_weight: thoughts of varying number stand for no step; leave it out"
-            )
-        if self.labels not in LABELS:
-            raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {self.labels!r}")
+            reason = "thoughts of varying number stand for no step"
+            raise ValueError(f"digits_weight: {reason}; leave it out")
         if self.store_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError("store_dtype must be float32, float16 or bfloat16")
 
@@ -118,9 +104,8 @@ class RewardRecipe(TrainingArguments):
             raise UserError("early_stopping_patience needs eval_strategy: steps or epoch")
         known = [f"{pool}_{name}" for pool in self.eval_pools for name in METRICS]
         if metric is not None and metric.removeprefix("eval_") not in known:
-            raise UserError(
-                f"metric_for_best_model: {metric} is not measured; one of {', '.join(known)} is"
-            )
+            fault = f"{metric} is not measured; one of {', '.join(known)} is"
+            raise UserError(f"metric_for_best_model: {fault}")
 
     def _check_trainer_keys(self):
         for key, minimum in _MINIMUM.items():
@@ -132,9 +117,7 @@ class RewardRecipe(TrainingArguments):
 
     @property
     def device(self):
-        """The process's device; a plain "cpu", since transformers 5.17 can't load the checkpoint of
-        two processes on "cpu:0"."""
-        device = super().device
+        device = super().device  # transformers 5.17 can't resume two processes on "cpu:0", "cpu:1"
         return torch.device("cpu") if device.type == "cpu" else device
 
     @property
@@ -144,11 +127,7 @@ class RewardRecipe(TrainingArguments):
 
     def fingerprint(self):
         """{"recipe": .., "arguments": ..}: the values that determine the weights."""
-        names = ("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
-                 "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps",
-                 "num_train_epochs", "bf16", "metric_for_best_model",
-                 "load_best_model_at_end")  # fmt: skip
-        arguments = {name: getattr(self, name) for name in names}
+        arguments = {name: getattr(self, name) for name in _LASTING}
         recipe = {name: getattr(self, name) for name in _OWN_KEYS} | {"seed": self.model_seed}
         return {"recipe": recipe, "arguments": arguments | {"batch": self.global_batch_size}}
 
@@ -160,27 +139,23 @@ _OWN_KEYS = ["output_dir", "seed", *_NEW_KEYS]
 
 def load_recipe(path):
     """The RewardRecipe of a YAML file. Raises UserError that names the file and the key."""
-    values = _with_mixed_precision(path, read_yaml(path))
-    for key in values:
-        if key not in _NEW_KEYS + _TRAINER_KEYS:
-            raise UserError(
-                f"{path}: unknown key {key}; known keys: {', '.join(sorted(_OWN_KEYS))}, and those "
-                "of transformers.TrainingArguments"
-            )
+    values = read_yaml(path)
     try:
-        for key in _UNSUPPORTED & values.keys():
-            raise UserError(f"{key} is not supported here: leave it out")
+        _check_keys(values)
         return build(RewardRecipe, values)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _with_mixed_precision(path, values):
-    """The values of a recipe, in which the Trainer's ``bf16`` may stand for ``mixed_precision``."""
-    if "bf16" not in values:
-        return values
-    if "mixed_precision" in values:
-        raise UserError(f"{path}: bf16 and mixed_precision say the same: leave one out")
-    precision = "bf16" if typed(values["bf16"], bool, f"{path}: bf16") else "no"
-    others = {key: value for key, value in values.items() if key != "bf16"}
-    return others | {"mixed_precision": precision}
+def _check_keys(values):
+    """Refuses keys that are no recipe's. The Trainer's ``bf16`` becomes ``mixed_precision``."""
+    for key in values:
+        if key not in _NEW_KEYS + _TRAINER_KEYS:
+            known = f"{', '.join(sorted(_OWN_KEYS))}, and those of transformers.TrainingArguments"
+            raise UserError(f"unknown key {key}; known keys: {known}")
+        if key in _UNSUPPORTED:
+            raise UserError(f"{key} is not supported here: leave it out")
+    if "bf16" in values:
+        if "mixed_precision" in values:
+            raise UserError("bf16 and mixed_precision say the same: leave one out")
+        values["mixed_precision"] = "bf16" if typed(values.pop("bf16"), bool, "bf16") else "no"

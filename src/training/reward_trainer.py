@@ -56,62 +56,45 @@ def load_datasets(recipe, model, tokenizer):
     """The training data and {name: evaluation data}. Raises UserError when they don't fit."""
     generator = (BACKBONES[recipe.model_type], tokenizer)
     digits, mixed_only = recipe.digits_weight > 0, not recipe.keep_unmixed
-    train_set = TrajectoryDataset(
-        recipe.train_pools, *generator, recipe.labels, mixed_only, digits
-    )
+    train_set = TrajectoryDataset(recipe.train_pools, *generator, recipe.labels, mixed_only, digits)
     eval_sets = {
         name: TrajectoryDataset([folder], *generator, with_digits=digits)
         for name, folder in recipe.eval_pools.items()
     }
     for dataset in (train_set, *eval_sets.values()):
-        _check_generator(recipe, dataset.pools)
-        _check_size(model.config, dataset)
+        _check_pools(recipe, model.config, dataset)
     if len(train_set) < recipe.global_batch_size:
         raise UserError(f"train_pools: {len(train_set)} questions fill no batch; annotate more")
     return train_set, eval_sets
 
 
-def _check_generator(recipe, pools):
+def _check_pools(recipe, config, dataset):
+    """Raises UserError for thoughts that the model can't read; warns when its generator changed."""
     digest = sha256(checkpoint_files(recipe.model_type, recipe.model_id))
-    for pool in pools:
+    for pool in dataset.pools:
         sampled_by = pool.manifest["settings"]["model_type"]
         if sampled_by != recipe.model_type:
-            raise UserError(
-                f"{pool.folder}: thoughts of {sampled_by}, the recipe's model_type is "
-                f"{recipe.model_type}: choose pools and model_id of one backbone"
-            )
+            fault = f"thoughts of {sampled_by}, the recipe's model_type is {recipe.model_type}"
+            mend = "choose pools and model_id of one backbone"
+            raise UserError(f"{pool.folder}: {fault}: {mend}")
         if pool.manifest["model_sha256"] != digest:
-            warn(
-                f"{pool.folder}: was sampled by another checkpoint than model_id {recipe.model_id}"
-            )
-
-
-def _check_size(config, dataset):
-    folder = dataset.pools[0].folder
-    if dataset.width != config.hidden_size:
-        raise UserError(
-            f"{folder}: thoughts of width {dataset.width}, the model reads "
-            f"{config.hidden_size}: choose another model_id"
-        )
-    positions = (
-        max(dataset.prompt_lengths) + dataset.max_thoughts + dataset.max_answer_length
-    )
-    if positions > config.max_position_embeddings:
-        raise UserError(
-            f"{folder}: a prompt, its thoughts and an answer take {positions} positions, "
-            f"the model has {config.max_position_embeddings}: choose another model_id"
-        )
+            other = f"another checkpoint than model_id {recipe.model_id}"
+            warn(f"{pool.folder}: was sampled by {other}")
+    fault, width, available = None, config.hidden_size, config.max_position_embeddings
+    if dataset.width != width:
+        fault = f"thoughts of width {dataset.width}, the model reads {width}"
+    elif (needed := dataset.max_positions) > available:
+        takes = f"a prompt, its thoughts and an answer take {needed} positions"
+        fault = f"{takes}, the model has {available}"
+    if fault:
+        raise UserError(f"{dataset.pools[0].folder}: {fault}: choose another model_id")
 
 
 def pool_metrics(prediction):
-    """Percent over the Q questions of a pool, and the pairwise AUC from 0 to 1.
-
-    prediction: scores (Q, N) as predictions, (corrects (Q, N), answers (Q, N)) as label_ids.
-    recall_at_1, the release's name, is the accuracy of best-of-N.
-    """
-    corrects, answers = prediction.label_ids
-    corrects = corrects.astype(bool)
-    scores = np.asarray(prediction.predictions, dtype=np.float64)
+    """Percent over the Q questions of a pool, and the pairwise AUC from 0 to 1. recall_at_1 is the
+    release's name of the accuracy of best-of-N."""
+    corrects, answers = prediction.label_ids[0].astype(bool), prediction.label_ids[1]  # (Q, N)
+    scores = np.asarray(prediction.predictions, dtype=np.float64)  # (Q, N)
     outcomes = defaultdict(list)
     for right, numbers, score in zip(corrects, answers, scores, strict=True):
         parsed = [None if math.isnan(number) else number for number in numbers.tolist()]
@@ -178,18 +161,15 @@ def last_checkpoint(folder):
 
 def _open_folder(output, fingerprint, is_writer):
     """Claims the output folder for a run, and removes checkpoints that a kill left incomplete.
-
-    Raises UserError when the folder holds a finished model or another run's checkpoints.
-    """
+    Raises UserError when the folder holds a finished model or another run's checkpoints."""
     if (output / "model.safetensors").exists():
         raise UserError(f"output_dir: {output} holds a finished model; name another folder")
     path, checkpoints = output / _FINGERPRINT_FILE, list(output.glob("checkpoint-*"))
     if path.exists():
         _check_fingerprint(output, json.loads(path.read_text(encoding="utf-8")), fingerprint)
     elif checkpoints:
-        raise UserError(
-            f"output_dir: {output} holds checkpoints of something else; name another folder"
-        )
+        fault = f"{output} holds checkpoints of something else"
+        raise UserError(f"output_dir: {fault}; name another folder")
     if is_writer:
         write_json(path, fingerprint)
         for checkpoint in checkpoints:
@@ -198,24 +178,20 @@ def _open_folder(output, fingerprint, is_writer):
 
 
 def _check_fingerprint(output, saved, current):
+    begun = f"output_dir: {output} was begun with"
     before, now = (run["recipe"].get("mixed_precision") for run in (saved, current))
     if before not in (None, now):
-        raise UserError(
-            f"output_dir: {output} was begun with mixed_precision: {before}, this is {now}: set "
-            "that to go on, or name another folder"
-        )
+        mend = "set that to go on, or name another folder"
+        raise UserError(f"{begun} mixed_precision: {before}, this is {now}: {mend}")
     if saved != current:
-        raise UserError(
-            f"output_dir: {output} was begun with another recipe or other pools; go on with them "
-            "or name another folder"
-        )
+        mend = "go on with them or name another folder"
+        raise UserError(f"{begun} another recipe or other pools; {mend}")
 
 
 def train(recipe, text):
-    """Trains a RewardRecipe to its end, from the newest checkpoint on; returns the final metrics.
+    """Trains a RewardRecipe to its end, from the newest checkpoint on, and writes the model.
 
-    Writes the model and its metrics, and ``text``, the recipe's YAML, beside it.
-    Raises UserError when the pools or the output folder don't fit the recipe.
+    text: the recipe's YAML, kept beside the model. Raises UserError when pools or folder don't fit.
     """
     model, tokenizer = new_model(recipe)
     train_set, eval_sets = load_datasets(recipe, model.model, tokenizer)
@@ -233,7 +209,6 @@ def train(recipe, text):
         metrics |= trainer.evaluate(dataset, metric_key_prefix=name)
     if trainer.is_world_process_zero():
         _finish(trainer, tokenizer, metrics)
-    return metrics
 
 
 def _begin(recipe, train_set, text):
@@ -244,7 +219,11 @@ def _begin(recipe, train_set, text):
     _open_folder(output, fingerprint, is_writer)
     if is_writer:
         write_text(output / "recipe.yaml", text)
-        print(_introduction(recipe, len(train_set)), flush=True)
+        precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
+        print(
+            f"training a LatentRM for {recipe.model_type} {recipe.model_id} on {len(train_set)} "
+            f"questions; {precision} on {where(recipe.device, recipe.world_size)}", flush=True,
+        )  # fmt: skip
         slow = slowness("bfloat16") if recipe.bf16 else None
         if slow:
             warn(f"mixed_precision: {slow}; auto chooses what is fast")
@@ -252,27 +231,16 @@ def _begin(recipe, train_set, text):
         torch.distributed.barrier()
 
 
-def _introduction(recipe, num_questions):
-    precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
-    return (
-        f"training a LatentRM for {recipe.model_type} {recipe.model_id} on {num_questions} "
-        f"questions; {precision} on {where(recipe.device, recipe.world_size)}"
-    )
-
-
 def _train_or_resume(trainer):
     recipe = trainer.args
     checkpoint = last_checkpoint(recipe.output_dir)
-    if checkpoint is not None and (checkpoint / _COMPLETE_FILE).read_text() == _ENDED:
-        _restore_ended(trainer, checkpoint)
-    elif recipe.train_weights:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _restore_ended(trainer, checkpoint):
-    """State and weights of a training that had ended before its process was killed."""
+    if checkpoint is None or (checkpoint / _COMPLETE_FILE).read_text() != _ENDED:
+        if recipe.train_weights:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return
+    # training had ended when its process was killed: take up its state and weights
     trainer.state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
-    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    best = trainer.state.best_model_checkpoint if recipe.load_best_model_at_end else None
     trainer.model.load_state_dict(load_file(Path(best or checkpoint) / "model.safetensors"))
 
 
@@ -280,19 +248,9 @@ def _finish(trainer, tokenizer, metrics):
     """Writes metrics, tokenizer and the model in the published layout, without its digit heads."""
     output = Path(trainer.args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model).model
-    write_json(output / "metrics.json", _summary(trainer, model, metrics))
-    tokenizer.save_pretrained(output)
-    with tempfile.TemporaryDirectory(dir=output) as folder:
-        model.to(getattr(torch, trainer.args.store_dtype)).save_pretrained(folder)
-        for name in ("config.json", "model.safetensors"):  # the last one marks a finished folder
-            (Path(folder) / name).replace(output / name)
-
-
-def _summary(trainer, model, metrics):
-    """The content of metrics.json."""
     state, timings = trainer.state, ("_runtime", "_per_second")
     minutes = sum(log.get("train_runtime", 0) for log in state.log_history) / 60
-    return {
+    summary = {
         "final": {name: x for name, x in metrics.items() if not name.endswith(timings)},
         "steps": state.global_step,
         "epochs": state.epoch,
@@ -302,3 +260,9 @@ def _summary(trainer, model, metrics):
         "parameters": model.num_parameters(),
         "history": [log for log in state.log_history if any("recall" in key for key in log)],
     }
+    write_json(output / "metrics.json", summary)
+    tokenizer.save_pretrained(output)
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        model.to(getattr(torch, trainer.args.store_dtype)).save_pretrained(folder)
+        for name in ("config.json", "model.safetensors"):  # the last one marks a finished folder
+            (Path(folder) / name).replace(output / name)

@@ -39,11 +39,8 @@ class CoconutLoss(nn.Module):
         return END + " ".join([*steps, self.model.format_answer(row["answer"]) + self.eos])
 
     def forward(self, batch, stage, rng_keys=None):
-        """The loss (scalar), and whether each row's text is predicted without a mistake (B,).
-
-        If so, greedy decoding yields just that text. rng_keys (B,): random keys of the rows; dropout
-        acts at the sites where the dropout sampler drops.
-        """
+        """The loss (scalar), and whether each row's text is predicted without a mistake (B,), so
+        that greedy decoding yields it. rng_keys (B,): the rows' random keys, for dropout."""
         sampling = Sampling("dropout", stage.dropout)
         thoughts, hidden = self.read(batch, "text", stage.thoughts, sampling, rng_keys)
         loss, right = self.text_loss(batch, "text", hidden)
@@ -58,16 +55,12 @@ class CoconutLoss(nn.Module):
         return self(batch, replace(stage, dropout=0.0))[1]
 
     def text_loss(self, batch, name, hidden):
-        """Cross-entropy of a text (scalar), and whether each row (B,) is predicted right.
-
-        hidden (B, S - 1, D): the states before the text's tokens. The sum over the batch is divided
-        by ``batch.num_targets``.
-        """
+        """Cross-entropy of a text (scalar), summed over the batch and divided by its num_targets,
+        and whether each row (B,) is right, from the states (B, S - 1, D) before its tokens."""
         logits = self.model.lm_head(hidden).float()  # (B, S - 1, V)
         target = batch.texts[name][:, 1:]  # (B, S - 1)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        flat = (logits.flatten(0, 1), target.flatten())
+        loss = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
         right = (logits.argmax(-1) == target) | (target == IGNORED)
         return loss / batch.num_targets[name], right.all(1)
 
@@ -103,13 +96,10 @@ class CoconutLoss(nn.Module):
 
 
 def read_prompts(model, batch, sampling, rng_keys):
-    """Reads the prompts: their last states (B, D), their cache, and the dropout hook of positions.
-
-    The hook counts steps as the sampling engine does, from the prompt's last token.
-    """
+    """The prompts' last states (B, D), their cache, and the dropout hook of positions (B, S)."""
     prompts, lengths = batch.prompts, batch.prompt_lengths
 
-    def hook(positions):  # (B, S)
+    def hook(positions):  # steps count from the prompt's last token, as in the sampling engine
         return dropout_hook(sampling, rng_keys, positions - (lengths[:, None] - 1))
 
     positions = torch.arange(prompts.shape[1], device=prompts.device).expand_as(prompts)

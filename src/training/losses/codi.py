@@ -11,10 +11,9 @@ from src.training.losses.coconut import CoconutLoss, zero_loss
 class CodiLoss(CoconutLoss):
     """One model is teacher, with explicit steps, and student, with latent thoughts, at once.
 
-    teacher, student: weights of the cross-entropy of their texts. distill: of the smooth L1 distance
-    between their states at the token before the answer, divided by the standard deviation of the
-    teacher's, averaged over layers; no gradient goes to the teacher. The deviation is that of one
-    process's rows. probe: as COCONUT's.
+    teacher, student: weights of the cross-entropy of their texts. distill: weight of the smooth L1
+    distance between their states before the answer's number, divided by the teacher's standard
+    deviation over a process's rows, averaged over layers. probe: as COCONUT's.
     """
 
     default_weights = {"teacher": 1.0, "student": 1.0, "distill": 1.0, "probe": 0.0}
@@ -39,10 +38,8 @@ class CodiLoss(CoconutLoss):
         return self.text_loss(batch, name, hidden)[1]
 
     def forward(self, batch, stage, rng_keys=None):
-        """The loss (scalar), and whether each student's text is predicted without a mistake (B,).
-
-        In a stage without thoughts there is no student, and the teacher's text is judged.
-        """
+        """The loss (scalar), and whether each student's text is predicted without a mistake (B,);
+        in a stage without thoughts, the teacher's."""
         sampling, weights = Sampling("dropout", stage.dropout), self.weights
         teacher_layers, student_layers = [], []
         _, hidden = self.read(batch, "teacher", 0, sampling, rng_keys, teacher_layers)
@@ -50,9 +47,8 @@ class CodiLoss(CoconutLoss):
         loss = weights["teacher"] * teacher
         if not stage.thoughts:
             return loss + zero_loss(self.probe) + zero_loss(self.model.projector), right
-        thoughts, hidden = self.read(
-            batch, "student", stage.thoughts, sampling, rng_keys, student_layers
-        )
+        reading = ("student", stage.thoughts, sampling, rng_keys, student_layers)
+        thoughts, hidden = self.read(batch, *reading)
         student, right = self.text_loss(batch, "student", hidden)
         distance = _distillation(batch, teacher_layers, student_layers)
         loss = loss + weights["student"] * student + weights["distill"] * distance
@@ -69,6 +65,6 @@ def _distillation(batch, teacher_layers, student_layers):
 
     losses = []
     for teacher, student in zip(teacher_layers, student_layers, strict=True):
-        target = before_number("teacher", teacher).detach()
+        target = before_number("teacher", teacher).detach()  # no gradient goes to the teacher
         losses.append(F.smooth_l1_loss(before_number("student", student), target) / target.std())
     return torch.stack(losses).mean()

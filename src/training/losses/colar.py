@@ -14,13 +14,12 @@ from src.training.losses.coconut import positions_after, read_prompts
 
 
 class ColarLoss(nn.Module):
-    """The embeddings of r consecutive tokens of the steps are merged, sum / sqrt(r), into one input.
+    """The embeddings of r tokens of the steps, a group, are merged, sum / sqrt(r), into one input.
 
-    token: weight of the cross-entropy of one token drawn from the next group, of the end token after
-    the last group, and of the answer. latent: weight of the mean squared error of the latent head
-    against the next merged embedding, both in units of config.latent_embedding_std; no gradient goes
-    to that target. Both losses are means over a row first, then over the rows.
-    Shapes: K groups, r tokens a group, S tokens of the text.
+    token: weight of the cross-entropy of one token drawn from the next group, of the end token
+    after the last one, and of the answer. latent: weight of the mean squared error of the latent
+    head against the next merged embedding, in units of config.latent_embedding_std. Both are means
+    over a row first. Shapes: B rows, K groups, r tokens of a group, S tokens of the text.
     """
 
     default_weights = {"token": 1.0, "latent": 1.0}
@@ -45,9 +44,7 @@ class ColarLoss(nn.Module):
 
     def forward(self, batch, stage, rng_keys):
         """The loss (scalar), and whether each answer is predicted right after the true steps (B,).
-
-        rng_keys (B,): random keys of the rows, for dropout and for the tokens that are drawn.
-        """
+        rng_keys (B,): the rows' random keys, for dropout and for the tokens that are drawn."""
         groups, merged = self._merge(batch)  # (B, K, r), (B, K, D)
         thought_mask = (groups != IGNORED).any(-1)  # (B, K)
         num_thoughts = thought_mask.sum(1)  # (B,)
@@ -58,24 +55,24 @@ class ColarLoss(nn.Module):
         return self.weights["token"] * token + self.weights["latent"] * latent, right
 
     def _latent_loss(self, hidden, merged, thought_mask):
+        """Mean squared error (scalar); no gradient goes to its target."""
         target = merged.detach().float() / self.model.config.latent_embedding_std  # (B, K, D)
         predicted = self.model.lt_head(hidden[:, : merged.shape[1]]).float()  # (B, K, D)
         errors = (predicted - target).pow(2).mean(-1)  # (B, K)
         return ((errors * thought_mask).sum(1) / thought_mask.sum(1)).mean()
 
     def _token_loss(self, batch, hidden, num_thoughts, drawn):
-        """Cross-entropy (scalar) of the drawn tokens (B, K) and the text, and right answers (B,)."""
+        """Cross-entropy (scalar) of drawn tokens (B, K) and text; whether texts are right (B,)."""
         text, num_groups = batch.texts["text"], drawn.shape[1]  # (B, S)
         before_text = num_thoughts[:, None] + torch.arange(text.shape[1], device=text.device)
         answer_states = hidden.take_along_dim(before_text[..., None], dim=1)  # (B, S, D)
         states = torch.cat((hidden[:, :num_groups], answer_states), dim=1)  # (B, K + S, D)
         logits = self.model.lm_head(states).float()  # (B, K + S, V)
         target = torch.cat((drawn, text), dim=1)  # (B, K + S)
-        losses = F.cross_entropy(
-            logits.transpose(1, 2), target, ignore_index=IGNORED, reduction="none"
-        )
-        right = (logits.argmax(-1) == target) | (target == IGNORED)
+        logits = logits.transpose(1, 2)  # (B, V, K + S)
+        losses = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
         loss = (losses.sum(1) / (target != IGNORED).sum(1)).mean()
+        right = (logits.argmax(1) == target) | (target == IGNORED)
         return loss, right[:, num_groups:].all(1)
 
     @torch.no_grad()
@@ -92,7 +89,7 @@ class ColarLoss(nn.Module):
         return torch.tensor([answer == gold for answer, gold in zip(answers, golds, strict=True)])
 
     def _merge(self, batch):
-        """Groups of r step tokens (B, K, r), padded with IGNORED, and their embeddings (B, K, D)."""
+        """Groups of step tokens (B, K, r), padded with IGNORED, and their embeddings (B, K, D)."""
         steps, speed = batch.texts["steps"], batch.speed  # (B, P)
         padded = F.pad(steps, (0, -steps.shape[1] % speed), value=IGNORED)
         groups = padded.unflatten(1, (-1, speed))

@@ -13,17 +13,16 @@ from src.training.losses.coconut import DIGIT_CLASSES
 
 
 def contrastive(scores, labels, thought_mask):
-    """L = - sum_t sum_n y_t^(n) log p_t^(n), p_t = softmax over n of r_t^(n) (You et al., section 4).
+    """- sum_n y_t^(n) log p_t^(n), p_t = softmax over n of r_t^(n) (You et al., section 4).
 
-    scores, labels: r_t and y_t, (Q, N, T). thought_mask (Q, N, T): which thoughts exist; the softmax
-    of a step is over those. Returns (Q,): the mean over steps. It does not depend on the rest of the
-    batch. Where all trajectories of a question have the same labels, nothing is ranked: 0.
+    scores r_t, labels y_t and thought_mask, which thoughts exist: (Q, N, T). The softmax is over
+    existing thoughts. Returns (Q,), the mean over t (the paper's sum, divided by T); 0 where all
+    trajectories of a question have the same labels, since nothing is ranked.
     """
-    highest = labels.masked_fill(~thought_mask, 0).amax(1)  # (Q, T)
-    lowest = labels.masked_fill(~thought_mask, 1).amin(1)
-    lowest_score = torch.finfo(scores.dtype).min
-    log_p = scores.masked_fill(~thought_mask, lowest_score).log_softmax(1)
-    losses = -(labels * log_p.masked_fill(~thought_mask, 0)).sum(1)  # (Q, T)
+    missing = ~thought_mask
+    highest, lowest = labels.masked_fill(missing, 0).amax(1), labels.masked_fill(missing, 1).amin(1)
+    log_p = scores.masked_fill(missing, torch.finfo(scores.dtype).min).log_softmax(1)
+    losses = -(labels * log_p.masked_fill(missing, 0)).sum(1)  # (Q, T)
     steps = thought_mask.any(1)  # (Q, T)
     return (losses * steps).sum(1) / steps.sum(1) * (highest > lowest).any(1)
 
@@ -40,17 +39,14 @@ REWARD_LOSSES = {"contrastive": contrastive, "bce": bce}
 class RewardLoss(nn.Module):
     """A LatentRM, ``model``, with its loss, and with ``digits_weight`` > 0 training-only heads.
 
-    loss_weights: {name in REWARD_LOSSES: weight}.
-    cumulative: the loss judges r_1 + .. + r_t, by which best-of-N and beam search choose, not r_t.
-    digits_weight: weight of the digit heads. From thought 2 k they read the digits of step k's true
-        result, from the last thought those of the true answer ("true") and of the trajectory's
-        answer ("own"): to judge a trajectory, the model must know both.
-    answer_weight: weight of - log p(right answer), for a model that scores answers.
+    loss_weights: {name in REWARD_LOSSES: weight}. cumulative: the loss judges r_1 + .. + r_t, by
+    which best-of-N and beam search choose, not r_t. answer_weight: weight of - log p(right answer),
+    for a model that scores answers. The digit heads read from thought 2 k the digits of step k's
+    true result, from the last thought those of the true answer ("true") and of the trajectory's
+    answer ("own"): to judge a trajectory, the model must know both.
     """
 
-    def __init__(
-        self, model, loss_weights, cumulative=False, digits_weight=0.0, answer_weight=0.0
-    ):
+    def __init__(self, model, loss_weights, cumulative=False, digits_weight=0.0, answer_weight=0.0):
         super().__init__()
         self.model, self.loss_weights, self.cumulative = model, loss_weights, cumulative
         self.digits_weight, self.answer_weight = digits_weight, answer_weight
@@ -61,15 +57,12 @@ class RewardLoss(nn.Module):
             )
 
     def forward(
-        self, input_ids, attention_mask, latent_embeds, latent_lengths, labels, answer_ids, gold_ids,
-        digits, corrects, predictions,
+        self, input_ids, attention_mask, latent_embeds, latent_lengths, labels, answer_ids,
+        gold_ids, digits, corrects, predictions,
     ):  # fmt: skip
-        """{"loss": scalar, "scores": (Q, N)}: a score is the sum of a trajectory's rewards.
-
-        The arguments are those of ``collate``. corrects and predictions serve the metrics only.
-        """
+        """{"loss": scalar, "scores": (Q, N), the sums of rewards} of a batch of ``collate``."""
         answers = None
-        if self.answer_weight:  # training learns the right answer, evaluation scores the sampled one
+        if self.answer_weight:  # learn the right answer, but score the sampled one
             golds = gold_ids[:, None].expand(-1, latent_embeds.shape[1], -1)  # (Q, N, A)
             answers = golds if self.training else answer_ids
         pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
