@@ -1,4 +1,4 @@
-"""CODI's and CoLaR's losses against the plain way, row by row by the Hugging Face models; LoRA; processes."""
+"""CODI's and CoLaR's losses against uncached ones, row by row; LoRA; processes."""
 
 import json
 
@@ -12,13 +12,13 @@ from src.models import BACKBONES
 from src.models.loading import load_backbone
 from src.models.tiny_tokenizer import build_tokenizer
 from src.sampling import rng
-from src.training.codi_loss import CodiLoss
-from src.training.colar_loss import ColarLoss, _drawn
 from src.training.curriculum import Stage, batches
+from src.training.losses.codi import CodiLoss
+from src.training.losses.colar import ColarLoss, _draw
 from tests.conftest import random_coconut, random_codi, random_colar
 from tests.test_training import CONFIG, ROWS, train, write_recipe
 
-KEYS = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
+RNG_KEYS = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
 LLAMA = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "intermediate_size": 48, "max_position_embeddings": 192, "tie_word_embeddings": True,
@@ -35,7 +35,7 @@ OF = {
 
 
 def a_batch(module, tokenizer, stage):
-    return next(batches(ROWS, tokenizer, module.parts, stage, 4, "seed", "drop"))
+    return next(batches(ROWS, tokenizer, module.format_row, stage, 4, "seed", "drop"))
 
 
 def gradients_of(module, loss):
@@ -55,11 +55,11 @@ def plain_codi(model, batch, thoughts, weights):
     losses = {"teacher": [], "student": []}
     states = {"teacher": [], "student": []}
     embed = model.transformer.wte
-    for row in range(len(batch.prompt)):
+    for row in range(len(batch.prompts)):
         number = int((batch.texts["number"][row] != -100).sum())
         for name in losses:
             text = batch.texts[name][row][batch.texts[name][row] != -100]
-            x = embed(batch.prompt[row])
+            x = embed(batch.prompts[row])
             for _ in range(thoughts if name == "student" else 0):
                 hidden = model.transformer(inputs_embeds=x[None]).last_hidden_state[0, -1]
                 x = torch.cat((x, model.projector(hidden)[None]))
@@ -69,7 +69,7 @@ def plain_codi(model, batch, thoughts, weights):
             logits = model.lm_head(out.last_hidden_state[0, -len(text) + 1 :])
             losses[name].append(F.cross_entropy(logits, text[1:], reduction="sum"))
             states[name].append([layer[0, -number] for layer in out.hidden_states[1:]])
-    loss = sum(weights[name] * sum(losses[name]) / batch.n_targets[name] for name in losses)
+    loss = sum(weights[name] * sum(losses[name]) / batch.num_targets[name] for name in losses)
     distances = []
     for layer in range(model.config.n_layer):
         teacher = torch.stack([found[layer] for found in states["teacher"]]).detach()
@@ -78,8 +78,9 @@ def plain_codi(model, batch, thoughts, weights):
     return loss + weights["distill"] * sum(distances) / len(distances)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("projector", [True, False])
-def test_codi_s_loss_and_gradients_are_the_plain_ones(projector):
+def test_codi_loss_and_gradients_equal_the_uncached_ones(projector):
     model, tokenizer = random_codi(projector=projector, n_positions=128, n_layer=2)
     weights = {"teacher": 0.5, "student": 2.0, "distill": 3.0, "probe": 0.0}
     module = CodiLoss(model, weights, tokenizer.eos_token)
@@ -91,9 +92,10 @@ def test_codi_s_loss_and_gradients_are_the_plain_ones(projector):
     assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
 
 
-def test_codi_s_states_are_those_before_the_number():
+@pytest.mark.quick
+def test_codi_texts_end_with_the_answer_s_number():
     model, tokenizer = random_codi(n_positions=128)
-    module = CodiLoss(model, CodiLoss.weights, tokenizer.eos_token)
+    module = CodiLoss(model, CodiLoss.default_weights, tokenizer.eos_token)
     stage = Stage(epochs=1, learning_rate=1e-3, thoughts=2, hidden_steps=-1)
     batch = a_batch(module, tokenizer, stage)
     for name in ("teacher", "student"):
@@ -103,44 +105,48 @@ def test_codi_s_states_are_those_before_the_number():
             assert tokenizer.decode(text[: -len(number)]).endswith("the answer is :")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("speed", [1, 2, 3])
-def test_colar_s_loss_and_gradients_are_the_plain_ones(speed):
+def test_colar_loss_and_gradients_equal_the_uncached_ones(speed):
     model, tokenizer = random_colar(max_position_embeddings=192)
     module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer.eos_token)
     stage = Stage(epochs=1, learning_rate=1e-3, speeds=[speed])
     batch = a_batch(module, tokenizer, stage)
-    assert f"thinking speed : {speed} )" in tokenizer.decode(batch.prompt[0])
-    loss, _ = module(batch, stage, KEYS)
+    assert f"thinking speed : {speed} )" in tokenizer.decode(batch.prompts[0])
+    loss, _ = module(batch, stage, RNG_KEYS)
     groups, _ = module._merge(batch)
-    drawn, embed, expected = _drawn(groups, KEYS), model.model.embed_tokens, 0.0
+    drawn, embed, expected = _draw(groups, RNG_KEYS), model.model.embed_tokens, 0.0
     for row in range(4):
         steps = batch.texts["steps"][row][batch.texts["steps"][row] != -100]
         text = batch.texts["text"][row][batch.texts["text"][row] != -100]
         merged = torch.stack([embed(part).sum(0) / speed**0.5 for part in steps.split(speed)])
         for k, part in enumerate(steps.split(speed)):
             assert drawn[row, k] in part
-        x = torch.cat((embed(batch.prompt[row]), merged, embed(text[:-1])))[None]
-        hidden = model.model(inputs_embeds=x).last_hidden_state[0, len(batch.prompt[row]) - 1 :]
+        x = torch.cat((embed(batch.prompts[row]), merged, embed(text[:-1])))[None]
+        hidden = model.model(inputs_embeds=x).last_hidden_state[0, len(batch.prompts[row]) - 1 :]
         count = len(merged)
         head = model.lt_head.mean(model.lt_head.fc(hidden[:count]))
         latent = F.mse_loss(head, merged.detach() / model.config.latent_embedding_std)
         target = torch.cat((drawn[row, :count], text))
-        expected = expected + 1.3 * latent + 0.7 * F.cross_entropy(model.lm_head(hidden).float(), target)
+        expected = (
+            expected + 1.3 * latent + 0.7 * F.cross_entropy(model.lm_head(hidden).float(), target)
+        )
     torch.testing.assert_close(loss, (expected / 4).to(loss), rtol=1e-4, atol=1e-4)
     assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected / 4))
 
 
-def test_a_group_s_token_is_drawn_evenly():
+@pytest.mark.quick
+def test_a_token_of_a_group_is_drawn_uniformly():
     groups = torch.tensor([[[7, 8, 9], [5, -100, -100]]]).expand(3000, -1, -1)
-    keys = rng.row_keys(1, torch.arange(3000), torch.zeros(3000, dtype=torch.int64), "cpu")
-    drawn = _drawn(groups, keys)
+    rng_keys = rng.row_keys(1, torch.arange(3000), torch.zeros(3000, dtype=torch.int64), "cpu")
+    drawn = _draw(groups, rng_keys)
     assert (drawn[:, 1] == 5).all()
     shares = torch.stack([(drawn[:, 0] == token).float().mean() for token in (7, 8, 9)])
     assert (shares - 1 / 3).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("name", OF)
-def test_two_processes_are_one(name, tmp_path):
+def test_two_processes_train_the_same_backbone_as_one(name, tmp_path):
     folders = []
     for processes in (1, 2):
         values = OF[name] | {"model_type": name, "problems_per_epoch": 300}
@@ -165,8 +171,8 @@ BASES = {
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_training_goes_from_a_plain_base_in_bf16(name, tmp_path):
-    """As the papers' recipes: a language model of the hub, new parts, adapters; computed in float32."""
+def test_training_starts_from_a_plain_base_in_bf16(name, tmp_path):
+    """As in the papers' recipes: a plain language model, new parts, adapters; in float32."""
     pytest.importorskip("peft")
     model, config, shape, own, targets, part = BASES[name]
     tokenizer = build_tokenizer(BACKBONES[name])
@@ -199,5 +205,7 @@ def test_lora_trains_its_targets_and_leaves_a_plain_checkpoint(tmp_path):
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "x"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if name.endswith("mlp.c_proj.weight") or "ln_f" in name}
+    assert changed == {
+        name for name in before if name.endswith("mlp.c_proj.weight") or "ln_f" in name
+    }
     load_backbone("coconut", str(tmp_path / "x"))
