@@ -44,10 +44,10 @@ def gradients_of(module, loss):
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(found, plain):
+def assert_same_gradients(gradients, plain):
     for name, gradient in plain.items():
         scale = gradient.abs().max().clamp(min=1e-3)
-        assert (found[name] - gradient).abs().max() < 1e-3 * scale, name
+        assert (gradients[name] - gradient).abs().max() < 1e-3 * scale, name
 
 
 def plain_codi(model, batch, thoughts, weights):
@@ -72,8 +72,8 @@ def plain_codi(model, batch, thoughts, weights):
     loss = sum(weights[name] * sum(losses[name]) / batch.num_targets[name] for name in losses)
     distances = []
     for layer in range(model.config.n_layer):
-        teacher = torch.stack([found[layer] for found in states["teacher"]]).detach()
-        student = torch.stack([found[layer] for found in states["student"]])
+        teacher = torch.stack([layers[layer] for layers in states["teacher"]]).detach()
+        student = torch.stack([layers[layer] for layers in states["student"]])
         distances.append(F.smooth_l1_loss(student, teacher) / teacher.std())
     return loss + weights["distill"] * sum(distances) / len(distances)
 
@@ -161,12 +161,15 @@ def test_two_processes_train_the_same_backbone_as_one(name, tmp_path):
     load_backbone(name, str(folders[0]))
 
 
-BASES = {
-    "codi": (GPT2LMHeadModel, GPT2Config, {k: v for k, v in CONFIG.items() if k != "initializer_range"},
-             {"projector": True, "projector_hidden_size": 24}, ["c_attn", "mlp.c_proj"], "projector"),
-    "colar": (LlamaForCausalLM, LlamaConfig, {k: v for k, v in LLAMA.items() if not k.startswith("latent")},
-              {"latent_intermediate_size": 24, "latent_embedding_std": 0.1}, ["q_proj", "down_proj"],
-              "lt_head"),
+GPT2_SHAPE = {key: value for key, value in CONFIG.items() if key != "initializer_range"}
+LLAMA_SHAPE = {key: value for key, value in LLAMA.items() if not key.startswith("latent")}
+BASES = {  # class, config class, shape; added config, LoRA's targets, what is trained whole
+    "codi": (GPT2LMHeadModel, GPT2Config, GPT2_SHAPE,
+             {"projector": True, "projector_hidden_size": 24}, ["c_attn", "mlp.c_proj"],
+             "projector"),
+    "colar": (LlamaForCausalLM, LlamaConfig, LLAMA_SHAPE,
+              {"latent_intermediate_size": 24, "latent_embedding_std": 0.1},
+              ["q_proj", "down_proj"], "lt_head"),
 }  # fmt: skip
 
 
@@ -174,14 +177,15 @@ BASES = {
 def test_training_starts_from_a_plain_base_in_bf16(name, tmp_path):
     """As in the papers' recipes: a plain language model, new parts, adapters; in float32."""
     pytest.importorskip("peft")
-    model, config, shape, own, targets, part = BASES[name]
+    model, config, shape, added, targets, part = BASES[name]
     tokenizer = build_tokenizer(BACKBONES[name])
     base = model(config(vocab_size=len(tokenizer), **shape)).to(torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     recipe = write_recipe(tmp_path / "x.yaml", **{"loss": {}} | OF[name] | {
-        "model_type": name, "base": str(tmp_path / "base"), "config": own, "problems_per_epoch": 200,
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": targets, "also_train": [part]},
+        "model_type": name, "base": str(tmp_path / "base"), "config": added,
+        "problems_per_epoch": 200, "lora": {"r": 4, "alpha": 8, "dropout": 0.1,
+                                            "target_modules": targets, "also_train": [part]},
     })  # fmt: skip
     done = train(recipe)
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,8 @@ def test_a_shipped_recipe_loads_and_names_its_command(path):
 def stubs(tmp_path):
     """A PATH whose python records what src.sweep is given and runs nothing."""
     (tmp_path / "python").write_text(
-        '#!/bin/sh\n[ "$2" = src.sweep ] && cat "$3" >>"$RECORD"\n[ "$1" != -c ] || echo 1\nexit 0\n'
+        '#!/bin/sh\n[ "$2" = src.sweep ] && cat "$3" >>"$RECORD"\n'
+        '[ "$1" != -c ] || echo 1\nexit 0\n'
     )
     (tmp_path / "python").chmod(0o755)
     return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
@@ -66,8 +67,8 @@ def test_a_recipe_s_commands_make_its_pools(path, stubs, tmp_path):
             "PATH": stubs,
         }
         done = subprocess.run(
-            ["bash", "run_annotation.sh"], cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True,
-            text=True,
+            ["bash", "run_annotation.sh"], cwd=ROOT, env=ENVIRONMENT | environment,
+            capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     recipe = load_recipe(path)

@@ -39,8 +39,8 @@ def pool(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pools")
     done = run_here(command(
         "annotate_data", "--data_path", "data/tiny_valid.json", "--limit", 40, "--n_samples", 4,
-        "--n_samples_per_step", 2, "--max_new_tokens", 8, "--sampling_by", "noise", "--noise_std", 1.0,
-        "--save_path", folder, "--name", "pool",
+        "--n_samples_per_step", 2, "--max_new_tokens", 8, "--sampling_by", "noise",
+        "--noise_std", 1.0, "--save_path", folder, "--name", "pool",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "pool"
@@ -82,7 +82,7 @@ def assert_same_weights(one, other, tolerance=0.0):
     assert one.keys() == other.keys()
     for name in one:
         if tolerance and name == "classifier.bias":
-            continue  # the contrastive loss does not see it: Adam makes steps of its rounding errors
+            continue  # it has no gradient but rounding errors, of which Adam makes steps
         torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance)
 
 
@@ -162,21 +162,22 @@ def short(pool, tmp_path_factory):
     "changes",
     [
         {"loss": {"bce": 1.0}}, {"labels": "outcome"}, {"cumulative": True}, {"extra_layers": 2},
-        {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
+        {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"},
+        {"store_dtype": "float16"},
     ],
 )  # fmt: skip
 def test_each_ablation_is_a_key_of_the_recipe(pool, short, tmp_path, changes):
     path = recipe(tmp_path / "x.yaml", pool, max_steps=2, digits_weight=0.0, **changes)
     assert run_here(train_command(path)).returncode == 0
-    found = weights(path.with_suffix(""))
+    trained = weights(path.with_suffix(""))
     backbone, tokenizer = load_backbone("coconut", TINY)
     model = load_reward_model(path.with_suffix(""), backbone, tokenizer)
     assert len(model.transformer.h) == 4 + changes.get("extra_layers", 0)
     dtype = torch.float16 if "store_dtype" in changes else torch.float32
-    assert {tensor.dtype for tensor in found.values()} == {dtype}
+    assert {tensor.dtype for tensor in trained.values()} == {dtype}
     if changes.keys() & {"loss", "labels", "cumulative", "answer_weight"}:
         plain = weights(short)
-        assert any(not torch.equal(found[k], plain[k]) for k in found if k != "classifier.bias")
+        assert any(not torch.equal(trained[k], plain[k]) for k in trained if k != "classifier.bias")
 
 
 def test_extra_layers_change_nothing_before_training(pool, tmp_path):
@@ -198,7 +199,7 @@ def test_a_model_that_answers_says_so_in_its_config(pool, tmp_path):
 
 
 def test_two_processes_resume_a_later_epoch_with_the_same_weights(pool, tmp_path):
-    """The order of a resumed epoch is that of an uninterrupted one, however the batches are shared."""
+    """A resumed epoch has the order of an uninterrupted one."""
     epochs = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "per_device_train_batch_size": 2}
     whole = recipe(tmp_path / "whole.yaml", pool, **epochs)
     assert run(train_command(whole, processes=2)).returncode == 0
@@ -267,17 +268,17 @@ def test_pools_of_another_backbone_are_refused(pool, tmp_path):
 
 def test_both_precisions_train_nearly_the_same_weights(pool, tmp_path):
     """bf16 and fp32 differ by rounding: a few steps end at nearly the same loss and weights."""
-    found = {}
+    results = {}
     for name in ("no", "bf16"):
         path = recipe(tmp_path / f"{name}.yaml", pool, mixed_precision=name)
         done = run_here(train_command(path))
         assert done.returncode == 0, done.stderr
         metrics = json.loads((path.with_suffix("") / "metrics.json").read_text())
         assert metrics["mixed_precision"] == name
-        found[name] = metrics["final"]["test_n_4_loss"], weights(path.with_suffix(""))
-    assert found["bf16"][0] == pytest.approx(found["no"][0], rel=0.02)
-    for key, weight in found["no"][1].items():
-        distance = (weight.float() - found["bf16"][1][key].float()).norm()
+        results[name] = metrics["final"]["test_n_4_loss"], weights(path.with_suffix(""))
+    assert results["bf16"][0] == pytest.approx(results["no"][0], rel=0.02)
+    for key, weight in results["no"][1].items():
+        distance = (weight.float() - results["bf16"][1][key].float()).norm()
         assert distance < 0.05 * weight.float().norm() + 0.02, key
 
 
@@ -354,8 +355,8 @@ def test_training_learns_the_right_answer_and_evaluation_scores_the_sampled_one(
         torch.testing.assert_close(model.train()(*prompt, **_rest(batch))["loss"], expected)
         thoughts = judge(*prompt, batch["answer_ids"])[..., :-1].sum(-1)
         scores = model.eval()(*prompt, **_rest(batch))["scores"] - thoughts
-        own = log_prob(judge.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
-    torch.testing.assert_close(scores, own)
+        answer_scores = log_prob(judge.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
+    torch.testing.assert_close(scores, answer_scores)
 
 
 def _rest(batch):
@@ -372,8 +373,8 @@ def test_digit_targets_are_those_of_results_and_answers(pool):
     first = row["steps"][0].rpartition("=")[2].rstrip(">")
     assert item["digits"]["step"][0].tolist() == ([int(x) for x in first[::-1]] + [10] * 3)[:3]
     assert item["digits"]["own"].shape == (4, 3)
-    for own, right in zip(item["digits"]["own"], item["corrects"], strict=True):
-        assert torch.equal(own, item["digits"]["true"]) == bool(right)
+    for digits, right in zip(item["digits"]["own"], item["corrects"], strict=True):
+        assert torch.equal(digits, item["digits"]["true"]) == bool(right)
 
 
 def test_mixed_only_leaves_out_questions_without_a_ranking(tmp_path):
@@ -397,13 +398,13 @@ def test_pool_metrics_equal_those_by_hand():
     corrects = np.array([[True, False, False, False], [False, False, True, False], [False] * 4])
     scores = np.zeros((3, 4))
     scores[0, 0], scores[0, 3], scores[1, 1] = 6.0, 18.0, 2.0  # the unparsable one scores highest
-    found = pool_metrics(SimpleNamespace(predictions=scores, label_ids=(corrects, answers)))
-    assert found["recall_at_1"] == pytest.approx(33.33)
-    assert found["weighted_vote"] == pytest.approx(33.33)
-    assert found["vote"] == 0
-    assert found["coverage"] == pytest.approx(66.67)
-    assert found["mean_accuracy"] == pytest.approx(16.67)
-    assert found["auc"] == pytest.approx(((2 / 3) + (1 / 3)) / 2)
+    metrics = pool_metrics(SimpleNamespace(predictions=scores, label_ids=(corrects, answers)))
+    assert metrics["recall_at_1"] == pytest.approx(33.33)
+    assert metrics["weighted_vote"] == pytest.approx(33.33)
+    assert metrics["vote"] == 0
+    assert metrics["coverage"] == pytest.approx(66.67)
+    assert metrics["mean_accuracy"] == pytest.approx(16.67)
+    assert metrics["auc"] == pytest.approx(((2 / 3) + (1 / 3)) / 2)
 
 
 @pytest.mark.quick
@@ -420,7 +421,7 @@ def test_the_order_depends_on_seed_and_epoch_only():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"learning_rat": 1}, "learning_rat"), ({"loss": {"mse": 1.0}}, "contrastive"),
         ({"labels": "gold"}, "labels"), ({"train_pools": []}, "train_pools"),
@@ -430,13 +431,14 @@ def test_the_order_depends_on_seed_and_epoch_only():
         ({"eval_pools": None}, "eval_pools"), ({"eval_steps": "often"}, "eval_steps"),
         ({"metric_for_best_model": None}, "metric_for_best_model"),
         ({"extra_layers": -1}, "negative"), ({"loss": {"bce": "much"}}, "loss.bce"),
-        ({"gradient_accumulation_steps": 30}, "batch"), ({"per_device_train_batch_size": 100}, "batch"),
+        ({"gradient_accumulation_steps": 30}, "batch"),
+        ({"per_device_train_batch_size": 100}, "batch"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_reward_recipe_is_one_line(pool, tmp_path, changes, said):
+def test_a_mistake_in_a_reward_recipe_is_one_line(pool, tmp_path, changes, message):
     done = run_here(train_command(recipe(tmp_path / "x.yaml", pool, **changes)))
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1, done.stderr
-    assert said in lines[0]
+    assert message in lines[0]
     assert "Traceback" not in done.stderr

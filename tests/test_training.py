@@ -44,16 +44,16 @@ def loss_of(model, tokenizer, probe=0.0):
 def some_batches(stage, size=4, remainder="drop"):
     model, tokenizer = random_coconut(n_positions=128)
     format_row = loss_of(model, tokenizer).format_row
-    found = batches(ROWS, tokenizer, format_row, stage, size, "seed", remainder)
-    return model, tokenizer, list(found)
+    batch_list = batches(ROWS, tokenizer, format_row, stage, size, "seed", remainder)
+    return model, tokenizer, list(batch_list)
 
 
 @pytest.mark.quick
 def test_batches_hold_prompts_of_one_length():
     stage = stage_of(4, 2)
-    _, tokenizer, found = some_batches(stage)
-    assert len(found) > 20
-    for batch in found:
+    _, tokenizer, batch_list = some_batches(stage)
+    assert len(batch_list) > 20
+    for batch in batch_list:
         assert batch.prompts.shape[0] == 4
         assert tokenizer.pad_token_id not in batch.prompts
         assert batch.digits.shape == (4, 2, 3)
@@ -64,9 +64,9 @@ def test_batches_hold_prompts_of_one_length():
 def test_problems_that_fill_no_batch_are_padded_or_kept():
     stage = stage_of(4, 2)
     for remainder, expected in (("pad", len(ROWS) - len(ROWS) % 7), ("all", len(ROWS))):
-        _, _, found = some_batches(stage, 7, remainder)
-        assert sum(len(batch.prompts) for batch in found) == expected
-    assert any(len(set(batch.prompt_lengths.tolist())) > 1 for batch in found)
+        _, _, batch_list = some_batches(stage, 7, remainder)
+        assert sum(len(batch.prompts) for batch in batch_list) == expected
+    assert any(len(set(batch.prompt_lengths.tolist())) > 1 for batch in batch_list)
 
 
 @pytest.mark.quick
@@ -100,8 +100,8 @@ def test_the_tiny_stream_leaves_out_held_out_questions(tmp_path):
     whole = list(TinyProblems(3, 50, []).epoch(1))
     path = tmp_path / "held_out.json"
     path.write_text(json.dumps([whole[4], whole[7]]))
-    found = list(make_source("tiny", 3, 50, [path]).epoch(1))
-    assert found == [row for i, row in enumerate(whole) if i not in (4, 7)]
+    stream = list(make_source("tiny", 3, 50, [path]).epoch(1))
+    assert stream == [row for i, row in enumerate(whole) if i not in (4, 7)]
 
 
 @pytest.mark.quick
@@ -113,8 +113,10 @@ def test_a_training_file_is_read_without_held_out_questions(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
     source = make_source(str(tmp_path / "train.json"), 3, None, [tmp_path / "held_out.json"])
     assert source.num_held_out == 2
-    found = [row["question"] for row in source.epoch(0)]
-    assert sorted(found) == sorted(row["question"] for i, row in enumerate(rows) if i not in (3, 7))
+    questions = [row["question"] for row in source.epoch(0)]
+    assert sorted(questions) == sorted(
+        row["question"] for i, row in enumerate(rows) if i not in (3, 7)
+    )
 
 
 def plain_loss(model, batch, thoughts):
@@ -139,9 +141,9 @@ def test_padding_of_prompts_changes_no_loss():
     module = loss_of(model, tokenizer)
 
     def summed(part):
-        (found,) = batches(part, tokenizer, module.format_row, stage, len(part), "s", "all")
-        loss, right = module(found, stage)
-        return loss * found.num_targets["text"], right.tolist()
+        (batch,) = batches(part, tokenizer, module.format_row, stage, len(part), "s", "all")
+        loss, right = module(batch, stage)
+        return loss * batch.num_targets["text"], right.tolist()
 
     together = summed(rows)
     alone = [summed([row]) for row in rows]
@@ -151,13 +153,13 @@ def test_padding_of_prompts_changes_no_loss():
 @pytest.mark.quick
 @pytest.mark.parametrize(("thoughts", "hidden_steps"), [(0, 0), (2, 1), (6, -1)])
 def test_coconut_loss_and_gradients_equal_the_uncached_ones(thoughts, hidden_steps):
-    model, tokenizer, found = some_batches(stage_of(thoughts, hidden_steps))
+    model, tokenizer, batch_list = some_batches(stage_of(thoughts, hidden_steps))
     module = loss_of(model, tokenizer)
-    loss, _ = module(found[0], stage_of(thoughts, hidden_steps))
+    loss, _ = module(batch_list[0], stage_of(thoughts, hidden_steps))
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    expected = plain_loss(model, found[0], thoughts)
+    expected = plain_loss(model, batch_list[0], thoughts)
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     for name, parameter in model.named_parameters():
@@ -166,12 +168,12 @@ def test_coconut_loss_and_gradients_equal_the_uncached_ones(thoughts, hidden_ste
 
 
 def test_the_probe_s_loss_falls_in_training():
-    model, tokenizer, found = some_batches(stage_of(6, -1))
+    model, tokenizer, batch_list = some_batches(stage_of(6, -1))
     module = loss_of(model, tokenizer, probe=1.0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     first = None
     for _ in range(40):
-        loss, _ = module(found[0], stage_of(6, -1))
+        loss, _ = module(batch_list[0], stage_of(6, -1))
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
@@ -182,11 +184,11 @@ def test_the_probe_s_loss_falls_in_training():
 @pytest.mark.quick
 def test_training_drops_under_the_sampler_s_masks():
     """Training reads a prompt and thinks under the masks of the sampling engine."""
-    model, tokenizer, found = some_batches(stage_of(6, -1))
+    model, tokenizer, batch_list = some_batches(stage_of(6, -1))
     sampling = Sampling("dropout", dropout_p=0.1)
     rng_keys = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
-    states, _ = loss_of(model, tokenizer).read(found[0], "text", 6, sampling, rng_keys)
-    sampled = sample(model, Request(found[0].prompts.tolist(), range(4), 1, 6, 1, 5, sampling))
+    states, _ = loss_of(model, tokenizer).read(batch_list[0], "text", 6, sampling, rng_keys)
+    sampled = sample(model, Request(batch_list[0].prompts.tolist(), range(4), 1, 6, 1, 5, sampling))
     torch.testing.assert_close(torch.stack(states, 1), sampled.thoughts[:, 0], rtol=1e-4, atol=1e-4)
 
 
@@ -280,12 +282,13 @@ def test_the_finished_model_has_the_last_stage_s_number_of_thoughts(trained, tmp
     """generation_config.json holds the last stage's thoughts, and the recipe's generation."""
     assert checkpoint_defaults("coconut", str(trained)).latent_length == 4
     path = write_recipe(
-        tmp_path / "x.yaml", problems_per_epoch=100, generation={"noise_std": 0.3, "max_new_tokens": 9},
+        tmp_path / "x.yaml", problems_per_epoch=100,
+        generation={"noise_std": 0.3, "max_new_tokens": 9},
         stages=[{"epochs": 1, "learning_rate": 1e-3, "thoughts": 2, "hidden_steps": 1}],
     )  # fmt: skip
     assert run_here(command("train_backbone", path)).returncode == 0
-    found = checkpoint_defaults("coconut", str(tmp_path / "x"))
-    assert (found.latent_length, found.noise_std, found.max_new_tokens) == (2, 0.3, 9)
+    defaults = checkpoint_defaults("coconut", str(tmp_path / "x"))
+    assert (defaults.latent_length, defaults.noise_std, defaults.max_new_tokens) == (2, 0.3, 9)
 
 
 def test_training_prints_its_data_and_its_pace(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from utils.processes import where
 from utils.progress import Pace, progress
 
 _CHECKED_ROWS = 10_000  # rows of a training file in which unknown words are looked for
-_MAX_STEPS = 31  # of a problem, in the accuracies by number of steps; more count as this many
+_STEP_BINS = 32  # of the accuracies by number of steps, from 0; the last one holds longer problems
 # Hugging Face's own dropouts are off: a stage drops where the sampler does
 _DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout")
 
@@ -150,13 +150,12 @@ class BackboneTrainer:
             files.append(("train", self.recipe.train, self.source.rows[:_CHECKED_ROWS]))
         for key, path, rows in files:
             unknown = len(rows_with_unknown(self.model, self.tokenizer, rows))
-            if not unknown:
-                continue
             line = f"{key}: {path}: {unknown} of {len(rows)} questions hold unknown words"
             if unknown > UNKNOWN_SHARE * len(rows) and not self.recipe.allow_unknown:
                 mend = "set base to a model that knows them, or allow_unknown: true"
                 raise UserError(f"{line}: {mend}")
-            warn(line)
+            if unknown:
+                warn(line)
 
     def _new_optimizer(self):
         trained = [p for p in self.wrapped_loss.parameters() if p.requires_grad]
@@ -168,8 +167,7 @@ class BackboneTrainer:
         """Trains to the end and writes the model and its metrics."""
         is_main, cursor, stages = self.accelerator.is_main_process, self.cursor, self.recipe.stages
         epochs = sum(stage.epochs for stage in stages[cursor.stage :])
-        steps = epochs * self._steps_per_epoch() - cursor.step
-        self.pace = Pace(steps, print if is_main else None)
+        self.pace = Pace(epochs * self._steps_per_epoch() - cursor.step, print if is_main else None)
         while cursor.stage < len(stages):
             self._run_stage(stages[cursor.stage])
             cursor.stage += 1
@@ -229,8 +227,7 @@ class BackboneTrainer:
             shard = batch.shard(self.process, self.num_processes, self.device)
             loss, right = self.wrapped_loss(shard, stage, self._rng_keys())
             self.accelerator.backward(loss)
-        max_norm = self.recipe.max_grad_norm
-        self.accelerator.clip_grad_norm_(self.wrapped_loss.parameters(), max_norm)
+        self.accelerator.clip_grad_norm_(self.wrapped_loss.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         return loss.detach(), right
 
@@ -268,14 +265,13 @@ class BackboneTrainer:
             stage = replace(stage, speeds=[min(stage.speeds, key=lambda speed: abs(speed - 2))])
         settings = (self.tokenizer, self.loss.format_row, stage, 128, "valid", "all")
         valid_batches = batches(self.valid, *settings)
-        length = _MAX_STEPS + 1
-        counts = torch.zeros(2, length, dtype=torch.float64)  # solved and all, by number of steps
+        counts = torch.zeros(2, _STEP_BINS, dtype=torch.float64)  # solved and all problems
         for batch in itertools.islice(valid_batches, self.process, None, self.num_processes):
             with self.accelerator.autocast():
                 solved = self.loss.solved(batch.shard(0, 1, self.device), stage)
-            num_steps = torch.tensor(batch.num_steps).clamp(max=_MAX_STEPS)
-            counts[0] += num_steps.bincount(solved.cpu().double(), minlength=length)
-            counts[1] += num_steps.bincount(minlength=length)
+            num_steps = torch.tensor(batch.num_steps).clamp(max=_STEP_BINS - 1)
+            counts[0] += num_steps.bincount(solved.cpu().double(), minlength=_STEP_BINS)
+            counts[1] += num_steps.bincount(minlength=_STEP_BINS)
         solved, total = self.accelerator.reduce(counts.to(self.device)).tolist()
         by_steps = {str(k): round(100 * solved[k] / n, 1) for k, n in enumerate(total) if n}
         return round(100 * sum(solved) / sum(total), 2), by_steps
@@ -326,19 +322,16 @@ class BackboneTrainer:
         except Exception as error:  # a damaged archive fails in many ways
             reason = f"{self.state_file} is damaged ({type(error).__name__})"
             raise UserError(f"{reason}; remove it to start anew") from None
-        self._check_recipe(state["recipe"])
-        self.cursor = Cursor(**state["cursor"])
-        self.loss.load_state_dict(state["module"])
-        return state["optimizer"]
-
-    def _check_recipe(self, saved):
-        before, now = saved["mixed_precision"], self.recipe.mixed_precision
-        if saved | {"mixed_precision": now} != asdict(self.recipe):
+        before, now = state["recipe"].get("mixed_precision"), self.recipe.mixed_precision
+        if state["recipe"] | {"mixed_precision": now} != asdict(self.recipe):
             mend = "go on with that one or remove the file"
             raise UserError(f"{self.state_file} was made by another recipe; {mend}")
         if before != now:
             fault = f"{self.state_file} was made with another precision than this machine's"
             raise UserError(f"{fault}: set mixed_precision: {before} to go on")
+        self.cursor = Cursor(**state["cursor"])
+        self.loss.load_state_dict(state["module"])
+        return state["optimizer"]
 
     def _finish(self):
         recipe, history = self.recipe, self.cursor.history

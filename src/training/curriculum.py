@@ -212,8 +212,7 @@ def _collate(examples, num_probed):
 
 
 def _pad(sequences, value):
-    tensors = [torch.tensor(ids) for ids in sequences]
-    return pad_sequence(tensors, batch_first=True, padding_value=value)  # on the right
+    return pad_sequence(list(map(torch.tensor, sequences)), batch_first=True, padding_value=value)
 
 
 def result_digits(row, num_steps):

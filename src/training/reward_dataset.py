@@ -17,7 +17,7 @@ LABELS = ("rollout", "outcome")
 class TrajectoryDataset(Dataset):
     """The questions of some pools. An item holds the N trajectories of one question.
 
-    folders: the pools. backbone, tokenizer: the class and the words of the generator.
+    folders: of the pools. backbone, tokenizer: class and tokenizer of the generator.
     labels: "rollout" (the pools' estimations) or "outcome" (their corrects).
     mixed_only: leave out questions that all trajectories solve, or none.
     with_digits: items also hold the digits of the true results and of the answers.
@@ -34,7 +34,7 @@ class TrajectoryDataset(Dataset):
             (pool, position)
             for pool in self.pools
             for position in range(len(pool))
-            if not mixed_only or _mixed(pool.tensor(position, "corrects"))
+            if not mixed_only or len(pool.tensor(position, "corrects").unique()) == 2
         ]
         empty = [pool.folder for pool in self.pools if not len(pool)]
         if empty or not self.index:
@@ -93,10 +93,6 @@ class TrajectoryDataset(Dataset):
         if self.with_digits:
             item["digits"] = _digits(row, question["predictions"], estimations.shape[1] // 2)
         return item
-
-
-def _mixed(corrects):
-    return bool(corrects.any()) and not bool(corrects.all())
 
 
 def _digits(row, predictions, num_steps):

@@ -56,7 +56,6 @@ class RewardRecipe(TrainingArguments):
     early_stopping_patience: int | None = None  # evaluations without a better metric
     mixed_precision: str = "no"  # bf16, no, or auto: bf16 where the device computes it fast
     store_dtype: str = "float32"  # number format of the finished checkpoint
-
     # other defaults than those of TrainingArguments:
     report_to: str | list[str] | None = "none"
     remove_unused_columns: bool | None = False
@@ -73,7 +72,6 @@ class RewardRecipe(TrainingArguments):
         self.mixed_precision = resolve_precision(self.mixed_precision)
         self.bf16 = self.mixed_precision == "bf16"
         self._check_own_keys()
-        self._check_metric()
         self._check_trainer_keys()
         # the Trainer reads the precision from here, where `accelerate config` may hold another one
         os.environ["ACCELERATE_MIXED_PRECISION"] = self.mixed_precision
@@ -96,7 +94,13 @@ class RewardRecipe(TrainingArguments):
         if self.store_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError("store_dtype must be float32, float16 or bfloat16")
 
-    def _check_metric(self):
+    def _check_trainer_keys(self):
+        for key, minimum in _MINIMUM.items():
+            value = getattr(self, key)
+            if value is not None and value < minimum:
+                raise UserError(f"{key} must be at least {minimum}, not {value}")
+        if "8bit" in self.optim and find_spec("bitsandbytes") is None:
+            raise UserError(f"optim: {self.optim} needs bitsandbytes: pip install bitsandbytes")
         metric, patience = self.metric_for_best_model, self.early_stopping_patience
         if metric is None and (self.load_best_model_at_end or patience):
             raise UserError("metric_for_best_model is missing: the best model is chosen by it")
@@ -106,14 +110,6 @@ class RewardRecipe(TrainingArguments):
         if metric is not None and metric.removeprefix("eval_") not in known:
             fault = f"{metric} is not measured; one of {', '.join(known)} is"
             raise UserError(f"metric_for_best_model: {fault}")
-
-    def _check_trainer_keys(self):
-        for key, minimum in _MINIMUM.items():
-            value = getattr(self, key)
-            if value is not None and value < minimum:
-                raise UserError(f"{key} must be at least {minimum}, not {value}")
-        if "8bit" in self.optim and find_spec("bitsandbytes") is None:
-            raise UserError(f"optim: {self.optim} needs bitsandbytes: pip install bitsandbytes")
 
     @property
     def device(self):

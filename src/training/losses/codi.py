@@ -40,15 +40,16 @@ class CodiLoss(CoconutLoss):
     def forward(self, batch, stage, rng_keys=None):
         """The loss (scalar), and whether each student's text is predicted without a mistake (B,);
         in a stage without thoughts, the teacher's."""
-        sampling, weights = Sampling("dropout", stage.dropout), self.weights
+        dropout, weights = Sampling("dropout", stage.dropout), self.weights
         teacher_layers, student_layers = [], []
-        _, hidden = self.read(batch, "teacher", 0, sampling, rng_keys, teacher_layers)
+        _, hidden = self.read(batch, "teacher", 0, dropout, rng_keys, teacher_layers)
         teacher, right = self.text_loss(batch, "teacher", hidden)
         loss = weights["teacher"] * teacher
         if not stage.thoughts:
             return loss + zero_loss(self.probe) + zero_loss(self.model.projector), right
-        reading = ("student", stage.thoughts, sampling, rng_keys, student_layers)
-        thoughts, hidden = self.read(batch, *reading)
+        thoughts, hidden = self.read(
+            batch, "student", stage.thoughts, dropout, rng_keys, student_layers
+        )
         student, right = self.text_loss(batch, "student", hidden)
         distance = _distillation(batch, teacher_layers, student_layers)
         loss = loss + weights["student"] * student + weights["distill"] * distance

@@ -78,15 +78,14 @@ class ColarLoss(nn.Module):
     @torch.no_grad()
     def solved(self, batch, stage):
         """Whether each problem (B,) is solved greedily, with the model's own thoughts."""
-        lengths = batch.prompt_lengths.tolist()
+        lengths, thoughts = batch.prompt_lengths.tolist(), self.model.defaults.latent_length
         prompts = [ids[:n].tolist() for ids, n in zip(batch.prompts, lengths, strict=True)]
         # without the end-of-thinking token and the end of text
         golds = [ids[ids != IGNORED].tolist()[1:-1] for ids in batch.texts["text"]]
         max_tokens = max(map(len, golds)) + 1
-        thoughts = self.model.defaults.latent_length
         sampled = sample(self.model, Request(prompts, range(len(golds)), 1, thoughts, max_tokens))
-        answers = [tokens[0] for tokens in sampled.tokens]
-        return torch.tensor([answer == gold for answer, gold in zip(answers, golds, strict=True)])
+        pairs = zip(sampled.tokens, golds, strict=True)
+        return torch.tensor([answers[0] == gold for answers, gold in pairs])
 
     def _merge(self, batch):
         """Groups of step tokens (B, K, r), padded with IGNORED, and their embeddings (B, K, D)."""
