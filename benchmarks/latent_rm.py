@@ -18,7 +18,7 @@ from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from src.training.attention import training_attention
-from src.training.reward_loss import contrastive
+from src.training.losses.latent_rm import contrastive
 
 PROMPT, THOUGHTS, TRAJECTORIES = 94, 6, 8
 NOISE = 0.6

@@ -7,10 +7,12 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from src.models.precision import slowness
-from src.training.backbone import BackboneTrainer, Recipe, copy_recipe
+from src.training.backbone_recipe import Recipe
+from src.training.backbone_trainer import BackboneTrainer
 from utils.cli import Parser
 from utils.config import load_yaml
 from utils.errors import reports_user_errors, warn
+from utils.files import write_text
 from utils.processes import end_processes, leave_cleanly, use_all_cores
 
 
@@ -29,7 +31,8 @@ def main():
     trainer = BackboneTrainer(recipe, accelerator)
     if accelerator.is_main_process:
         print(trainer.introduction(), flush=True)
-        copy_recipe(path, recipe.output_dir)
+        text = path.read_text(encoding="utf-8")
+        write_text(Path(recipe.output_dir) / "recipe.yaml", text)
     slow = slowness("bfloat16") if recipe.mixed_precision == "bf16" else None
     if slow:
         warn(f"mixed_precision: {slow}; auto chooses what is fast")

@@ -27,7 +27,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVIC
 ENVIRONMENT = os.environ | ONE_THREAD
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["tests.commands", "src.sweep", "src.training.reward", "src.training.backbone"]
+    ["tests.commands", "src.sweep", "src.training.reward_trainer", "src.training.backbone_trainer"]
 )
 
 

@@ -1,4 +1,4 @@
-"""CODI's and CoLaR's losses against the plain way, row by row by the Hugging Face models; LoRA; processes."""
+"""CODI's and CoLaR's losses against uncached ones, row by row; LoRA; processes."""
 
 import json
 
@@ -12,13 +12,13 @@ from src.models import BACKBONES
 from src.models.loading import load_backbone
 from src.models.tokenizers import build_tokenizer
 from src.sampling import rng
-from src.training.codi_loss import CodiLoss
-from src.training.colar_loss import ColarLoss, _drawn
 from src.training.curriculum import Stage, batches
+from src.training.losses.codi import CodiLoss
+from src.training.losses.colar import ColarLoss, _draw
 from tests.conftest import random_coconut, random_codi, random_colar
 from tests.test_training import CONFIG, ROWS, train, write_recipe
 
-KEYS = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
+RNG_KEYS = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
 LLAMA = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "intermediate_size": 48, "max_position_embeddings": 192, "tie_word_embeddings": True,
@@ -35,7 +35,7 @@ OF = {
 
 
 def a_batch(module, tokenizer, stage):
-    return next(batches(ROWS, tokenizer, module.parts, stage, 4, "seed", "drop"))
+    return next(batches(ROWS, tokenizer, module.format_row, stage, 4, "seed", "drop"))
 
 
 def gradients_of(module, loss):
@@ -44,10 +44,10 @@ def gradients_of(module, loss):
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(found, plain):
+def assert_same_gradients(gradients, plain):
     for name, gradient in plain.items():
         scale = gradient.abs().max().clamp(min=1e-3)
-        assert (found[name] - gradient).abs().max() < 1e-3 * scale, name
+        assert (gradients[name] - gradient).abs().max() < 1e-3 * scale, name
 
 
 def plain_codi(model, batch, thoughts, weights):
@@ -55,11 +55,11 @@ def plain_codi(model, batch, thoughts, weights):
     losses = {"teacher": [], "student": []}
     states = {"teacher": [], "student": []}
     embed = model.transformer.wte
-    for row in range(len(batch.prompt)):
+    for row in range(len(batch.prompts)):
         number = int((batch.texts["number"][row] != -100).sum())
         for name in losses:
             text = batch.texts[name][row][batch.texts[name][row] != -100]
-            x = embed(batch.prompt[row])
+            x = embed(batch.prompts[row])
             for _ in range(thoughts if name == "student" else 0):
                 hidden = model.transformer(inputs_embeds=x[None]).last_hidden_state[0, -1]
                 x = torch.cat((x, model.projector(hidden)[None]))
@@ -69,17 +69,18 @@ def plain_codi(model, batch, thoughts, weights):
             logits = model.lm_head(out.last_hidden_state[0, -len(text) + 1 :])
             losses[name].append(F.cross_entropy(logits, text[1:], reduction="sum"))
             states[name].append([layer[0, -number] for layer in out.hidden_states[1:]])
-    loss = sum(weights[name] * sum(losses[name]) / batch.n_targets[name] for name in losses)
+    loss = sum(weights[name] * sum(losses[name]) / batch.num_targets[name] for name in losses)
     distances = []
     for layer in range(model.config.n_layer):
-        teacher = torch.stack([found[layer] for found in states["teacher"]]).detach()
-        student = torch.stack([found[layer] for found in states["student"]])
+        teacher = torch.stack([layers[layer] for layers in states["teacher"]]).detach()
+        student = torch.stack([layers[layer] for layers in states["student"]])
         distances.append(F.smooth_l1_loss(student, teacher) / teacher.std())
     return loss + weights["distill"] * sum(distances) / len(distances)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("projector", [True, False])
-def test_codi_s_loss_and_gradients_are_the_plain_ones(projector):
+def test_codi_loss_and_gradients_equal_the_uncached_ones(projector):
     model, tokenizer = random_codi(projector=projector, n_positions=128, n_layer=2)
     weights = {"teacher": 0.5, "student": 2.0, "distill": 3.0, "probe": 0.0}
     module = CodiLoss(model, weights, tokenizer.eos_token)
@@ -91,9 +92,10 @@ def test_codi_s_loss_and_gradients_are_the_plain_ones(projector):
     assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
 
 
-def test_codi_s_states_are_those_before_the_number():
+@pytest.mark.quick
+def test_codi_texts_end_with_the_answer_s_number():
     model, tokenizer = random_codi(n_positions=128)
-    module = CodiLoss(model, CodiLoss.weights, tokenizer.eos_token)
+    module = CodiLoss(model, CodiLoss.default_weights, tokenizer.eos_token)
     stage = Stage(epochs=1, learning_rate=1e-3, thoughts=2, hidden_steps=-1)
     batch = a_batch(module, tokenizer, stage)
     for name in ("teacher", "student"):
@@ -103,24 +105,25 @@ def test_codi_s_states_are_those_before_the_number():
             assert tokenizer.decode(text[: -len(number)]).endswith("the answer is :")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("speed", [1, 2, 3])
-def test_colar_s_loss_and_gradients_are_the_plain_ones(speed):
+def test_colar_loss_and_gradients_equal_the_uncached_ones(speed):
     model, tokenizer = random_colar(max_position_embeddings=192)
     module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer.eos_token)
     stage = Stage(epochs=1, learning_rate=1e-3, speeds=[speed])
     batch = a_batch(module, tokenizer, stage)
-    assert f"thinking speed : {speed} )" in tokenizer.decode(batch.prompt[0])
-    loss, _ = module(batch, stage, KEYS)
+    assert f"thinking speed : {speed} )" in tokenizer.decode(batch.prompts[0])
+    loss, _ = module(batch, stage, RNG_KEYS)
     groups, _ = module._merge(batch)
-    drawn, embed, expected = _drawn(groups, KEYS), model.model.embed_tokens, 0.0
+    drawn, embed, expected = _draw(groups, RNG_KEYS), model.model.embed_tokens, 0.0
     for row in range(4):
         steps = batch.texts["steps"][row][batch.texts["steps"][row] != -100]
         text = batch.texts["text"][row][batch.texts["text"][row] != -100]
         merged = torch.stack([embed(part).sum(0) / speed**0.5 for part in steps.split(speed)])
         for k, part in enumerate(steps.split(speed)):
             assert drawn[row, k] in part
-        x = torch.cat((embed(batch.prompt[row]), merged, embed(text[:-1])))[None]
-        hidden = model.model(inputs_embeds=x).last_hidden_state[0, len(batch.prompt[row]) - 1 :]
+        x = torch.cat((embed(batch.prompts[row]), merged, embed(text[:-1])))[None]
+        hidden = model.model(inputs_embeds=x).last_hidden_state[0, len(batch.prompts[row]) - 1 :]
         count = len(merged)
         head = model.lt_head.mean(model.lt_head.fc(hidden[:count]))
         latent = F.mse_loss(head, merged.detach() / model.config.latent_embedding_std)
@@ -132,17 +135,18 @@ def test_colar_s_loss_and_gradients_are_the_plain_ones(speed):
     assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected / 4))
 
 
-def test_a_group_s_token_is_drawn_evenly():
+@pytest.mark.quick
+def test_a_token_of_a_group_is_drawn_uniformly():
     groups = torch.tensor([[[7, 8, 9], [5, -100, -100]]]).expand(3000, -1, -1)
-    keys = rng.row_keys(1, torch.arange(3000), torch.zeros(3000, dtype=torch.int64), "cpu")
-    drawn = _drawn(groups, keys)
+    rng_keys = rng.row_keys(1, torch.arange(3000), torch.zeros(3000, dtype=torch.int64), "cpu")
+    drawn = _draw(groups, rng_keys)
     assert (drawn[:, 1] == 5).all()
     shares = torch.stack([(drawn[:, 0] == token).float().mean() for token in (7, 8, 9)])
     assert (shares - 1 / 3).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("name", OF)
-def test_two_processes_are_one(name, tmp_path):
+def test_two_processes_train_the_same_backbone_as_one(name, tmp_path):
     folders = []
     for processes in (1, 2):
         values = OF[name] | {"model_type": name, "problems_per_epoch": 300}
@@ -157,27 +161,31 @@ def test_two_processes_are_one(name, tmp_path):
     load_backbone(name, str(folders[0]))
 
 
-BASES = {
-    "codi": (GPT2LMHeadModel, GPT2Config, {k: v for k, v in CONFIG.items() if k != "initializer_range"},
-             {"projector": True, "projector_hidden_size": 24}, ["c_attn", "mlp.c_proj"], "projector"),
-    "colar": (LlamaForCausalLM, LlamaConfig, {k: v for k, v in LLAMA.items() if not k.startswith("latent")},
-              {"latent_intermediate_size": 24, "latent_embedding_std": 0.1}, ["q_proj", "down_proj"],
-              "lt_head"),
+GPT2_SHAPE = {key: value for key, value in CONFIG.items() if key != "initializer_range"}
+LLAMA_SHAPE = {key: value for key, value in LLAMA.items() if not key.startswith("latent")}
+BASES = {  # class, config class, shape; added config, LoRA's targets, what is trained whole
+    "codi": (GPT2LMHeadModel, GPT2Config, GPT2_SHAPE,
+             {"projector": True, "projector_hidden_size": 24}, ["c_attn", "mlp.c_proj"],
+             "projector"),
+    "colar": (LlamaForCausalLM, LlamaConfig, LLAMA_SHAPE,
+              {"latent_intermediate_size": 24, "latent_embedding_std": 0.1},
+              ["q_proj", "down_proj"], "lt_head"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_training_goes_from_a_plain_base_in_bf16(name, tmp_path):
-    """As the papers' recipes: a language model of the hub, new parts, adapters; computed in float32."""
+def test_training_starts_from_a_plain_base_in_bf16(name, tmp_path):
+    """As in the papers' recipes: a plain language model, new parts, adapters; in float32."""
     pytest.importorskip("peft")
-    model, config, shape, own, targets, part = BASES[name]
+    model, config, shape, added, targets, part = BASES[name]
     tokenizer = build_tokenizer(BACKBONES[name])
     base = model(config(vocab_size=len(tokenizer), **shape)).to(torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     recipe = write_recipe(tmp_path / "x.yaml", **{"loss": {}} | OF[name] | {
-        "model_type": name, "base": str(tmp_path / "base"), "config": own, "problems_per_epoch": 200,
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": targets, "also_train": [part]},
+        "model_type": name, "base": str(tmp_path / "base"), "config": added,
+        "problems_per_epoch": 200, "lora": {"r": 4, "alpha": 8, "dropout": 0.1,
+                                            "target_modules": targets, "also_train": [part]},
     })  # fmt: skip
     done = train(recipe)
     assert done.returncode == 0, done.stderr

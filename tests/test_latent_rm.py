@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from src.models.latent_rm import GPT2LatentRM
 from src.models.loading import load_reward_model
 from src.search.prefix_scorer import PrefixScorer
-from src.training.reward_loss import bce, contrastive
+from src.training.losses.latent_rm import bce, contrastive
 from tests.conftest import RANDOM, random_coconut, random_judge, random_latent_rm
 from utils.errors import UserError
 

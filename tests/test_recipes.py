@@ -1,4 +1,4 @@
-"""The shipped recipes: they load, and what they name is what the commands in their comments make."""
+"""The shipped recipes load, and the commands in their comments make what they name."""
 
 import os
 import re
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.training.backbone import Recipe
-from src.training.reward import load_recipe
+from src.training.backbone_recipe import Recipe
+from src.training.reward_recipe import load_recipe
 from tests.commands import ENVIRONMENT, ROOT
 from utils.benchmarks import BENCHMARKS
 from utils.config import load_yaml
 
+pytestmark = pytest.mark.quick
 RECIPES = sorted((ROOT / "training_args").glob("*.yaml"))
 SHIPPED = {f"data/tiny_{name}.json" for name in ("test", "valid", "multi", "hard")}
 PAPER = {f"data/{name}.json" for name in BENCHMARKS}
@@ -25,15 +26,15 @@ def comments(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_it_loads_and_names_its_own_command(path):
+def test_a_shipped_recipe_loads_and_names_its_command(path):
     module = "train_backbone" if path.name.startswith("backbone") else "train"
     command = rf"accelerate launch( --multi_gpu)? -m src\.{module} training_args/{path.name}"
     assert re.search(command, comments(path))
     if module == "train":
-        recipe, arguments = load_recipe(path)
-        assert arguments.metric_for_best_model == "test_n_64_recall_at_1"
+        recipe = load_recipe(path)
+        assert recipe.metric_for_best_model == "test_n_64_recall_at_1"
         assert "test_n_64" in recipe.eval_pools
-        assert arguments.report_to == []
+        assert recipe.report_to == []
     else:
         recipe = load_yaml(path, Recipe)
         assert {recipe.train, recipe.valid, *recipe.held_out} <= SHIPPED | PAPER | {"tiny"}
@@ -44,7 +45,8 @@ def test_it_loads_and_names_its_own_command(path):
 def stubs(tmp_path):
     """A PATH whose python records what src.sweep is given and runs nothing."""
     (tmp_path / "python").write_text(
-        '#!/bin/sh\n[ "$2" = src.sweep ] && cat "$3" >>"$RECORD"\n[ "$1" != -c ] || echo 1\nexit 0\n'
+        '#!/bin/sh\n[ "$2" = src.sweep ] && cat "$3" >>"$RECORD"\n'
+        '[ "$1" != -c ] || echo 1\nexit 0\n'
     )
     (tmp_path / "python").chmod(0o755)
     return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
@@ -53,7 +55,7 @@ def stubs(tmp_path):
 @pytest.mark.parametrize(
     "path", [p for p in RECIPES if p.name.startswith("train")], ids=lambda p: p.name
 )
-def test_its_pools_are_those_that_its_commands_make(path, stubs, tmp_path):
+def test_a_recipe_s_commands_make_its_pools(path, stubs, tmp_path):
     lines = re.findall(r"((?:[A-Z_]+=\S+ )*)\./run_annotation\.sh", comments(path))
     assert lines, "names no command that makes its pools"
     record = tmp_path / "record"
@@ -65,11 +67,11 @@ def test_its_pools_are_those_that_its_commands_make(path, stubs, tmp_path):
             "PATH": stubs,
         }
         done = subprocess.run(
-            ["bash", "run_annotation.sh"], cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True,
-            text=True,
+            ["bash", "run_annotation.sh"], cwd=ROOT, env=ENVIRONMENT | environment,
+            capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    recipe, _ = load_recipe(path)
+    recipe = load_recipe(path)
     cells = [shlex.split(line) for line in record.read_text().splitlines()]
     made = {cell[cell.index("--name") + 1]: cell for cell in cells}
     for pool in (*recipe.train_pools, *recipe.eval_pools.values()):

@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "src/models": {"utils", "src.sampling", "src.models"},
     "src/search": {"utils", "src.sampling", "src.search"},
     "src/training": {"utils", "src.sampling", "src.models", "src.training"},
+    "src/training/losses": {"utils", "src.sampling", "src.models", "src.training"},
     "src/runs": {"utils", "src.sampling", "src.models", "src.search", "src.runs"},
 }
 

@@ -1,4 +1,4 @@
-"""python -m src.train: resume, processes, ablations, metrics, errors."""
+"""Training of LatentRM: resume, processes, ablations, metrics, errors."""
 
 import json
 import math
@@ -19,10 +19,11 @@ from src.models.coconut import COCONUT
 from src.models.latent_rm import log_prob
 from src.models.loading import load_backbone, load_reward_model, weights_sha256
 from src.models.tokenizers import build_tokenizer
-from src.training import reward
-from src.training.reward import last_checkpoint, load_recipe, pool_metrics
-from src.training.reward_data import Groups, LengthSampler, collate
-from src.training.reward_loss import RewardLoss
+from src.training import reward_trainer
+from src.training.losses.latent_rm import RewardLoss
+from src.training.reward_dataset import LengthSampler, TrajectoryDataset, collate
+from src.training.reward_recipe import load_recipe
+from src.training.reward_trainer import last_checkpoint, pool_metrics
 from tests.commands import ROOT, command, launch, run, run_here
 from tests.conftest import random_latent_rm
 from utils.errors import UserError
@@ -38,8 +39,8 @@ def pool(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pools")
     done = run_here(command(
         "annotate_data", "--data_path", "data/tiny_valid.json", "--limit", 40, "--n_samples", 4,
-        "--n_samples_per_step", 2, "--max_new_tokens", 8, "--sampling_by", "noise", "--noise_std", 1.0,
-        "--save_path", folder, "--name", "pool",
+        "--n_samples_per_step", 2, "--max_new_tokens", 8, "--sampling_by", "noise",
+        "--noise_std", 1.0, "--save_path", folder, "--name", "pool",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "pool"
@@ -81,11 +82,11 @@ def assert_same_weights(one, other, tolerance=0.0):
     assert one.keys() == other.keys()
     for name in one:
         if tolerance and name == "classifier.bias":
-            continue  # the contrastive loss does not see it: Adam makes steps of its rounding errors
+            continue  # it has no gradient but rounding errors, of which Adam makes steps
         torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance)
 
 
-def test_it_writes_a_reward_model_in_the_published_layout(whole):
+def test_training_writes_a_reward_model_in_the_published_layout(whole):
     assert not [name for name in weights(whole) if name.startswith("digit_heads")]
     backbone, tokenizer = load_backbone("coconut", TINY)
     model = load_reward_model(whole, backbone, tokenizer)
@@ -102,13 +103,13 @@ def test_it_writes_a_reward_model_in_the_published_layout(whole):
 
 
 @pytest.mark.parametrize("moment", range(6))
-def test_resumed_equals_uninterrupted(pool, whole, tmp_path, monkeypatch, moment):
+def test_resumed_training_gives_the_same_weights(pool, whole, tmp_path, monkeypatch, moment):
     """An interruption in a training step, in an evaluation or while a checkpoint is written."""
     path = recipe(tmp_path / "x.yaml", pool)
-    place = ("training_step", "evaluate", "_save_optimizer_and_scheduler")[moment % 3]
-    owner = reward.RewardTrainer if place == "training_step" else Trainer
-    plain, chance, calls = getattr(owner, place), random.Random(moment), 0
-    fatal = chance.randint(1, {"training_step": 6, "evaluate": 3}.get(place, 3))
+    method = ("training_step", "evaluate", "_save_optimizer_and_scheduler")[moment % 3]
+    owner = reward_trainer.RewardTrainer if method == "training_step" else Trainer
+    plain, calls = getattr(owner, method), 0
+    fatal = random.Random(moment).randint(1, 6 if method == "training_step" else 3)
 
     def fails(self, *args, **kwargs):
         nonlocal calls
@@ -118,14 +119,15 @@ def test_resumed_equals_uninterrupted(pool, whole, tmp_path, monkeypatch, moment
         return plain(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, place, fails)
+        patch.setattr(owner, method, fails)
         assert run_here(train_command(path)).returncode == 130
     done = run_here(train_command(path))
     assert done.returncode == 0, done.stderr
     assert_same_weights(path.with_suffix(""), whole)
 
 
-def test_a_checkpoint_that_was_cut_off_is_not_taken_up(tmp_path):
+@pytest.mark.quick
+def test_an_incomplete_checkpoint_is_not_resumed(tmp_path):
     for step, complete in ((2, True), (10, True), (12, False)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -136,7 +138,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_taken_up(tmp_path):
     assert last_checkpoint(tmp_path / "none") is None
 
 
-def test_two_processes_equal_one(pool, whole, tmp_path):
+def test_two_processes_train_the_same_reward_model_as_one(pool, whole, tmp_path):
     path = recipe(tmp_path / "x.yaml", pool, per_device_train_batch_size=2)
     done = launch(train_command(path, processes=2))
     assert done.returncode == 0, done.stderr
@@ -160,28 +162,29 @@ def short(pool, tmp_path_factory):
     "changes",
     [
         {"loss": {"bce": 1.0}}, {"labels": "outcome"}, {"cumulative": True}, {"extra_layers": 2},
-        {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"}, {"store_dtype": "float16"},
+        {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"},
+        {"store_dtype": "float16"},
     ],
 )  # fmt: skip
-def test_the_ablations_are_switches(pool, short, tmp_path, changes):
+def test_each_ablation_is_a_key_of_the_recipe(pool, short, tmp_path, changes):
     path = recipe(tmp_path / "x.yaml", pool, max_steps=2, digits_weight=0.0, **changes)
     assert run_here(train_command(path)).returncode == 0
-    found = weights(path.with_suffix(""))
+    trained = weights(path.with_suffix(""))
     backbone, tokenizer = load_backbone("coconut", TINY)
     model = load_reward_model(path.with_suffix(""), backbone, tokenizer)
     assert len(model.transformer.h) == 4 + changes.get("extra_layers", 0)
     dtype = torch.float16 if "store_dtype" in changes else torch.float32
-    assert {tensor.dtype for tensor in found.values()} == {dtype}
+    assert {tensor.dtype for tensor in trained.values()} == {dtype}
     if changes.keys() & {"loss", "labels", "cumulative", "answer_weight"}:
         plain = weights(short)
-        assert any(not torch.equal(found[k], plain[k]) for k in found if k != "classifier.bias")
+        assert any(not torch.equal(trained[k], plain[k]) for k in trained if k != "classifier.bias")
 
 
-def test_added_layers_change_nothing_at_first(pool, tmp_path):
-    plain, _ = load_recipe(recipe(tmp_path / "a.yaml", pool))
-    grown, _ = load_recipe(recipe(tmp_path / "b.yaml", pool, extra_layers=3))
-    one, other = (reward.new_model(x)[0] for x in (plain, grown))
-    batch = collate([Groups([pool], *WORDS)[0]])
+def test_extra_layers_change_nothing_before_training(pool, tmp_path):
+    plain = load_recipe(recipe(tmp_path / "a.yaml", pool))
+    grown = load_recipe(recipe(tmp_path / "b.yaml", pool, extra_layers=3))
+    one, other = (reward_trainer.new_model(x)[0] for x in (plain, grown))
+    batch = collate([TrajectoryDataset([pool], *WORDS)[0]])
     arguments = [batch[key] for key in ("input_ids", "attention_mask", "latent_embeds")]
     with torch.no_grad():
         torch.testing.assert_close(one.model.read(*arguments)[0], other.model.read(*arguments)[0])
@@ -195,8 +198,8 @@ def test_a_model_that_answers_says_so_in_its_config(pool, tmp_path):
     assert config["architectures"] == ["GPT2LatentRM"]
 
 
-def test_two_processes_resume_in_a_later_epoch(pool, tmp_path):
-    """The order of a resumed epoch is that of an uninterrupted one, however the batches are shared."""
+def test_two_processes_resume_a_later_epoch_with_the_same_weights(pool, tmp_path):
+    """A resumed epoch has the order of an uninterrupted one."""
     epochs = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "per_device_train_batch_size": 2}
     whole = recipe(tmp_path / "whole.yaml", pool, **epochs)
     assert run(train_command(whole, processes=2)).returncode == 0
@@ -214,9 +217,9 @@ def test_two_processes_resume_in_a_later_epoch(pool, tmp_path):
     assert_same_weights(tmp_path / "torn", tmp_path / "whole")
 
 
-def test_another_recipe_does_not_go_on_in_the_same_folder(pool, tmp_path):
+def test_another_recipe_in_the_same_folder_is_refused(pool, tmp_path):
     path = recipe(tmp_path / "x.yaml", pool)
-    with mock.patch.object(reward, "_finish", side_effect=KeyboardInterrupt):
+    with mock.patch.object(reward_trainer, "_finish", side_effect=KeyboardInterrupt):
         assert run_here(train_command(path)).returncode == 130
     done = run_here(train_command(recipe(path, pool, learning_rate=1e-2)))
     assert done.returncode == 2 and "another recipe" in done.stderr.splitlines()[-1]
@@ -225,32 +228,33 @@ def test_another_recipe_does_not_go_on_in_the_same_folder(pool, tmp_path):
     assert json.loads((tmp_path / "x/metrics.json").read_text())["steps"] == 6
 
 
-def test_checkpoints_of_something_else_are_left_alone(pool, tmp_path):
+def test_checkpoints_of_something_else_are_not_removed(pool, tmp_path):
     (tmp_path / "x/checkpoint-1").mkdir(parents=True)
     done = run_here(train_command(recipe(tmp_path / "x.yaml", pool)))
     assert done.returncode == 2 and "something else" in done.stderr.splitlines()[-1]
     assert (tmp_path / "x/checkpoint-1").is_dir()
 
 
-def test_numbers_may_be_written_as_yaml_reads_them_wrong(pool, tmp_path):
+def test_numbers_that_yaml_reads_as_strings_are_numbers(pool, tmp_path):
     path = recipe(tmp_path / "x.yaml", pool, metric_for_best_model="test_n_4_loss")
     path.write_text(path.read_text().replace("learning_rate: 0.001", "learning_rate: 1e-3"))
-    _, arguments = load_recipe(path)
-    assert arguments.learning_rate == 1e-3
-    assert arguments.greater_is_better is False
+    loaded = load_recipe(path)
+    assert loaded.learning_rate == 1e-3
+    assert loaded.greater_is_better is False
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 + 3, 2**63 - 1])
-def test_every_seed_of_the_rule_trains(pool, tmp_path, seed):
+def test_every_allowed_seed_trains(pool, tmp_path, seed):
     path = recipe(tmp_path / "x.yaml", pool, seed=seed, max_steps=2, digits_weight=0.0)
     assert run_here(train_command(path)).returncode == 0
-    assert load_recipe(path)[0].seed == seed
-    assert load_recipe(path)[1].seed < 2**32  # numpy's
-    other = load_recipe(recipe(tmp_path / "y.yaml", pool, seed=seed % 2**32 + 1))[1].seed
-    assert load_recipe(path)[1].seed != other
+    loaded = load_recipe(path)
+    assert loaded.model_seed == seed
+    assert loaded.seed < 2**32  # numpy's
+    other = load_recipe(recipe(tmp_path / "y.yaml", pool, seed=seed % 2**32 + 1))
+    assert loaded.seed != other.seed
 
 
-def test_it_names_its_generator(whole):
+def test_a_reward_model_names_its_generator(whole):
     config = json.loads((whole / "config.json").read_text())
     assert config["generator_type"] == "coconut"
     assert config["generator_sha256"] == weights_sha256(ROOT / TINY)
@@ -262,26 +266,26 @@ def test_pools_of_another_backbone_are_refused(pool, tmp_path):
     assert done.returncode == 2 and "thoughts of coconut" in done.stderr
 
 
-def test_both_precisions_train_the_same(pool, tmp_path):
+def test_both_precisions_train_nearly_the_same_weights(pool, tmp_path):
     """bf16 and fp32 differ by rounding: a few steps end at nearly the same loss and weights."""
-    found = {}
+    results = {}
     for name in ("no", "bf16"):
         path = recipe(tmp_path / f"{name}.yaml", pool, mixed_precision=name)
         done = run_here(train_command(path))
         assert done.returncode == 0, done.stderr
         metrics = json.loads((path.with_suffix("") / "metrics.json").read_text())
         assert metrics["mixed_precision"] == name
-        found[name] = metrics["final"]["test_n_4_loss"], weights(path.with_suffix(""))
-    assert found["bf16"][0] == pytest.approx(found["no"][0], rel=0.02)
-    for key, weight in found["no"][1].items():
-        distance = (weight.float() - found["bf16"][1][key].float()).norm()
+        results[name] = metrics["final"]["test_n_4_loss"], weights(path.with_suffix(""))
+    assert results["bf16"][0] == pytest.approx(results["no"][0], rel=0.02)
+    for key, weight in results["no"][1].items():
+        distance = (weight.float() - results["bf16"][1][key].float()).norm()
         assert distance < 0.05 * weight.float().norm() + 0.02, key
 
 
-def test_a_training_goes_on_in_its_own_precision(pool, tmp_path, monkeypatch):
+def test_resuming_in_another_precision_is_refused(pool, tmp_path, monkeypatch):
     path = recipe(tmp_path / "x.yaml", pool, mixed_precision="auto")
     monkeypatch.setattr(precision, "computes_bf16_fast", lambda: False)
-    with mock.patch.object(reward, "_finish", side_effect=KeyboardInterrupt):
+    with mock.patch.object(reward_trainer, "_finish", side_effect=KeyboardInterrupt):
         assert run_here(train_command(path)).returncode == 130
     monkeypatch.setattr(precision, "computes_bf16_fast", lambda: True)  # another machine
     done = run_here(train_command(path))
@@ -290,9 +294,7 @@ def test_a_training_goes_on_in_its_own_precision(pool, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_first_line_says_what_is_trained_and_a_slow_format_is_named(
-    pool, tmp_path, monkeypatch
-):
+def test_training_prints_its_model_and_warns_of_a_slow_format(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "computes_bf16_fast", lambda: False)
     path = recipe(tmp_path / "x.yaml", pool, max_steps=2, bf16=True)
     done = run_here(train_command(path))
@@ -312,7 +314,7 @@ def test_a_random_head_is_not_trained(pool, tmp_path):
     assert json.loads((path.with_suffix("") / "metrics.json").read_text())["steps"] == 0
 
 
-def test_early_stopping_stops(pool, tmp_path):
+def test_early_stopping_ends_training(pool, tmp_path):
     path = recipe(
         tmp_path / "x.yaml", pool, max_steps=40, learning_rate=1e-12, early_stopping_patience=2,
         output_dir=str(tmp_path / "out"),
@@ -322,23 +324,23 @@ def test_early_stopping_stops(pool, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "bce"])
-def test_batch_and_padding_do_not_move_the_loss(pool, loss):
+def test_batching_and_padding_change_no_loss(pool, loss):
     """Gradients of a batch are the mean of those of its questions alone."""
-    groups = Groups([pool], *WORDS, "rollout", with_digits=True)
+    dataset = TrajectoryDataset([pool], *WORDS, "rollout", with_digits=True)
     torch.manual_seed(0)
     judge = random_latent_rm(n_embd=128)
     judge.config.end_latent_token_id = 3
     model = RewardLoss(judge, {loss: 1.0}, digits_weight=0.5, answer_weight=0.5)
-    order = sorted(range(len(groups)), key=lambda i: groups.lengths[i])
-    items = [groups[i] for i in (order[0], order[-1], order[len(order) // 2])]
+    order = sorted(range(len(dataset)), key=lambda i: dataset.prompt_lengths[i])
+    items = [dataset[i] for i in (order[0], order[-1], order[len(order) // 2])]
     losses = [model(**collate([item]))["loss"] for item in items]
     together = model(**collate(items))["loss"]
     torch.testing.assert_close(together, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_right_answer_is_learned_and_the_own_one_scored(pool):
-    groups = Groups([pool], *WORDS)
-    batch = collate([groups[i] for i in range(3)])
+def test_training_learns_the_right_answer_and_evaluation_scores_the_sampled_one(pool):
+    dataset = TrajectoryDataset([pool], *WORDS)
+    batch = collate([dataset[i] for i in range(3)])
     judge = random_latent_rm(n_embd=128)
     judge.config.end_latent_token_id, judge.config.scores_answer = 3, True
     model = RewardLoss(judge, {"contrastive": 0.0}, answer_weight=1.0)
@@ -353,8 +355,8 @@ def test_the_right_answer_is_learned_and_the_own_one_scored(pool):
         torch.testing.assert_close(model.train()(*prompt, **_rest(batch))["loss"], expected)
         thoughts = judge(*prompt, batch["answer_ids"])[..., :-1].sum(-1)
         scores = model.eval()(*prompt, **_rest(batch))["scores"] - thoughts
-        own = log_prob(judge.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
-    torch.testing.assert_close(scores, own)
+        answer_scores = log_prob(judge.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
+    torch.testing.assert_close(scores, answer_scores)
 
 
 def _rest(batch):
@@ -362,49 +364,51 @@ def _rest(batch):
     return {name: batch[name] for name in names}
 
 
-def test_digits_by_hand(pool):
-    groups = Groups([pool], *WORDS, "outcome", with_digits=True)
-    item, (p, place) = groups[0], groups.places[0]
-    row = groups.rows[p][groups.pools[p][place]["idx"]]
+def test_digit_targets_are_those_of_results_and_answers(pool):
+    dataset = TrajectoryDataset([pool], *WORDS, "outcome", with_digits=True)
+    item, (source, position) = dataset[0], dataset.index[0]
+    row = dataset.rows[source][source[position]["idx"]]
     ones_first = [int(x) for x in row["answer"][::-1]]
     assert item["digits"]["true"].tolist() == (ones_first + [10] * 3)[:3]
     first = row["steps"][0].rpartition("=")[2].rstrip(">")
     assert item["digits"]["step"][0].tolist() == ([int(x) for x in first[::-1]] + [10] * 3)[:3]
     assert item["digits"]["own"].shape == (4, 3)
-    for own, right in zip(item["digits"]["own"], item["corrects"], strict=True):
-        assert torch.equal(own, item["digits"]["true"]) == bool(right)
+    for digits, right in zip(item["digits"]["own"], item["corrects"], strict=True):
+        assert torch.equal(digits, item["digits"]["true"]) == bool(right)
 
 
-def test_mixed_only_leaves_out_what_ranks_nothing(tmp_path):
+def test_mixed_only_leaves_out_questions_without_a_ranking(tmp_path):
     done = run_here(command(
         "annotate_data", "--data_path", "data/tiny_valid.json", "--limit", 20, "--n_samples", 4,
         "--n_samples_per_step", 0, "--max_new_tokens", 8, "--sampling_by", "noise",
         "--save_path", tmp_path, "--name", "x",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    every = Groups([tmp_path / "x"], *WORDS)
-    mixed = Groups([tmp_path / "x"], *WORDS, mixed_only=True)
+    every = TrajectoryDataset([tmp_path / "x"], *WORDS)
+    mixed = TrajectoryDataset([tmp_path / "x"], *WORDS, mixed_only=True)
     assert len(every) == 20 > len(mixed) > 0
     assert all(item["corrects"].any() and not item["corrects"].all() for item in mixed)
     with pytest.raises(UserError, match="no rollouts"):
-        Groups([tmp_path / "x"], *WORDS, "rollout")
+        TrajectoryDataset([tmp_path / "x"], *WORDS, "rollout")
 
 
-def test_metrics_by_hand():
+@pytest.mark.quick
+def test_pool_metrics_equal_those_by_hand():
     answers = np.array([[1.0, 2.0, 2.0, math.nan], [5.0, 5.0, 6.0, 7.0], [3.0, 3.0, 3.0, 3.0]])
     corrects = np.array([[True, False, False, False], [False, False, True, False], [False] * 4])
     scores = np.zeros((3, 4))
     scores[0, 0], scores[0, 3], scores[1, 1] = 6.0, 18.0, 2.0  # the unparsable one scores highest
-    found = pool_metrics(SimpleNamespace(predictions=scores, label_ids=(corrects, answers)))
-    assert found["recall_at_1"] == pytest.approx(33.33)
-    assert found["weighted_vote"] == pytest.approx(33.33)
-    assert found["vote"] == 0
-    assert found["coverage"] == pytest.approx(66.67)
-    assert found["mean_accuracy"] == pytest.approx(16.67)
-    assert found["auc"] == pytest.approx(((2 / 3) + (1 / 3)) / 2)
+    metrics = pool_metrics(SimpleNamespace(predictions=scores, label_ids=(corrects, answers)))
+    assert metrics["recall_at_1"] == pytest.approx(33.33)
+    assert metrics["weighted_vote"] == pytest.approx(33.33)
+    assert metrics["vote"] == 0
+    assert metrics["coverage"] == pytest.approx(66.67)
+    assert metrics["mean_accuracy"] == pytest.approx(16.67)
+    assert metrics["auc"] == pytest.approx(((2 / 3) + (1 / 3)) / 2)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch():
+@pytest.mark.quick
+def test_the_order_depends_on_seed_and_epoch_only():
     lengths = [random.Random(i).randint(5, 40) for i in range(103)]
     sampler = LengthSampler(lengths, 8, 1)
     first = list(sampler)
@@ -417,7 +421,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"learning_rat": 1}, "learning_rat"), ({"loss": {"mse": 1.0}}, "contrastive"),
         ({"labels": "gold"}, "labels"), ({"train_pools": []}, "train_pools"),
@@ -427,13 +431,14 @@ def test_the_order_is_a_function_of_seed_and_epoch():
         ({"eval_pools": None}, "eval_pools"), ({"eval_steps": "often"}, "eval_steps"),
         ({"metric_for_best_model": None}, "metric_for_best_model"),
         ({"extra_layers": -1}, "negative"), ({"loss": {"bce": "much"}}, "loss.bce"),
-        ({"gradient_accumulation_steps": 30}, "batch"), ({"per_device_train_batch_size": 100}, "batch"),
+        ({"gradient_accumulation_steps": 30}, "batch"),
+        ({"per_device_train_batch_size": 100}, "batch"),
     ],
 )  # fmt: skip
-def test_user_errors(pool, tmp_path, changes, said):
+def test_a_mistake_in_a_reward_recipe_is_one_line(pool, tmp_path, changes, message):
     done = run_here(train_command(recipe(tmp_path / "x.yaml", pool, **changes)))
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1, done.stderr
-    assert said in lines[0]
+    assert message in lines[0]
     assert "Traceback" not in done.stderr

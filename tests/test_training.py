@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from src.models import precision
@@ -14,10 +15,13 @@ from src.sampling import rng
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
-from src.training.coconut_loss import CoconutLoss
+from src.training.backbone_recipe import Recipe
+from src.training.backbone_trainer import BackboneTrainer
 from src.training.curriculum import Stage, TinyProblems, batches, make_source
+from src.training.losses.coconut import CoconutLoss
 from tests.commands import ROOT, command, run, run_here
 from tests.conftest import random_coconut
+from utils.config import load_yaml
 from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.progress import Pace
@@ -38,78 +42,87 @@ def loss_of(model, tokenizer, probe=0.0):
     return CoconutLoss(model, {"probe": probe}, tokenizer.eos_token)
 
 
-def some_batches(stage, size=4, rest="drop"):
+def some_batches(stage, size=4, remainder="drop"):
     model, tokenizer = random_coconut(n_positions=128)
-    parts = loss_of(model, tokenizer).parts
-    return model, tokenizer, list(batches(ROWS, tokenizer, parts, stage, size, "seed", rest))
+    format_row = loss_of(model, tokenizer).format_row
+    batch_list = batches(ROWS, tokenizer, format_row, stage, size, "seed", remainder)
+    return model, tokenizer, list(batch_list)
 
 
-def test_batches_need_no_padding_of_prompts():
+@pytest.mark.quick
+def test_batches_hold_prompts_of_one_length():
     stage = stage_of(4, 2)
-    _, tokenizer, found = some_batches(stage)
-    assert len(found) > 20
-    for batch in found:
-        assert batch.prompt.shape[0] == 4
-        assert tokenizer.pad_token_id not in batch.prompt
+    _, tokenizer, batch_list = some_batches(stage)
+    assert len(batch_list) > 20
+    for batch in batch_list:
+        assert batch.prompts.shape[0] == 4
+        assert tokenizer.pad_token_id not in batch.prompts
         assert batch.digits.shape == (4, 2, 3)
-        assert set(batch.lengths.tolist()) == {batch.prompt.shape[1]}
+        assert set(batch.prompt_lengths.tolist()) == {batch.prompts.shape[1]}
 
 
-def test_the_rest_is_padded_or_kept():
+@pytest.mark.quick
+def test_problems_that_fill_no_batch_are_padded_or_kept():
     stage = stage_of(4, 2)
-    for rest, expected in (("pad", len(ROWS) - len(ROWS) % 7), ("all", len(ROWS))):
-        _, _, found = some_batches(stage, 7, rest)
-        assert sum(len(batch.prompt) for batch in found) == expected
-    assert any(len(set(batch.lengths.tolist())) > 1 for batch in found)
+    for remainder, expected in (("pad", len(ROWS) - len(ROWS) % 7), ("all", len(ROWS))):
+        _, _, batch_list = some_batches(stage, 7, remainder)
+        assert sum(len(batch.prompts) for batch in batch_list) == expected
+    assert any(len(set(batch.prompt_lengths.tolist())) > 1 for batch in batch_list)
 
 
-def test_targets_by_stage():
+@pytest.mark.quick
+def test_a_stage_hides_its_steps_from_the_text():
     row = {"question": "", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
     module = CoconutLoss(random_coconut()[0], {"probe": 0.0}, "E")
 
     def text(hidden_steps):
-        return module.parts(row, stage_of(0, hidden_steps))[1]["text"]
+        return module.format_row(row, stage_of(0, hidden_steps))[1]["text"]
 
     assert text(0) == "<|end-latent|><<1+2=3>> <<3*4=12>> ### 12E"
     assert text(1) == "<|end-latent|><<3*4=12>> ### 12E"
     assert text(3) == text(-1) == "<|end-latent|>### 12E"
 
 
-def test_probe_targets_are_the_results_digits():
+@pytest.mark.quick
+def test_probe_targets_are_the_digits_of_the_results():
     row = {
         "question": "A shirt costs 9 dollars.",
         "steps": ["<<1+2=3>>", "<<3*4=12>>"],
         "answer": "12",
     }
     model, tokenizer = random_coconut()
-    parts = loss_of(model, tokenizer).parts
-    (batch,) = batches([row], tokenizer, parts, stage_of(6, -1), 1, "s", "all")
+    format_row = loss_of(model, tokenizer).format_row
+    (batch,) = batches([row], tokenizer, format_row, stage_of(6, -1), 1, "s", "all")
     assert batch.digits.tolist() == [[[3, 10, 10], [2, 1, 10], [2, 1, 10]]]  # the last step repeats
 
 
-def test_the_stream_avoids_held_out_questions(tmp_path):
+@pytest.mark.quick
+def test_the_tiny_stream_leaves_out_held_out_questions(tmp_path):
     whole = list(TinyProblems(3, 50, []).epoch(1))
     path = tmp_path / "held_out.json"
     path.write_text(json.dumps([whole[4], whole[7]]))
-    found = list(make_source("tiny", 3, 50, [path]).epoch(1))
-    assert found == [row for i, row in enumerate(whole) if i not in (4, 7)]
+    stream = list(make_source("tiny", 3, 50, [path]).epoch(1))
+    assert stream == [row for i, row in enumerate(whole) if i not in (4, 7)]
 
 
-def test_a_file_is_read_without_what_is_held_out(tmp_path):
-    """Questions are told apart by their words: case and white space make no other question."""
+@pytest.mark.quick
+def test_a_training_file_is_read_without_held_out_questions(tmp_path):
+    """Questions that differ in case and white space only are the same."""
     rows = ROWS[:20]
     loud = rows[3] | {"question": "  " + rows[3]["question"].upper()}
     for name, part in (("train", rows), ("held_out", [loud, rows[7]])):
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
     source = make_source(str(tmp_path / "train.json"), 3, None, [tmp_path / "held_out.json"])
-    assert source.left_out == 2
-    found = [row["question"] for row in source.epoch(0)]
-    assert sorted(found) == sorted(row["question"] for i, row in enumerate(rows) if i not in (3, 7))
+    assert source.num_held_out == 2
+    questions = [row["question"] for row in source.epoch(0)]
+    assert sorted(questions) == sorted(
+        row["question"] for i, row in enumerate(rows) if i not in (3, 7)
+    )
 
 
 def plain_loss(model, batch, thoughts):
-    """One uncached forward a thought over embeddings that grow, by the Hugging Face model itself."""
-    x = model.transformer.wte(batch.prompt)
+    """By the Hugging Face model, without a cache: one forward over all embeddings a thought."""
+    x = model.transformer.wte(batch.prompts)
     for _ in range(thoughts):
         state = model.transformer(inputs_embeds=x).last_hidden_state[:, -1:]
         x = torch.cat((x, state), dim=1)
@@ -121,31 +134,33 @@ def plain_loss(model, batch, thoughts):
     )
 
 
-def test_padded_prompts_change_no_loss():
-    """A batch of different lengths has the losses of its rows alone."""
+@pytest.mark.quick
+def test_padding_of_prompts_changes_no_loss():
+    """The loss of a batch of different lengths is that of its rows alone."""
     model, tokenizer, _ = some_batches(stage_of(6, -1))
     rows, stage = sorted(ROWS[:8], key=lambda row: len(row["question"])), stage_of(6, -1)
     module = loss_of(model, tokenizer)
 
     def summed(part):
-        (found,) = batches(part, tokenizer, module.parts, stage, len(part), "s", "all")
-        loss, right = module(found, stage)
-        return loss * found.n_targets["text"], right.tolist()
+        (batch,) = batches(part, tokenizer, module.format_row, stage, len(part), "s", "all")
+        loss, right = module(batch, stage)
+        return loss * batch.num_targets["text"], right.tolist()
 
     together = summed(rows)
     alone = [summed([row]) for row in rows]
     torch.testing.assert_close(together[0], sum(loss for loss, _ in alone), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("thoughts", "hidden_steps"), [(0, 0), (2, 1), (6, -1)])
-def test_loss_and_gradients_are_the_plain_ones(thoughts, hidden_steps):
-    model, tokenizer, found = some_batches(stage_of(thoughts, hidden_steps))
+def test_coconut_loss_and_gradients_equal_the_uncached_ones(thoughts, hidden_steps):
+    model, tokenizer, batch_list = some_batches(stage_of(thoughts, hidden_steps))
     module = loss_of(model, tokenizer)
-    loss, _ = module(found[0], stage_of(thoughts, hidden_steps))
+    loss, _ = module(batch_list[0], stage_of(thoughts, hidden_steps))
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    expected = plain_loss(model, found[0], thoughts)
+    expected = plain_loss(model, batch_list[0], thoughts)
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     for name, parameter in model.named_parameters():
@@ -153,13 +168,13 @@ def test_loss_and_gradients_are_the_plain_ones(thoughts, hidden_steps):
         assert (gradients[name] - parameter.grad).abs().max() < 1e-3 * scale, name
 
 
-def test_the_probe_trains_the_thoughts():
-    model, tokenizer, found = some_batches(stage_of(6, -1))
+def test_the_probe_s_loss_falls_in_training():
+    model, tokenizer, batch_list = some_batches(stage_of(6, -1))
     module = loss_of(model, tokenizer, probe=1.0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     first = None
     for _ in range(40):
-        loss, _ = module(found[0], stage_of(6, -1))
+        loss, _ = module(batch_list[0], stage_of(6, -1))
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
@@ -167,13 +182,14 @@ def test_the_probe_trains_the_thoughts():
     assert loss.item() < first / 2
 
 
-def test_dropout_is_the_samplers():
-    """Training reads a prompt and thinks under the masks that the sampling engine would use."""
-    model, tokenizer, found = some_batches(stage_of(6, -1))
+@pytest.mark.quick
+def test_training_drops_under_the_sampler_s_masks():
+    """Training reads a prompt and thinks under the masks of the sampling engine."""
+    model, tokenizer, batch_list = some_batches(stage_of(6, -1))
     sampling = Sampling("dropout", dropout_p=0.1)
-    keys = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
-    states, _ = loss_of(model, tokenizer).read(found[0], "text", 6, sampling, keys)
-    sampled = sample(model, Request(found[0].prompt.tolist(), range(4), 1, 6, 1, 5, sampling))
+    rng_keys = rng.row_keys(5, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
+    states, _ = loss_of(model, tokenizer).read(batch_list[0], "text", 6, sampling, rng_keys)
+    sampled = sample(model, Request(batch_list[0].prompts.tolist(), range(4), 1, 6, 1, 5, sampling))
     torch.testing.assert_close(torch.stack(states, 1), sampled.thoughts[:, 0], rtol=1e-4, atol=1e-4)
 
 
@@ -204,7 +220,7 @@ def trained(tmp_path_factory):
     return recipe.with_suffix("")
 
 
-def test_training_writes_a_checkpoint_with_its_recipe(trained):
+def test_training_writes_a_checkpoint_with_its_recipe_and_metrics(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["seed"] == 1
     assert [entry["stage"] for entry in metrics["history"]] == [0, 1, 1]
@@ -213,13 +229,8 @@ def test_training_writes_a_checkpoint_with_its_recipe(trained):
     assert not (trained / "training_state.pt").exists()
 
 
-def test_resumed_is_uninterrupted(trained, tmp_path, monkeypatch):
+def test_resumed_training_gives_the_same_weights(trained, tmp_path, monkeypatch):
     """Stopped by force after 25 and 110 optimizer steps, with the last save some steps before."""
-    from accelerate import Accelerator
-
-    from src.training.backbone import BackboneTrainer, Recipe
-    from utils.config import load_yaml
-
     recipe = load_yaml(write_recipe(tmp_path / "resumed.yaml"), Recipe)
     plain_step = BackboneTrainer._step
     for allowed in (25, 85, None):
@@ -245,7 +256,7 @@ def test_resumed_is_uninterrupted(trained, tmp_path, monkeypatch):
         torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6)
 
 
-def test_two_processes_are_one(trained, tmp_path):
+def test_two_processes_train_the_same_coconut_as_one(trained, tmp_path):
     recipe = write_recipe(tmp_path / "two.yaml")
     done = train(recipe, processes=2)
     assert done.returncode == 0, done.stderr
@@ -260,7 +271,7 @@ def test_two_processes_are_one(trained, tmp_path):
 
 
 @pytest.mark.parametrize("seed", [20251123, 2**63 - 1])
-def test_every_seed_of_the_rule_trains(tmp_path, seed):
+def test_every_allowed_seed_trains(tmp_path, seed):
     stages = [{"epochs": 1, "learning_rate": 1e-3}]
     path = write_recipe(tmp_path / "x.yaml", seed=seed, problems_per_epoch=200, stages=stages)
     done = run_here(command("train_backbone", path))
@@ -268,19 +279,20 @@ def test_every_seed_of_the_rule_trains(tmp_path, seed):
     assert json.loads((tmp_path / "x/metrics.json").read_text())["seed"] == seed
 
 
-def test_the_model_thinks_as_long_as_it_was_trained_to(trained, tmp_path):
-    """Its generation_config.json holds the last stage's thoughts, and what the recipe says of it."""
+def test_the_finished_model_has_the_last_stage_s_number_of_thoughts(trained, tmp_path):
+    """generation_config.json holds the last stage's thoughts, and the recipe's generation."""
     assert checkpoint_defaults("coconut", str(trained)).latent_length == 4
     path = write_recipe(
-        tmp_path / "x.yaml", problems_per_epoch=100, generation={"noise_std": 0.3, "max_new_tokens": 9},
+        tmp_path / "x.yaml", problems_per_epoch=100,
+        generation={"noise_std": 0.3, "max_new_tokens": 9},
         stages=[{"epochs": 1, "learning_rate": 1e-3, "thoughts": 2, "hidden_steps": 1}],
     )  # fmt: skip
     assert run_here(command("train_backbone", path)).returncode == 0
-    found = checkpoint_defaults("coconut", str(tmp_path / "x"))
-    assert (found.latent_length, found.noise_std, found.max_new_tokens) == (2, 0.3, 9)
+    defaults = checkpoint_defaults("coconut", str(tmp_path / "x"))
+    assert (defaults.latent_length, defaults.noise_std, defaults.max_new_tokens) == (2, 0.3, 9)
 
 
-def test_it_says_what_it_trains_on_and_how_long_it_takes(tmp_path, monkeypatch):
+def test_training_prints_its_data_and_its_pace(tmp_path, monkeypatch):
     rows = ROWS[:40]
     for name, part in (("train", rows), ("held_out", rows[:4])):
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
@@ -298,6 +310,7 @@ def test_it_says_what_it_trains_on_and_how_long_it_takes(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "x/metrics.json").read_text())["mixed_precision"] == "no"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -319,18 +332,14 @@ def test_it_says_what_it_trains_on_and_how_long_it_takes(tmp_path, monkeypatch):
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_impossible_recipes(tmp_path, values, message):
-    from accelerate import Accelerator
-
-    from src.training.backbone import BackboneTrainer, Recipe
-    from utils.config import load_yaml
-
+def test_an_impossible_backbone_recipe_is_refused(tmp_path, values, message):
     path = write_recipe(tmp_path / "odd.yaml", **values)
     with pytest.raises(UserError, match=message):
         BackboneTrainer(load_yaml(path, Recipe), Accelerator(cpu=True)).run()
 
 
-def test_a_damaged_state_is_named(tmp_path):
+@pytest.mark.quick
+def test_a_damaged_training_state_is_named(tmp_path):
     recipe = write_recipe(tmp_path / "cut.yaml")
     state = tmp_path / "cut" / "training_state.pt"
     state.parent.mkdir()

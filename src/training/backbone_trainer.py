@@ -1,0 +1,360 @@
+"""Training of a backbone: its model, stages, validation, checkpoints, resume."""
+
+import io
+import itertools
+import json
+import math
+import time
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from src.models import BACKBONES
+from src.models.tokenizers import UNKNOWN_SHARE, add_tokens, build_tokenizer, rows_with_unknown
+from src.sampling import rng
+from src.training.attention import training_attention
+from src.training.curriculum import FileProblems, batches, make_source
+from src.training.losses import BACKBONE_LOSSES
+from utils.datasets import load_dataset
+from utils.errors import UserError, warn
+from utils.files import write_bytes, write_json
+from utils.processes import where
+from utils.progress import Pace, progress
+
+_CHECKED_ROWS = 10_000  # rows of a training file in which unknown words are looked for
+_STEP_BINS = 32  # of the accuracies by number of steps, from 0; the last one holds longer problems
+# Hugging Face's own dropouts are off: a stage drops where the sampler does
+_DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout")
+
+
+@dataclass
+class Cursor:
+    """Where training stands: at the next batch of an epoch of a stage."""
+
+    stage: int = 0
+    epoch: int = 0  # of the stage
+    batch: int = 0  # of the epoch
+    step: int = 0  # optimizer steps of the stage
+    seconds: float = 0.0  # of training, over all sessions
+    history: list = field(default_factory=list)  # a dict for each validation
+
+
+def new_model(recipe):
+    """The model before training, and its tokenizer with the special tokens. Raises UserError."""
+    cls, base = BACKBONES[recipe.model_type], recipe.base
+    values = {key: 0 for key in _DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
+    fault = "config: makes no model" if base is None else f"base: {base} can't be loaded"
+    try:
+        if base is None:
+            model, tokenizer = _from_scratch(cls, values)
+        else:
+            model, tokenizer = _from_base(cls, base, values)
+    except Exception as error:  # odd values and damaged checkpoints fail in many ways
+        raise UserError(f"{fault} ({_one_line(error)})") from None
+    return add_tokens(model, tokenizer), tokenizer
+
+
+def _from_scratch(cls, values):
+    tokenizer = build_tokenizer(cls)
+    eos = tokenizer.eos_token_id
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos}
+    return cls(cls.config_class(**(values | ids))), tokenizer
+
+
+def _from_base(cls, base, values):
+    tokenizer, config = AutoTokenizer.from_pretrained(base), AutoConfig.from_pretrained(base)
+    for key, value in values.items():
+        setattr(config, key, value)
+    return cls.from_pretrained(base, config=config, dtype=torch.float32), tokenizer
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]
+
+
+def add_lora(model, lora):
+    """Puts LoRA adapters into the model and returns peft's wrapper. Raises UserError."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("lora: needs peft: pip install peft") from None
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=lora.target_modules, fan_in_fan_out=model.config.model_type == "gpt2",
+    )  # fmt: skip
+    try:
+        with warnings.catch_warnings():  # peft calls what transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapper = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora: {_one_line(error)}") from None
+    for part in lora.also_train:
+        matching = [parameter for name, parameter in model.named_parameters() if part in name]
+        if not matching:
+            raise UserError(f"lora.also_train: no parameter of the model is named {part}")
+        for parameter in matching:
+            parameter.requires_grad_(True)
+    return wrapper
+
+
+class BackboneTrainer:
+    """Trains by a Recipe to its end, from the state in its output folder on. Each process has one.
+
+    Raises UserError when recipe, data and output folder don't fit together.
+    """
+
+    def __init__(self, recipe, accelerator):
+        self.recipe, self.accelerator = recipe, accelerator
+        self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
+        self.device = accelerator.device
+        if recipe.batch_size % self.num_processes:
+            raise UserError(f"batch_size must be a multiple of {self.num_processes} processes")
+        torch.manual_seed(recipe.seed)
+        self.model, self.tokenizer = new_model(recipe)
+        per_epoch, held_out = recipe.problems_per_epoch, recipe.held_out
+        self.source = make_source(recipe.train, recipe.seed, per_epoch, held_out)
+        self.valid = load_dataset(recipe.valid)
+        self._check_words()
+        self.output = Path(recipe.output_dir)
+        self.state_file = self.output / "training_state.pt"
+        self.clock = time.monotonic()
+        self.cursor = Cursor()
+        self.lora_model = add_lora(self.model, recipe.lora) if recipe.lora else None
+        loss = BACKBONE_LOSSES[recipe.model_type]
+        self.loss = loss(self.model, recipe.loss, self.tokenizer.eos_token)
+        optimizer_state = self._load()
+        self.wrapped_loss = accelerator.prepare(self.loss)
+        self.optimizer = self._new_optimizer()
+        if optimizer_state:
+            self.optimizer.load_state_dict(optimizer_state)
+
+    def introduction(self):
+        """One line: which model is trained on what, and where."""
+        recipe = self.recipe
+        start = f"from {recipe.base}" if recipe.base else "from scratch"
+        questions = f"{len(self.source)} questions an epoch of {recipe.train}"
+        if held_out := getattr(self.source, "num_held_out", 0):
+            questions += f" ({held_out} left out, which are in held_out)"
+        precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
+        device = where(self.device, self.num_processes)
+        return f"training {recipe.model_type} {start} on {questions}; {precision} on {device}"
+
+    def _check_words(self):
+        """Raises UserError when the tokenizer doesn't know the words of over a tenth of a file."""
+        files = [("valid", self.recipe.valid, self.valid)]
+        if isinstance(self.source, FileProblems):
+            files.append(("train", self.recipe.train, self.source.rows[:_CHECKED_ROWS]))
+        for key, path, rows in files:
+            unknown = len(rows_with_unknown(self.model, self.tokenizer, rows))
+            line = f"{key}: {path}: {unknown} of {len(rows)} questions hold unknown words"
+            if unknown > UNKNOWN_SHARE * len(rows) and not self.recipe.allow_unknown:
+                mend = "set base to a model that knows them, or allow_unknown: true"
+                raise UserError(f"{line}: {mend}")
+            if unknown:
+                warn(line)
+
+    def _new_optimizer(self):
+        trained = [p for p in self.wrapped_loss.parameters() if p.requires_grad]
+        decay = self.recipe.weight_decay
+        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=decay)
+        return self.accelerator.prepare(optimizer)
+
+    def run(self):
+        """Trains to the end and writes the model and its metrics."""
+        is_main, cursor, stages = self.accelerator.is_main_process, self.cursor, self.recipe.stages
+        epochs = sum(stage.epochs for stage in stages[cursor.stage :])
+        self.pace = Pace(epochs * self._steps_per_epoch() - cursor.step, print if is_main else None)
+        while cursor.stage < len(stages):
+            self._run_stage(stages[cursor.stage])
+            cursor.stage += 1
+            cursor.epoch = cursor.batch = cursor.step = 0
+            self.optimizer = self._new_optimizer()  # each stage has its own, as in COCONUT
+            self._save()
+        if is_main:
+            self._finish()
+
+    def _steps_per_epoch(self):
+        """An upper bound: an epoch may leave problems out that fill no batch."""
+        return math.ceil(len(self.source) / self.recipe.batch_size)
+
+    def _run_stage(self, stage):
+        cursor, quiet = self.cursor, not self.accelerator.is_main_process
+        total_steps = self._steps_per_epoch() * stage.epochs
+        bar = progress(total_steps, cursor.step, f"stage {cursor.stage}", disable=quiet)
+        while cursor.epoch < stage.epochs:
+            self._run_epoch(stage, total_steps, bar)
+            cursor.epoch, cursor.batch = cursor.epoch + 1, 0
+            if cursor.epoch % self.recipe.validate_every == 0 or cursor.epoch == stage.epochs:
+                self._validate(stage, bar)
+            self._save()
+        bar.close()
+
+    def _run_epoch(self, stage, total_steps, bar):
+        recipe, cursor = self.recipe, self.cursor
+        number = sum(stage.epochs for stage in recipe.stages[: cursor.stage]) + cursor.epoch
+        epoch_batches = batches(
+            self.source.epoch(number), self.tokenizer, self.loss.format_row, stage,
+            recipe.batch_size, f"{recipe.seed}/{number}", self.source.remainder,
+        )  # fmt: skip
+        self.wrapped_loss.train()
+        for batch in itertools.islice(epoch_batches, cursor.batch, None):
+            loss, right = self._step(batch, stage, total_steps)
+            cursor.batch += 1
+            cursor.step += 1
+            bar.update()
+            self.pace.step()
+            if cursor.step % 50 == 0:
+                share = right.float().mean()
+                bar.set_postfix_str(f"loss {loss:.3f}, right {share:.2f}", refresh=False)
+            if cursor.step % recipe.save_every == 0:
+                self._save()
+        if not cursor.batch:
+            size = recipe.batch_size
+            raise UserError(f"batch_size: an epoch holds no full batch of {size} problems")
+
+    def _step(self, batch, stage, total_steps):
+        """One optimizer step; the loss (scalar) and right predictions of this process's rows."""
+        self._check_positions(batch, stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(stage, total_steps)
+        self.optimizer.zero_grad()
+        torch.manual_seed(self._torch_seed())
+        with self.accelerator.autocast(), training_attention(self.device):
+            shard = batch.shard(self.process, self.num_processes, self.device)
+            loss, right = self.wrapped_loss(shard, stage, self._rng_keys())
+            self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.wrapped_loss.parameters(), self.recipe.max_grad_norm)
+        self.optimizer.step()
+        return loss.detach(), right
+
+    def _check_positions(self, batch, stage):
+        available = self.model.config.max_position_embeddings
+        needed = self.loss.num_positions(batch, stage)
+        if needed > available:
+            fault = f"the model has {available} positions, a problem needs {needed}"
+            raise UserError(f"config: {fault}: raise them, or drop the longest problems")
+
+    def _learning_rate(self, stage, total_steps):
+        """Linear over the stage, times a linear warmup."""
+        step = self.cursor.step
+        warmup = min(1.0, (step + 1) / max(1, self.recipe.warmup_steps))
+        return stage.rate_at(min(1.0, step / max(1, total_steps))) * warmup
+
+    def _torch_seed(self):
+        """For the dropout of adapters and projector: depends on seed, stage, step and process."""
+        key = torch.zeros((), dtype=torch.int64)
+        for value in (self.recipe.seed, self.cursor.stage, self.cursor.step, self.process):
+            key = rng.fold(key, value)
+        return int(key)
+
+    def _rng_keys(self):
+        """Random keys of this process's rows: they depend on seed, stage, step and row."""
+        rows = torch.arange(self.process, self.recipe.batch_size, self.num_processes)
+        step = torch.full_like(rows, self.cursor.stage << 32 | self.cursor.step)
+        return rng.row_keys(self.recipe.seed, step, rows, self.device)
+
+    @torch.no_grad()
+    def accuracy(self, stage):
+        """Percent of the validation problems solved greedily: of all, and by number of steps."""
+        self.wrapped_loss.eval()
+        if stage.speeds:  # the one nearest to the prompt's default
+            stage = replace(stage, speeds=[min(stage.speeds, key=lambda speed: abs(speed - 2))])
+        settings = (self.tokenizer, self.loss.format_row, stage, 128, "valid", "all")
+        valid_batches = batches(self.valid, *settings)
+        counts = torch.zeros(2, _STEP_BINS, dtype=torch.float64)  # solved and all problems
+        for batch in itertools.islice(valid_batches, self.process, None, self.num_processes):
+            with self.accelerator.autocast():
+                solved = self.loss.solved(batch.shard(0, 1, self.device), stage)
+            num_steps = torch.tensor(batch.num_steps).clamp(max=_STEP_BINS - 1)
+            counts[0] += num_steps.bincount(solved.cpu().double(), minlength=_STEP_BINS)
+            counts[1] += num_steps.bincount(minlength=_STEP_BINS)
+        solved, total = self.accelerator.reduce(counts.to(self.device)).tolist()
+        by_steps = {str(k): round(100 * solved[k] / n, 1) for k, n in enumerate(total) if n}
+        return round(100 * sum(solved) / sum(total), 2), by_steps
+
+    def _validate(self, stage, bar):
+        overall, by_steps = self.accuracy(stage)
+        self._add_time()
+        entry = {
+            "stage": self.cursor.stage,
+            "epoch": self.cursor.epoch,
+            "minutes": round(self.cursor.seconds / 60, 2),
+            "valid_accuracy": overall,
+            "by_steps": by_steps,
+        }
+        self.cursor.history.append(entry)
+        if self.accelerator.is_main_process:
+            bar.write(json.dumps(entry))
+
+    def _add_time(self):
+        """Adds the time since the last call to the seconds of training, over all sessions."""
+        now = time.monotonic()
+        self.cursor.seconds += now - self.clock
+        self.clock = now
+
+    def _save(self):
+        self._add_time()
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "recipe": asdict(self.recipe),
+            "cursor": asdict(self.cursor),
+            "module": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's
+        torch.save(state, buffer)
+        write_bytes(self.state_file, buffer.getbuffer())
+
+    def _load(self):
+        """Restores a saved state; returns the optimizer's part, or None at a fresh start."""
+        if not self.state_file.exists():
+            if (self.output / "config.json").exists():
+                fault = f"output_dir: {self.output} holds a finished model"
+                raise UserError(f"{fault}; name another folder")
+            return None
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive fails in many ways
+            reason = f"{self.state_file} is damaged ({type(error).__name__})"
+            raise UserError(f"{reason}; remove it to start anew") from None
+        before, now = state["recipe"].get("mixed_precision"), self.recipe.mixed_precision
+        if state["recipe"] | {"mixed_precision": now} != asdict(self.recipe):
+            mend = "go on with that one or remove the file"
+            raise UserError(f"{self.state_file} was made by another recipe; {mend}")
+        if before != now:
+            fault = f"{self.state_file} was made with another precision than this machine's"
+            raise UserError(f"{fault}: set mixed_precision: {before} to go on")
+        self.cursor = Cursor(**state["cursor"])
+        self.loss.load_state_dict(state["module"])
+        return state["optimizer"]
+
+    def _finish(self):
+        recipe, history = self.recipe, self.cursor.history
+        model = self.lora_model.merge_and_unload() if self.lora_model else self.model
+        thoughts = recipe.stages[-1].thoughts
+        generation = ({"latent_length": thoughts} if thoughts else {}) | recipe.generation
+        for key, value in generation.items():
+            setattr(model.generation_config, key, value)
+        # else transformers would drop these keys when it reads the file again
+        model.generation_config._from_model_config = False
+        model.save_pretrained(self.output)
+        self.tokenizer.save_pretrained(self.output)
+        last = history[-1] if history else {}
+        metrics = {
+            "seed": recipe.seed,
+            "mixed_precision": recipe.mixed_precision,
+            "valid_accuracy": last.get("valid_accuracy"),
+            "valid_accuracy_by_steps": last.get("by_steps"),
+            "minutes": round(self.cursor.seconds / 60, 1),
+            "processes": self.accelerator.num_processes,
+            "threads_per_process": torch.get_num_threads(),
+            "parameters": self.model.num_parameters(),
+            "history": history,
+        }
+        write_json(self.output / "metrics.json", metrics)
+        self.state_file.unlink(missing_ok=True)
+        print(f"wrote {self.output}: valid accuracy {last.get('valid_accuracy')} %")

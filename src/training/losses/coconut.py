@@ -1,0 +1,118 @@
+"""The loss of COCONUT's curriculum (Hao et al., arXiv 2412.06769)."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.models.kv_cache import DynamicSuffixCache
+from src.models.tokenizers import END
+from src.sampling.samplers import Sampling, dropout_hook
+from src.training.curriculum import DIGITS, IGNORED, NO_DIGIT
+
+DIGIT_CLASSES = NO_DIGIT + 1
+
+
+class CoconutLoss(nn.Module):
+    """Cross-entropy of the text after the thoughts (arXiv 2412.06769), plus a training-only probe.
+
+    The probe is one linear map that reads the result digits of step k from thought 2 k (step
+    supervision in the manner of SIM-CoT, arXiv 2509.20317); its weight may be 0.
+    """
+
+    default_weights = {"probe": 0.0}
+    stage_keys = {"thoughts", "hidden_steps"}
+
+    def __init__(self, model, weights, eos):
+        """weights: as default_weights; eos: the end-of-text token."""
+        super().__init__()
+        self.model, self.weights, self.eos = model, weights, eos
+        self.probe = nn.Linear(model.config.hidden_size, DIGITS * DIGIT_CLASSES)
+
+    def format_row(self, row, stage, speed=None):
+        """The prompt, and the text after the thoughts: the explicit steps, then the answer."""
+        explicit = [] if stage.hidden_steps < 0 else row["steps"][stage.hidden_steps :]
+        return self.model.format_prompt(row["question"]), {"text": self._format_text(row, explicit)}
+
+    def _format_text(self, row, steps):
+        return END + " ".join([*steps, self.model.format_answer(row["answer"]) + self.eos])
+
+    def forward(self, batch, stage, rng_keys=None):
+        """The loss (scalar), and whether each row's text is predicted without a mistake (B,), so
+        that greedy decoding yields it. rng_keys (B,): the rows' random keys, for dropout."""
+        sampling = Sampling("dropout", stage.dropout)
+        thoughts, hidden = self.read(batch, "text", stage.thoughts, sampling, rng_keys)
+        loss, right = self.text_loss(batch, "text", hidden)
+        return loss + self.weights["probe"] * self.probe_loss(thoughts, batch.digits), right
+
+    def num_positions(self, batch, stage):
+        """How many positions of the model a batch takes."""
+        return batch.prompts.shape[1] + stage.thoughts + batch.texts["text"].shape[1] - 1
+
+    def solved(self, batch, stage):
+        """Whether each problem (B,) is solved greedily, explicit steps included."""
+        return self(batch, replace(stage, dropout=0.0))[1]
+
+    def text_loss(self, batch, name, hidden):
+        """Cross-entropy of a text (scalar), summed over the batch and divided by its num_targets,
+        and whether each row (B,) is right, from the states (B, S - 1, D) before its tokens."""
+        logits = self.model.lm_head(hidden).float()  # (B, S - 1, V)
+        target = batch.texts[name][:, 1:]  # (B, S - 1)
+        flat = (logits.flatten(0, 1), target.flatten())
+        loss = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
+        right = (logits.argmax(-1) == target) | (target == IGNORED)
+        return loss / batch.num_targets[name], right.all(1)
+
+    def probe_loss(self, thoughts, digits):
+        """Cross-entropy of the digits (B, K, DIGITS) of the steps' results."""
+        if not digits.numel():
+            return zero_loss(self.probe)
+        second_thoughts = torch.stack(thoughts[1::2], dim=1)  # (B, K, D)
+        logits = self.probe(second_thoughts).float().unflatten(-1, (DIGITS, DIGIT_CLASSES))
+        return F.cross_entropy(logits.flatten(0, 2), digits.flatten())
+
+    def read(self, batch, name, num_thoughts, sampling, rng_keys, layers=None):
+        """The thoughts, a list of (B, D), and the states (B, S - 1, D) that predict a text.
+
+        layers: a list that receives the states (B, S - 1, D) after each block.
+        """
+        model, cache, thoughts = self.model, DynamicSuffixCache(), []
+        hidden, prompt, hook = read_prompts(model, batch, sampling, rng_keys)
+        for t in range(num_thoughts):
+            if t:
+                here = positions_after(batch, t - 1, 1)
+                hidden = model.extend(thoughts[-1][:, None], here, prompt, cache, hook(here))[:, 0]
+            thoughts.append(model.to_thought(hidden))  # (B, D)
+        x = model.embed(batch.texts[name][:, :-1].clamp(min=0))  # (B, S - 1, D)
+        if thoughts:  # the last one is read together with the text
+            x = torch.cat((thoughts[-1][:, None].to(x.dtype), x), dim=1)  # (B, S, D)
+        here = positions_after(batch, max(0, num_thoughts - 1), x.shape[1])
+        hidden = model.extend(x, here, prompt, cache, hook(here), layers)
+        first = 1 if thoughts else 0
+        if layers is not None:
+            layers[:] = [layer[:, first:] for layer in layers]
+        return thoughts, hidden[:, first:]
+
+
+def read_prompts(model, batch, sampling, rng_keys):
+    """The prompts' last states (B, D), their cache, and the dropout hook of positions (B, S)."""
+    prompts, lengths = batch.prompts, batch.prompt_lengths
+
+    def hook(positions):  # steps count from the prompt's last token, as in the sampling engine
+        return dropout_hook(sampling, rng_keys, positions - (lengths[:, None] - 1))
+
+    positions = torch.arange(prompts.shape[1], device=prompts.device).expand_as(prompts)
+    hidden, cache = model.prefill(model.embed(prompts), lengths, hook(positions))
+    return hidden, cache, hook
+
+
+def positions_after(batch, first, count):
+    """Positions (B, count) from the first-th after each prompt's end."""
+    lengths = batch.prompt_lengths
+    return lengths[:, None] + torch.arange(first, first + count, device=lengths.device)
+
+
+def zero_loss(module):
+    """0 that depends on all parameters: data-parallel training needs each of them in every step."""
+    return sum(0.0 * p.sum() for p in module.parameters() if p.requires_grad)
