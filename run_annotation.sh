@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Samples and labels the trajectories that LatentRM is trained and evaluated on.
+# Samples and labels the trajectories for training and evaluation of a LatentRM.
 #
-#   ./run_annotation.sh                  pools of the bundled COCONUT: training_args/train_tiny_coconut.yaml
-#   BACKBONE=codi ./run_annotation.sh    of another backbone, codi or colar: training_args/train_tiny_codi.yaml
-#   SIZE=small ./run_annotation.sh       a few of them: training_args/train_tiny_coconut_small.yaml
-#   PROFILE=paper ./run_annotation.sh    a published checkpoint on GSM8K-Aug: training_args/train_coconut.yaml
+#   ./run_annotation.sh                  the bundled COCONUT
+#                                        (for training_args/train_tiny_coconut.yaml)
+#   BACKBONE=codi ./run_annotation.sh    another backbone, codi or colar (train_tiny_codi.yaml)
+#   SIZE=small ./run_annotation.sh       small pools (train_tiny_coconut_small.yaml)
+#   PROFILE=paper ./run_annotation.sh    a published checkpoint on GSM8K-Aug (train_coconut.yaml)
 #
-# Each setting can be set from the environment. Finished pools are not made again; an interrupted one
-# goes on where it stopped.
+# Each setting can be set in the environment. Finished pools are not made again; interrupted ones
+# are resumed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . utils/sweep.sh
@@ -23,7 +24,8 @@ tiny-full | tiny-small | paper-full) ;;
   ;;
 esac
 check_backbone "$BACKBONE"
-# name : questions : trajectories : rollouts a thought : sampler : strength (none: the checkpoint's own)
+# name : questions : trajectories : rollouts per thought : sampler : dropout_p or noise_std; if the
+# last is missing, the checkpoint's own
 case "$PROFILE-$SIZE" in
 tiny-full)
   questions=60000
@@ -45,7 +47,7 @@ if [ "$PROFILE" = tiny ]; then
   MODEL=${MODEL:-checkpoints/tiny-$BACKBONE}
   TRAIN_DATA=${TRAIN_DATA:-data/tiny_train.json} VALID_DATA=${VALID_DATA:-data/tiny_valid.json}
   BATCH_SIZE=${BATCH_SIZE:-32} SHARD_SIZE=${SHARD_SIZE:-500}
-  embedding=(--dropout_embedding false) # thoughts as inference samples them
+  embedding=(--dropout_embedding false) # sample thoughts as in inference
   [ -f "$TRAIN_DATA" ] || python -m src.prepare_data tiny --train 120000
 else
   MODEL=${MODEL:-ModalityDance/latent-tts-$BACKBONE}
@@ -57,7 +59,7 @@ SAVE_PATH=${SAVE_PATH:-outputs/annotated}
 choose_processes
 start_cells "$SAVE_PATH" "cells-$PROFILE-$BACKBONE-$SIZE"
 
-annotate() { # data file, then the pool as above
+annotate() { # data file, then a pool in the format above
   local name questions trajectories rollouts sampler strength
   IFS=: read -r name questions trajectories rollouts sampler strength <<<"$2"
   local how=() flags

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# The paper's evaluation of the LLaMA backbone, CoLaR: every model, benchmark, sampler, strength and seed.
+# The paper's evaluation of the LLaMA backbone, CoLaR: every model, benchmark, sampler, sampler
+# parameter and seed.
 #
 #   ./run_tests_llama.sh                  the bundled model on the bundled benchmarks
 #   PROFILE=paper ./run_tests_llama.sh    the published checkpoint on the paper's benchmarks
 #
-# Each list can be set from the environment, for instance NOISE_STDS="0.02 0.05" ./run_tests_llama.sh.
-# LIMIT: only the first so many questions of each benchmark; LIMIT= (empty) takes all of them.
-# MODELS, SPLITS, DROPOUT_PS, NOISE_STDS, NS, SEEDS, BATCH_SIZE, NPROC, OUTPUT_DIR: see utils/sweep.sh.
-# A cell that is finished is not sampled again; one that was interrupted goes on where it stopped.
+# Each list can be set in the environment, for instance NOISE_STDS="0.02 0.05" ./run_tests_llama.sh.
+# LIMIT: number of questions of each benchmark, the first ones; LIMIT= (empty) takes all.
+# MODELS, SPLITS, DROPOUT_PS, NOISE_STDS, NS, SEEDS, BATCH_SIZE, NPROC, OUTPUT_DIR: see
+# utils/sweep.sh.
+# Finished cells are not sampled again; interrupted ones are resumed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . utils/sweep.sh

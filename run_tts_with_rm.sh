@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Choosing by LatentRM: best-of-N, the votes and beam search at equal budgets, over all benchmarks.
+# Compares methods with a LatentRM: best-of-N, the votes and beam search at equal budgets, on all
+# benchmarks.
 #
 #   ./run_tts_with_rm.sh                    the bundled COCONUT on the bundled benchmarks
 #   BACKBONE=codi ./run_tts_with_rm.sh      another bundled backbone, codi or colar
 #   PROFILE=paper ./run_tts_with_rm.sh      a published checkpoint on the paper's benchmarks
 #
-# Each list can be set from the environment, for instance BEAMS="4x4" NS="16" ./run_tts_with_rm.sh.
-# LIMIT: only the first so many questions of each benchmark; LIMIT= (empty) takes all of them.
-# A cell that is finished is not computed again; one that was interrupted goes on where it stopped.
+# Each list can be set in the environment, for instance BEAMS="4x4" NS="16" ./run_tts_with_rm.sh.
+# LIMIT: number of questions of each benchmark, the first ones; LIMIT= (empty) takes all.
+# Finished cells are not computed again; interrupted ones are resumed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . utils/sweep.sh
@@ -26,7 +27,8 @@ tiny)
   ;;
 paper)
   GENERATOR=${GENERATOR:-ModalityDance/latent-tts-$BACKBONE}
-  # one reward model is published, COCONUT's; another backbone's is trained: training_args/train_codi.yaml
+  # Only COCONUT's reward model is published. Train the others: training_args/train_codi.yaml,
+  # train_colar.yaml.
   PRM=${PRM:-$([ "$BACKBONE" = coconut ] && echo ModalityDance/latent-tts-rm || echo "outputs/latentRM-$BACKBONE")}
   SPLITS=${SPLITS-gsm_test gsm_hard multiarith}
   SAMPLERS=${SAMPLERS-dropout noise}
@@ -38,7 +40,8 @@ paper)
   exit 2
   ;;
 esac
-# SAMPLERS: noise or dropout, with the checkpoint's own strength, or such as noise:0.5
+# SAMPLERS: noise or dropout with the checkpoint's own noise_std or dropout_p, or for instance
+# noise:0.5
 NS=${NS-1 4 16 64}              # sizes of best-of-N; all come from one pool of the largest
 BEAMS=${BEAMS-1x16 2x8 4x4 8x2} # beams x proposals
 SEED=${SEED-42}
@@ -52,7 +55,7 @@ check_splits "$SPLITS"
 choose_processes
 start_cells "$OUTPUT_DIR" cells
 
-common() { # split and name: the flags of every cell of a benchmark
+common() { # split: the flags that all cells of a benchmark share
   echo "--data_path data/$1.json --seed $SEED --batch_size $BATCH_SIZE ${LIMIT:+--limit $LIMIT}"
 }
 
@@ -62,7 +65,7 @@ greedy_cell() { # split
     --output_dir "$OUTPUT_DIR/greedy/$1/greedy${LIMIT:+-first$LIMIT}"
 }
 
-choice_cell() { # split sampler[:strength] name, then the mode's flags
+choice_cell() { # split, sampler[:noise_std or dropout_p], name, then the flags of the mode
   local strength='' flags
   case "$2" in *:*) strength=${2#*:} ;; esac
   flags=$(sampler_flags "${2%%:*}" "$strength") || exit 2

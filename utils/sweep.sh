@@ -1,7 +1,8 @@
-# What the sweeps share: sourced by run_*.sh, from the repository's root. A sweep writes its cells, a command
-# line each, to a file; src.sweep runs them in one group of processes.
+# Functions that the sweeps share; run_*.sh source this file from the root of the repository. A
+# sweep writes its cells, one command line each, to a file. src.sweep runs them in one group of
+# processes.
 
-# Benchmarks must be there before the first cell starts.
+# Checks that all benchmarks exist before the first cell starts.
 check_splits() {
   local split
   for split in $1; do
@@ -13,7 +14,7 @@ check_splits() {
   done
 }
 
-# The backbone must be one of those that the profiles know.
+# Checks that the profiles know the backbone.
 check_backbone() {
   case "$1" in
   coconut | codi | colar) ;;
@@ -24,7 +25,7 @@ check_backbone() {
   esac
 }
 
-# NPROC: one process a GPU; without one, a process a core, up to four.
+# NPROC: one process per GPU; without a GPU one per core, at most four.
 choose_processes() {
   if [ -z "${NPROC:-}" ]; then
     NPROC=$(python -c 'import os, torch; print(torch.cuda.device_count() or min(4, os.cpu_count()))')
@@ -32,7 +33,7 @@ choose_processes() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 }
 
-# largest NS: the largest size of a pool. Sizes must be whole numbers.
+# largest NS: prints the largest size of a pool. Sizes must be whole numbers.
 largest() {
   local n most=0
   for n in $1; do
@@ -47,25 +48,26 @@ largest() {
   echo "$most"
 }
 
-# start_cells FOLDER NAME: begins the file of a sweep's cells, FOLDER/NAME.txt.
+# start_cells FOLDER NAME: starts the file of a sweep's cells, FOLDER/NAME.txt.
 start_cells() {
   mkdir -p "$1"
   CELLS="$1/$2.txt"
   : >"$CELLS"
 }
 
-# add_cell MODULE FLAGS..
+# add_cell MODULE FLAGS..: appends a cell to the file.
 add_cell() {
   printf '%q ' "$@" >>"$CELLS"
   echo >>"$CELLS"
 }
 
-# run_cells FLAGS..: of src.sweep.
+# run_cells FLAGS..: runs the cells; the flags are those of src.sweep.
 run_cells() {
   python -m src.sweep "$CELLS" --nproc "$NPROC" "$@"
 }
 
-# sampler_flags NAME STRENGTH: the flags of a sampler; an empty strength is the checkpoint's own.
+# sampler_flags NAME VALUE: prints the flags of a sampler. VALUE is its dropout_p or noise_std; if
+# empty, the checkpoint's own.
 sampler_flags() {
   case "$1" in
   dropout) echo "--sampling_by dropout ${2:+--dropout_p $2}" ;;
@@ -77,8 +79,8 @@ sampler_flags() {
   esac
 }
 
-# evaluate COMMAND NAME TINY_MODELS PAPER_MODELS: the paper's evaluation of some backbones, settings from the
-# environment.
+# evaluate COMMAND NAME TINY_MODELS PAPER_MODELS: the paper's evaluation of some backbones. The
+# settings come from the environment.
 evaluate() {
   PROFILE=${PROFILE:-tiny}
   case "$PROFILE" in
@@ -109,8 +111,9 @@ evaluate() {
   run_cells --results "$OUTPUT_DIR"
 }
 
-# sample_cells COMMAND: every model, benchmark, sampler, strength and seed of MODELS, SPLITS, DROPOUT_PS,
-# NOISE_STDS, SEEDS at the largest of NS. DROPOUT_PS and NOISE_STDS unset: each checkpoint's own.
+# sample_cells COMMAND: a cell for every model of MODELS, benchmark of SPLITS, seed of SEEDS, and
+# value of DROPOUT_PS and of NOISE_STDS, at the largest of NS. If DROPOUT_PS or NOISE_STDS is unset:
+# each checkpoint's own value.
 sample_cells() {
   local command=$1 model split seed p s most
   most=$(largest "$NS") || exit 2
@@ -128,7 +131,7 @@ sample_cells() {
   done
 }
 
-_sample_cell() { # sampler and strength
+_sample_cell() { # sampler, and its dropout_p or noise_std
   local name="{sampler}-n$most-seed$seed${LIMIT:+-first$LIMIT}" flags
   flags=$(sampler_flags "$1" "$2") || exit 2
   # shellcheck disable=SC2086  # NS and flags are lists
