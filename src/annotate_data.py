@@ -1,7 +1,4 @@
-"""Labels latent trajectories by stochastic rollouts.
-
-python -m src.annotate_data --help
-"""
+"""Labels latent trajectories by stochastic rollouts."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

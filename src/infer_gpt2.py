@@ -1,7 +1,4 @@
-"""Samples latent trajectories of COCONUT or CODI (GPT-2) and votes.
-
-python -m src.infer_gpt2 --help
-"""
+"""Samples latent trajectories of COCONUT or CODI (GPT-2) and votes."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

@@ -1,7 +1,4 @@
-"""Chooses among latent trajectories of COCONUT or CODI (GPT-2) by LatentRM.
-
-python -m src.infer_gpt2_rm --help
-"""
+"""Chooses among latent trajectories of COCONUT or CODI (GPT-2) by LatentRM."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

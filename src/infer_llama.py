@@ -1,7 +1,4 @@
-"""Samples latent trajectories of CoLaR (LLaMA) and votes.
-
-python -m src.infer_llama --help
-"""
+"""Samples latent trajectories of CoLaR (LLaMA) and votes."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

@@ -1,7 +1,4 @@
-"""Chooses among latent trajectories of CoLaR (LLaMA) by LatentRM.
-
-python -m src.infer_llama_rm --help
-"""
+"""Chooses among latent trajectories of CoLaR (LLaMA) by LatentRM."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

@@ -92,59 +92,47 @@ def typed(value, kind, key):
     kind: a class, a union, list[..], dict[..], Literal or a dataclass. YAML reads a number such as
     1e-4 as a string; it is converted. Raises UserError naming the key.
     """
-    origin = typing.get_origin(kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is typing.Any or (value is None and type(None) in args):
+        return value
     if origin in (types.UnionType, typing.Union):
         return _first_that_fits(value, kind, key)
-    if origin is typing.Literal:
-        if value in kind.__args__:
-            return value
-        raise _wrong_type(value, kind, key)
+    if origin is list and isinstance(value, list):
+        return [typed(x, args[0], f"{key}[{i}]") for i, x in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {name: typed(x, args[1], f"{key}.{name}") for name, x in value.items()}
     if origin in (list, dict):
-        return _typed_items(value, kind, key)
+        form = "be a list" if origin is list else "hold keys and values"
+        raise UserError(f"{key} must {form}, not {value!r}")
     if dataclasses.is_dataclass(kind):
         return build(kind, value, key if key.endswith(".") else f"{key}.")
-    return _scalar(value, kind, key)
+    if kind is float and type(value) in (int, str, float):
+        return _finite(value, key)
+    if origin is typing.Literal and value in args:
+        return value
+    if type(value) is kind:
+        return value
+    raise _wrong_type(value, kind, key)
 
 
 def _first_that_fits(value, union, key):
-    if value is None and type(None) in union.__args__:
-        return None
-    kinds = [kind for kind in union.__args__ if kind is not type(None)]
-    if len(kinds) == 1:
-        return typed(value, kinds[0], key)
+    kinds = [kind for kind in typing.get_args(union) if kind is not type(None)]
     for kind in kinds:
         try:
             return typed(value, kind, key)
         except UserError:
-            continue
+            if len(kinds) == 1:
+                raise
     raise _wrong_type(value, union, key)
 
 
-def _typed_items(value, kind, key):
-    """The items of a list[T], or the values of a dict[str, T]."""
-    *_, item = typing.get_args(kind)
-    if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise UserError(f"{key} must be a list, not {value!r}")
-        return [typed(x, item, f"{key}[{i}]") for i, x in enumerate(value)]
-    if not isinstance(value, dict):
-        raise UserError(f"{key} must hold keys and values, not {value!r}")
-    return {name: typed(x, item, f"{key}.{name}") for name, x in value.items()}
-
-
-def _scalar(value, kind, key):
-    if kind is typing.Any:
-        return value
-    if kind is float and type(value) in (int, str, float):
-        try:
-            if math.isfinite(float(value)):
-                return float(value)
-        except (ValueError, OverflowError):
-            pass
-        raise UserError(f"{key} must be a finite number, of type float, not {value!r}")
-    if type(value) is not kind:
-        raise _wrong_type(value, kind, key)
-    return value
+def _finite(value, key):
+    try:
+        if math.isfinite(float(value)):
+            return float(value)
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{key} must be a finite number, of type float, not {value!r}")
 
 
 def _wrong_type(value, kind, key):

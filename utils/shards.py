@@ -27,15 +27,7 @@ from utils.files import sha256, write_bytes, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of the keys below
-_KEYS = (
-    "input_ids",
-    "latent_embeds",
-    "latent_lengths",
-    "estimations",
-    "corrects",
-    "predictions",
-    "answer_ids",
-)
+_KEYS = "input_ids latent_embeds latent_lengths estimations corrects predictions answer_ids".split()
 
 
 def shard_path(folder, number):

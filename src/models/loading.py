@@ -18,14 +18,8 @@ from utils.errors import UserError, warn
 from utils.files import sha256
 
 _WEIGHTS = "*.safetensors"
-_FILES = (
-    _WEIGHTS,
-    "*.safetensors.index.json",
-    "config.json",
-    "*token*.json",
-    "vocab.json",
-    "merges.txt",
-)
+_FILES = [_WEIGHTS, "*.safetensors.index.json", "config.json", "*token*.json"]
+_FILES += ["vocab.json", "merges.txt"]
 _GENERATION = "generation_config.json"
 
 
@@ -154,15 +148,11 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
 def _mismatch(config, generator, tokenizer):
     """Why a LatentRM of ``config`` can't read what a generator of another config makes, or None."""
     if config.hidden_size != generator.hidden_size:
-        return (
-            f"reads thoughts of width {config.hidden_size}, the backbone has "
-            f"{generator.hidden_size}"
-        )
-    if config.max_position_embeddings < generator.max_position_embeddings:
-        return (
-            f"has {config.max_position_embeddings} positions, the backbone "
-            f"{generator.max_position_embeddings}"
-        )
+        widths = f"{config.hidden_size}, the backbone has {generator.hidden_size}"
+        return f"reads thoughts of width {widths}"
+    positions, needed = config.max_position_embeddings, generator.max_position_embeddings
+    if positions < needed:
+        return f"has {positions} positions, the backbone {needed}"
     if config.vocab_size < len(tokenizer):
         return f"knows {config.vocab_size} tokens, the backbone {len(tokenizer)}"
     return None
@@ -238,10 +228,8 @@ def _config_fault(cls, config):
     mend = "choose another --model_type or checkpoint"
     needed = cls.config_class.model_type
     if config.model_type != needed:
-        return (
-            f"config.json says model_type {config.model_type!r}, {cls.__name__} needs {needed!r}: "
-            f"{mend}"
-        )
+        named = f"config.json says model_type {config.model_type!r}"
+        return f"{named}, {cls.__name__} needs {needed!r}: {mend}"
     names = {backbone.__name__ for backbone in BACKBONES.values()}
     named = names & set(config.architectures or [])
     if named and cls.__name__ not in named:

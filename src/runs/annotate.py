@@ -88,7 +88,8 @@ class Annotation(Job):
             lambda q, ids: parse(ids) == gold[q],
         )
         eos = model.config.eos_token_id
-        return {i: _tensors(labelled, q, self.prompts[i], parse, eos) for q, i in enumerate(batch)}
+        prompts = [torch.tensor(self.prompts[i], dtype=torch.int64) for i in batch]
+        return {i: _tensors(labelled, q, prompts[q], parse, eos) for q, i in enumerate(batch)}
 
 
 def _tensors(labelled, q, prompt, parse, eos):
@@ -98,16 +99,15 @@ def _tensors(labelled, q, prompt, parse, eos):
     if labelled.skipped[q]:
         return {"input_ids": corrects.sum(), "right": right}  # 0-d: how many solve it
     predictions = [parse(ids) for ids in trajectories.tokens[q]]
+    predictions = [math.nan if number is None else number for number in predictions]
     thoughts = trajectories.thoughts_of(q)
     return {
-        "input_ids": torch.tensor(prompt).repeat(len(corrects), 1),  # (N, L)
+        "input_ids": prompt.repeat(len(corrects), 1),  # (N, L)
         "latent_embeds": thoughts.float().cpu().contiguous(),  # (N, T, D)
         "latent_lengths": trajectories.num_thoughts[q].contiguous(),  # (N,)
         "estimations": labelled.estimations[q, :, : thoughts.shape[1]].contiguous(),  # (N, T)
         "corrects": corrects.contiguous(),
-        "predictions": torch.tensor(
-            [math.nan if p is None else p for p in predictions], dtype=torch.float64
-        ),
+        "predictions": torch.tensor(predictions, dtype=torch.float64),
         "answer_ids": trajectories.answer_ids(q, eos),  # (N, A)
         "right": right,
     }

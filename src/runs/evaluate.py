@@ -265,7 +265,7 @@ def _save_latents(evaluation, record, trajectories, q):
     model, _ = evaluation.backbone()
     idx = record["idx"]
     tensors = {
-        "input_ids": torch.tensor(evaluation.prompts[idx]),  # (L,)
+        "input_ids": torch.tensor(evaluation.prompts[idx], dtype=torch.int64),  # (L,)
         "answer_ids": trajectories.answer_ids(q, model.config.eos_token_id),  # (N, A)
         "latent_embeds": trajectories.thoughts_of(q).float().cpu().contiguous(),  # (N, T, D)
         "latent_lengths": trajectories.num_thoughts[q].contiguous(),  # (N,)

@@ -33,37 +33,23 @@ class Job:
 
     def fingerprint(self):
         """What the results depend on."""
-        arguments = self.arguments
-        return fingerprint_of(
-            arguments.result_settings(),
-            len(self.rows),
-            arguments.data_path,
-            arguments.model_type,
-            arguments.model_id,
-        )
+        a = self.arguments
+        model = (a.model_type, a.model_id)
+        return fingerprint_of(a.result_settings(), len(self.rows), a.data_path, *model)
 
     def backbone(self):
         """The backbone and its tokenizer."""
-        arguments = self.arguments
-        return self.loader.backbone(arguments.model_type, arguments.model_id, arguments.model_dtype)
+        a = self.arguments
+        return self.loader.backbone(a.model_type, a.model_id, a.model_dtype)
 
     def prepare(self):
         """Loads the models and encodes the questions, after a check that the model suits them."""
-        arguments, (model, tokenizer) = self.arguments, self.backbone()
-        if self.prompts is not None:
-            return
-        prompts = encode_questions(model, tokenizer, self.rows)
-        check_lengths(
-            prompts,
-            model.config.max_position_embeddings,
-            arguments.latent_length,
-            arguments.max_new_tokens,
-            arguments.data_path,
-        )
-        check_words(
-            prompts, self.rows, model, tokenizer, arguments.data_path, arguments.allow_unknown
-        )
-        self.prompts = prompts
+        a, (model, tokenizer) = self.arguments, self.backbone()
+        if self.prompts is None:
+            prompts = encode_questions(model, tokenizer, self.rows)
+            check_lengths(prompts, model, a.latent_length, a.max_new_tokens, a.data_path)
+            check_words(prompts, self.rows, model, tokenizer, a.data_path, a.allow_unknown)
+            self.prompts = prompts
 
     def complete(self):
         """Does what is left of the work; returns the metrics on the first process."""
@@ -93,10 +79,8 @@ class Job:
         try:
             return self.work_on(unit)
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"out of memory on {self.processes.device}: lower --batch_size "
-                f"{self.arguments.batch_size}"
-            ) from None
+            mend = f"lower --batch_size {self.arguments.batch_size}"
+            raise UserError(f"out of memory on {self.processes.device}: {mend}") from None
 
     def by_length(self, questions):
         """Batches of questions (indices) with prompts of similar length."""
@@ -106,4 +90,4 @@ class Job:
 
     def request(self, batch):
         """The Request for a batch of questions."""
-        return self.arguments.request([self.prompts[i] for i in batch], batch)
+        return self.arguments.request([self.prompts[i].tolist() for i in batch], batch)
