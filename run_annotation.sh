@@ -60,11 +60,11 @@ choose_processes
 start_cells "$SAVE_PATH" "cells-$PROFILE-$BACKBONE-$SIZE"
 
 annotate() { # data file, then a pool in the format above
-  local name questions trajectories rollouts sampler strength
-  IFS=: read -r name questions trajectories rollouts sampler strength <<<"$2"
+  local name questions trajectories rollouts sampler value
+  IFS=: read -r name questions trajectories rollouts sampler value <<<"$2"
   local how=() flags
   [ "$sampler" = noise ] || how=(${embedding[@]+"${embedding[@]}"})
-  flags=$(sampler_flags "$sampler" "$strength") || exit 2
+  flags=$(sampler_flags "$sampler" "$value") || exit 2
   # shellcheck disable=SC2086
   add_cell src.annotate_data --save_path "$SAVE_PATH" --name "$name" --data_path "$1" \
     --model_type "$BACKBONE" --model_id "$MODEL" --n_samples "$trajectories" \

@@ -66,9 +66,9 @@ greedy_cell() { # split
 }
 
 choice_cell() { # split, sampler[:noise_std or dropout_p], name, then the flags of the mode
-  local strength='' flags
-  case "$2" in *:*) strength=${2#*:} ;; esac
-  flags=$(sampler_flags "${2%%:*}" "$strength") || exit 2
+  local value='' flags
+  case "$2" in *:*) value=${2#*:} ;; esac
+  flags=$(sampler_flags "${2%%:*}" "$value") || exit 2
   local folder="$OUTPUT_DIR/${PRM##*/}/$1/{sampler}-$3-seed$SEED${LIMIT:+-first$LIMIT}"
   # shellcheck disable=SC2046,SC2086
   add_cell "${sampling}_rm" --model_type "$BACKBONE" --model_id "$GENERATOR" --prm_id "$PRM" \

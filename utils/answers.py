@@ -29,8 +29,8 @@ def after_hash(text):
 
 def last_number(text):
     """CODI's form, free text: the last number in it; None without one."""
-    found = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
-    return parse_number(found[-1]) if found else None
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+    return parse_number(numbers[-1]) if numbers else None
 
 
 def after_answer(text):

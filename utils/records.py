@@ -47,11 +47,11 @@ def read(folder):
 
 def gather(folder):
     """Joins all parts into samples.jsonl, in order; {idx: record}."""
-    records, found, main = read(folder), parts(folder), Path(folder) / NAME
+    records, paths, main = read(folder), parts(folder), Path(folder) / NAME
     ordered = _text(records[idx] for idx in sorted(records))
-    if found and not (main.exists() and main.read_bytes() == ordered.encode()):
+    if paths and not (main.exists() and main.read_bytes() == ordered.encode()):
         write_text(main, ordered)
-    for path in found:
+    for path in paths:
         if path != main:
             path.unlink()
     return records

@@ -1,7 +1,7 @@
 """The forward pass of a decoder-only transformer over prompts and rows (src/models/kv_cache.py).
 
-What differs between GPT-2 and LLaMA stands in src/models/gpt2.py and src/models/llama.py. The
-weights are those of the Hugging Face model that the mixin is combined with.
+src/models/gpt2.py and src/models/llama.py hold what differs between the architectures. The weights
+are those of the Hugging Face model that the mixin is combined with.
 """
 
 import torch

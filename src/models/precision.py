@@ -18,7 +18,7 @@ def computes_bf16_fast():
 
 
 def fastest_format():
-    """The key of DTYPES that ``auto`` stands for on this device."""
+    """The key of DTYPES that ``auto`` means on this device."""
     return "bfloat16" if computes_bf16_fast() else "float32"
 
 

@@ -140,7 +140,7 @@ class RewardEvaluation(Evaluation):
         self.reward_model()
 
     def reward_model(self):
-        """The LatentRM, which is found to suit the backbone."""
+        """The LatentRM, after a check that it suits the backbone."""
         arguments, backbone = self.arguments, self.backbone()
         return self.loader.reward_model(arguments.prm_id, *backbone, arguments.model_dtype)
 

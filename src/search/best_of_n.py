@@ -115,9 +115,9 @@ def _score(reward_model, *inputs):
 
 def rewards_of_thoughts(rewards, num_thoughts):
     """Lists from rewards (Q, N, T), without those of thoughts that do not exist."""
-    pairs = zip(rewards, num_thoughts.tolist(), strict=True)
     return [
-        [row[:n] for row, n in zip(rounded(pool), counts, strict=True)] for pool, counts in pairs
+        [row[:n] for row, n in zip(rounded(of_question), lengths, strict=True)]
+        for of_question, lengths in zip(rewards, num_thoughts.tolist(), strict=True)
     ]
 
 

@@ -32,7 +32,7 @@ _DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout")
 
 @dataclass
 class Cursor:
-    """Where training stands: at the next batch of an epoch of a stage."""
+    """The progress of a training: the next batch of an epoch of a stage."""
 
     stage: int = 0
     epoch: int = 0  # of the stage
