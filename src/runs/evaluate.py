@@ -124,6 +124,8 @@ class Evaluation(Job):
 class RewardEvaluation(Evaluation):
     """A run of src.infer_gpt2_rm or src.infer_llama_rm: it chooses by LatentRM."""
 
+    trajectory_cost = 3.5
+
     def __init__(self, arguments, processes, loader):
         super().__init__(arguments, processes, loader)
         self.method = arguments.prm_mode

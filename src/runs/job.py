@@ -1,11 +1,18 @@
 """What all commands do around their work: open a folder, resume, share the work, show progress."""
 
+import time
+from dataclasses import replace
+
 import torch
 
+from src.models.loading import bundled_backbone
+from src.models.precision import slowness
 from src.runs.questions import check_lengths, check_words, encode_questions
 from src.runs.run_folder import RunFolder, fingerprint_of
+from src.sampling.engine import sample
 from utils.datasets import load_dataset
-from utils.errors import UserError
+from utils.errors import UserError, warn
+from utils.processes import where
 from utils.progress import progress
 
 
@@ -22,6 +29,7 @@ class Job:
     """
 
     outputs = ()
+    trajectory_cost = 1  # time of a trajectory in all, in units of sampling it
 
     def __init__(self, arguments, processes, loader):
         self.arguments, self.processes, self.loader = arguments, processes, loader
@@ -33,23 +41,53 @@ class Job:
 
     def fingerprint(self):
         """What the results depend on."""
-        a = self.arguments
-        model = (a.model_type, a.model_id)
-        return fingerprint_of(a.result_settings(), len(self.rows), a.data_path, *model)
+        args = self.arguments
+        model = (args.model_type, args.model_id)
+        return fingerprint_of(args.result_settings(), len(self.rows), args.data_path, *model)
 
     def backbone(self):
         """The backbone and its tokenizer."""
-        a = self.arguments
-        return self.loader.backbone(a.model_type, a.model_id, a.model_dtype)
+        args = self.arguments
+        return self.loader.backbone(args.model_type, args.model_id, args.model_dtype)
 
     def prepare(self):
         """Loads the models and encodes the questions, after a check that the model suits them."""
-        a, (model, tokenizer) = self.arguments, self.backbone()
+        args, (model, tokenizer) = self.arguments, self.backbone()
         if self.prompts is None:
             prompts = encode_questions(model, tokenizer, self.rows)
-            check_lengths(prompts, model, a.latent_length, a.max_new_tokens, a.data_path)
-            check_words(prompts, self.rows, model, tokenizer, a.data_path, a.allow_unknown)
+            check_lengths(prompts, model, args.latent_length, args.max_new_tokens, args.data_path)
+            check_words(prompts, self.rows, model, tokenizer, args.data_path, args.allow_unknown)
             self.prompts = prompts
+
+    @property
+    def model_key(self):
+        return self.arguments.model_type, self.arguments.model_id
+
+    def introduce(self):
+        """Prints which model runs on what; warns of a number format that is slow here."""
+        args, processes = self.arguments, self.processes
+        if not processes.is_main_process:
+            return
+        note = " (bundled)" if args.model_id == str(bundled_backbone(args.model_type)) else ""
+        model = f"{args.model_type} {args.model_id}{note}, {args.sampler_name}"
+        data = f"on {len(self.rows)} questions of {args.data_path}"
+        device = where(processes.device, processes.num_processes)
+        print(f"{model}, {data}; {args.model_dtype} on {device}", flush=True)
+        slow = slowness(args.model_dtype)
+        if slow and not self.finished:
+            warn(f"--model_dtype {slow}")
+
+    def seconds_per_trajectory(self):
+        """By a measurement of about a second, with twice as many samples each time."""
+        batch = list(range(len(self.rows)))[: self.arguments.batch_size]
+        request, first_start, count = self.request(batch), time.monotonic(), 1
+        while True:
+            start = time.monotonic()
+            sample(self.backbone()[0], replace(request, n_samples=count))
+            end = time.monotonic()
+            if end > first_start + 1:
+                return (end - start) / (count * len(batch))
+            count = min(2 * count, request.n_samples)
 
     def complete(self):
         """Does what is left of the work; returns the metrics on the first process."""
