@@ -128,10 +128,12 @@ class RewardEvaluation(Evaluation):
 
     def __init__(self, arguments, processes, loader):
         super().__init__(arguments, processes, loader)
-        self.method = arguments.prm_mode
         if arguments.pool is not None:
-            self.method = "saved_pool"
             self.pool = read_pool(arguments.pool, self.run_folder.fingerprint)
+
+    @property
+    def method(self):
+        return "saved_pool" if self.arguments.pool else self.arguments.prm_mode
 
     def fingerprint(self):
         files = checkpoint_files("rm", self.arguments.prm_id)
