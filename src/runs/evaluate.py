@@ -53,7 +53,8 @@ class Evaluation(Job):
                 f"{self.folder}: holds samples of other questions; use --overwrite true"
             )
         self.counters = defaultdict(Counter)
-        self.answered = self.voted = self.covered = 0  # questions of this process and session
+        self.computed = 0  # questions of this process and session, those done before included
+        self.answered = self.voted = self.covered = 0  # new ones
 
     def fingerprint(self):
         return super().fingerprint() | {"records_format": RECORDS_FORMAT}
@@ -81,6 +82,7 @@ class Evaluation(Job):
     def work_on(self, unit):
         new = [r for r in METHODS[self.method](self, unit) if r["idx"] not in self.done]
         records.append(self.folder, self.processes.process_index, new)
+        self.computed += len(unit)
         self.answered += len(new)
         self.voted += sum(r["vote"] is not None and r["vote"] == gold_of(r) for r in new)
         self.covered += sum(any(r["correct"]) for r in new)
@@ -89,7 +91,7 @@ class Evaluation(Job):
 
     def finish(self):
         """Gathers all processes' records, checks them and writes metrics.json, which it returns."""
-        sessions = gather_object([(self.answered, {k: dict(v) for k, v in self.counters.items()})])
+        sessions = gather_object([(self.computed, {k: dict(v) for k, v in self.counters.items()})])
         self.processes.wait_for_everyone()
         if not self.processes.is_main_process:
             return None
