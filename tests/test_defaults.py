@@ -20,7 +20,7 @@ from src.models.precision import slowness
 from src.runs.arguments import InferenceArguments, LlamaInferenceArguments, RewardArguments
 from src.runs.commands import COMMANDS
 from tests.commands import ROOT, command, run_here
-from tests.conftest import random_judge
+from tests.conftest import random_reward_model
 from utils.cli import parse_flags
 
 
@@ -135,7 +135,7 @@ def test_unknown_words_are_counted_and_may_be_allowed(tmp_path):
 def judge(tmp_path):
     """A reward model for the bundled COCONUT that says nothing of its generator, and that generator."""
     backbone, tokenizer = load_backbone("coconut", str(ROOT / "checkpoints/tiny-coconut"))
-    random_judge(backbone).save_pretrained(tmp_path / "rm")
+    random_reward_model(backbone).save_pretrained(tmp_path / "rm")
     return tmp_path / "rm", backbone, tokenizer
 
 

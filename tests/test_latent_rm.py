@@ -10,7 +10,7 @@ from src.models.latent_rm import GPT2LatentRM
 from src.models.loading import load_reward_model
 from src.search.prefix_scorer import PrefixScorer
 from src.training.reward_loss import bce, contrastive
-from tests.conftest import RANDOM, random_coconut, random_judge, random_latent_rm
+from tests.conftest import RANDOM, random_coconut, random_reward_model, random_latent_rm
 from utils.errors import UserError
 
 Q, N, T = 3, 4, 5
@@ -149,7 +149,7 @@ LENGTHS = torch.tensor([[5, 1, 3, 2], [2, 5, 1, 4], [1, 1, 2, 3]])  # of Q quest
 def test_trajectories_of_different_lengths(name, answers):
     """Against one row at a time by the Hugging Face model, no padding; for each architecture."""
     backbone, _ = RANDOM[name]()
-    model = random_judge(backbone)
+    model = random_reward_model(backbone)
     model.config.scores_answer = answers
     texts = [[[50, 51, 52], [53], [54, 55]], [[56], [57, 58], [59]], [[60], [61, 62], [63]]]
     ids = torch.full((Q, N, 3), -1)
@@ -196,7 +196,7 @@ def test_losses_look_at_the_thoughts_that_exist():
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_checkpoint_of_each_architecture_comes_back(tmp_path, name):
     backbone, tokenizer = RANDOM[name]()
-    model = random_judge(backbone.float())
+    model = random_reward_model(backbone.float())
     model.save_pretrained(tmp_path)
     keys = set(load_file(tmp_path / "model.safetensors"))
     prefix = "model." if name == "colar" else "transformer."

@@ -13,7 +13,7 @@ from src.models.loading import load_backbone, load_reward_model
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
-from tests.conftest import RANDOM, random_judge
+from tests.conftest import RANDOM, random_reward_model
 from utils.errors import UserError
 
 
@@ -161,7 +161,7 @@ def test_published_checkpoints_load_sample_score_and_save_unchanged(name, dtype,
     for sampling in (Sampling("noise", noise_std=0.3), Sampling("dropout", dropout_p=0.2)):
         found = sample(model, Request(prompts, [0, 1], 3, 4, 6, 1, sampling))
         assert torch.isfinite(found.thoughts).all()
-    judge = random_judge(model)
+    judge = random_reward_model(model)
     judge.save_pretrained(tmp_path / "rm")
     loaded = load_reward_model(tmp_path / "rm", model, tokenizer, dtype)
     ids = torch.tensor([prompts[0]])

@@ -13,7 +13,7 @@ from src.sampling.samplers import _NOISE_SITE, Sampling
 from src.sampling.trajectories import Request
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.beam_search import beam_search
-from tests.conftest import random_judge
+from tests.conftest import random_reward_model
 from tests.reference import continue_one, key_of, rollout_key, thought_of
 
 PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
@@ -149,7 +149,7 @@ def test_candidates_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):
 @pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
 def test_one_beam_with_one_candidate_is_sample_0(backbone, name):
     model, sampling = backbone[0], SAMPLERS[name]
-    beams = beam_search(model, random_judge(model), request(sampling), 1, 1)
+    beams = beam_search(model, random_reward_model(model), request(sampling), 1, 1)
     plain = sample(model, request(sampling, n=1))
     assert beams.trajectories.tokens == plain.tokens
     torch.testing.assert_close(beams.trajectories.thoughts, plain.thoughts, rtol=1e-4, atol=1e-4)
@@ -159,7 +159,7 @@ def test_one_beam_with_one_candidate_is_sample_0(backbone, name):
 @pytest.mark.parametrize("shape", [(1, 4), (2, 3), (4, 1)])
 def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(backbone, name, shape):
     """The survivors' scores are the reward model's on their thoughts: caches moved with the beams."""
-    model, sampling, rm = backbone[0], SAMPLERS[name], random_judge(backbone[0])
+    model, sampling, rm = backbone[0], SAMPLERS[name], random_reward_model(backbone[0])
     whole = beam_search(model, rm, request(sampling), *shape)
     for q, prompt in enumerate(PROMPTS):
         alone = request(sampling, questions=slice(q, q + 1))
@@ -177,7 +177,7 @@ def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(backbone, name,
 @pytest.mark.parametrize("score_by", ["sum", "mean"])
 def test_beam_search_keeps_the_best_at_every_step(backbone, score_by):
     """Against a plain search that computes every prefix anew; beams that have ended stay as they are."""
-    model, rm, (b, c) = backbone[0], random_judge(backbone[0]), (3, 3)
+    model, rm, (b, c) = backbone[0], random_reward_model(backbone[0]), (3, 3)
     rm.classifier.bias.data -= 1.5  # a thought costs on average: short beams stand a chance
     beams = beam_search(model, rm, request(NOISE), b, c, score_by)
     ended_early = False
