@@ -126,16 +126,12 @@ class _Reader:
 
     def read(self, x):
         """The final hidden state (D,) at the last of the inputs x (length, D)."""
-        is_llama = isinstance(self.model, LlamaForCausalLM)
-        body = self.model.model if is_llama else self.model.transformer
-        with masked(self.model, self._masks, self.sampling.dropout_embedding):
-            return body(inputs_embeds=x[None]).last_hidden_state[0, -1]
+        with masked(self.model, self._masks, self.sampling):
+            return self.model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]
 
     def _masks(self, layer, site, length):
         """What the outputs (length, D) at a dropout site are multiplied by."""
         sampling, width = self.sampling, self.model.config.hidden_size
-        if not sampling.uses_dropout:
-            return torch.ones(length, width)
         positions = torch.arange(length)
         steps = positions - (self.prompt_length - 1)
         if sampling.dropout_mask == "trajectory":
@@ -152,23 +148,14 @@ class _Reader:
 
 
 @contextmanager
-def masked(model, masks, embedding=False):
+def masked(model, masks, sampling):
     """Multiplies outputs at the dropout sites by ``masks(layer, site, length)``, (length, D).
 
-    With ``embedding`` also the embeddings, by ``masks(None, None, length)``. A LLaMA has no dropout
-    modules: there only the outputs of the MLPs are multiplied, as in the release.
+    Embeddings are multiplied by ``masks(None, None, length)``. A LLaMA has no dropout modules:
+    there only the outputs of the MLPs are multiplied, as in the release.
     """
-    sites = []  # (module, layer, site)
-    if isinstance(model, LlamaForCausalLM):
-        sites = [(block.mlp, layer, MLP) for layer, block in enumerate(model.model.layers)]
-    else:
-        for layer, block in enumerate(model.transformer.h):
-            sites.append((block.attn.resid_dropout, layer, ATTENTION))
-            sites.append((block.mlp.dropout, layer, MLP))
-        if embedding:
-            sites.append((model.transformer.drop, None, None))
     handles = []
-    for module, layer, site in sites:
+    for module, layer, site in _dropout_sites(model, sampling) if sampling.uses_dropout else []:
 
         def hook(_, __, out, layer=layer, site=site):
             return out * masks(layer, site, out.shape[1])
@@ -177,3 +164,14 @@ def masked(model, masks, embedding=False):
     yield
     for handle in handles:
         handle.remove()
+
+
+def _dropout_sites(model, sampling):
+    """(module, layer, site) of every module at whose output sampling drops."""
+    if isinstance(model, LlamaForCausalLM):
+        return [(block.mlp, layer, MLP) for layer, block in enumerate(model.model.layers)]
+    sites = [(model.transformer.drop, None, None)] if sampling.dropout_embedding else []
+    for layer, block in enumerate(model.transformer.h):
+        sites.append((block.attn.resid_dropout, layer, ATTENTION))
+        sites.append((block.mlp.dropout, layer, MLP))
+    return sites
