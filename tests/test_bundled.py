@@ -12,9 +12,7 @@ from utils.datasets import load_dataset
 from utils.metrics import summarize
 
 GREEDY = {"coconut": 60, "codi": 55, "colar": 55}  # greedy accuracy at least, in percent
-# Coverage at 64: at least so many points above greedy, on so many questions of tiny_test.
-MARGIN = {"coconut": 15, "codi": 12, "colar": 12}
-QUESTIONS = {"coconut": 100, "codi": 80, "colar": 80}
+MARGIN = {"coconut": 15, "codi": 12, "colar": 12}  # coverage at 64 above greedy, points at least
 
 
 @pytest.fixture(scope="module", params=GREEDY)
@@ -71,9 +69,9 @@ def coverage(bundled, split, limit, report_n, sampling):
 
 @pytest.mark.parametrize("sampler", ["dropout", "noise"])
 def test_coverage_at_64_is_well_above_greedy(bundled, name, sampler):
-    questions = ("tiny_test", QUESTIONS[name])
-    (greedy,) = coverage(bundled, *questions, [1], Sampling())
-    sampled = coverage(bundled, *questions, [1, 4, 16, 64], default_sampling(bundled, sampler))
+    sampling = default_sampling(bundled, sampler)
+    (greedy,) = coverage(bundled, "tiny_test", 50, [1], Sampling())
+    sampled = coverage(bundled, "tiny_test", 50, [1, 4, 16, 64], sampling)
     assert sampled == sorted(set(sampled))
     assert sampled[-1] >= greedy + MARGIN[name]
 

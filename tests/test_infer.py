@@ -35,12 +35,9 @@ from utils import records
 from utils.metrics import majority_vote
 
 LIMIT, N = 24, 8
-COMMON = ("--data_path", "data/tiny_valid.json", "--limit", LIMIT, "--n_samples", N)
-COMMON += ("--max_new_tokens", 12)
-
-
 CHECKPOINT = ROOT / "checkpoints/tiny-coconut"
-FLAGS = ("--model_id", CHECKPOINT, *COMMON)
+FLAGS = ("--model_id", CHECKPOINT, "--data_path", "data/tiny_valid.json", "--limit", LIMIT)
+FLAGS += ("--n_samples", N, "--max_new_tokens", 12)
 
 
 @pytest.fixture(scope="module")
