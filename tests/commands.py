@@ -198,18 +198,19 @@ def edit_json(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def interrupted_once(main, functions, case, monkeypatch):
-    """Runs ``main`` with a KeyboardInterrupt before or after one call of one function.
+def interrupt_and_continue(command, functions, case, monkeypatch):
+    """Runs a command within this process, interrupted once, and then again to its end.
 
+    It is interrupted (KeyboardInterrupt) before or after one call of one function.
     functions: (owner, name, most): a function, and how many of its first calls are candidates.
     case: number of the case; the cases go through the functions, first with an interruption after
-    the call, then before it, and so on. Returns whether the call was reached.
+    the call, then before it, and so on.
     """
     owner, name, most = functions[case % len(functions)]
     fatal = random.Random(case).randint(1, most)
     interrupt_before = case // len(functions) % 2
-    original = getattr(owner, name)
-    calls = 0
+    main = importlib.import_module(command[2]).main
+    original, calls = getattr(owner, name), 0
 
     def interrupted(*args, **kwargs):
         nonlocal calls
@@ -221,8 +222,10 @@ def interrupted_once(main, functions, case, monkeypatch):
             raise KeyboardInterrupt
         return result
 
+    monkeypatch.setattr("sys.argv", command[2:])
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
         with pytest.raises(SystemExit):
             main()
-    return calls >= fatal
+    assert calls >= fatal
+    main()

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src import annotate_data
-from src.runs import annotate as annotation
+from src.runs import annotate as annotate_module
 from src.runs import run_folder
 from tests.commands import (
     ROOT,
@@ -17,7 +16,7 @@ from tests.commands import (
     assert_success,
     command,
     edit_json,
-    interrupted_once,
+    interrupt_and_continue,
     run,
     run_here,
 )
@@ -114,19 +113,18 @@ def test_an_interrupted_annotation_continues_to_the_same_shards(whole, tmp_path,
     functions = (
         (os, "replace", 5),
         (shards, "write_bytes", 4),
-        (annotation, "annotate", 4),
+        (annotate_module, "annotate", 4),
         (run_folder, "write_json", 1),
         (shards, "write_json", 1),
     )
-    monkeypatch.setattr("sys.argv", annotate(tmp_path / "x", "--batch_size", 6)[2:])
-    assert interrupted_once(annotate_data.main, functions, case, monkeypatch)
-    annotate_data.main()
+    line = annotate(tmp_path / "x", "--batch_size", 6)
+    interrupt_and_continue(line, functions, case, monkeypatch)
     assert contents(tmp_path / "x") == contents(whole)
 
 
 def test_a_finished_pool_is_not_made_again(whole, monkeypatch):
     before = contents(whole)
-    monkeypatch.setattr(annotation, "annotate", None)
+    monkeypatch.setattr(annotate_module, "annotate", None)
     assert_success(run_here(annotate(whole)))
     assert contents(whole) == before
 

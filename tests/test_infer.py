@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src import infer_gpt2
 from src.models.loading import load_backbone
 from src.runs import evaluate, run_folder
 from src.sampling.engine import sample
@@ -23,7 +22,7 @@ from tests.commands import (
     assert_one_line_error,
     assert_success,
     infer_command,
-    interrupted_once,
+    interrupt_and_continue,
     launch,
     outputs,
     run,
@@ -175,9 +174,7 @@ def test_an_interrupted_run_continues_to_the_same_files(whole, tmp_path, monkeyp
     folder = tmp_path / "x"
     folder.mkdir()
     flags = ("--output_dir", folder, "--save_latents", "true", "--batch_size", 6)
-    monkeypatch.setattr("sys.argv", infer_command(*FLAGS, *flags)[2:])
-    assert interrupted_once(infer_gpt2.main, functions, case, monkeypatch)
-    infer_gpt2.main()
+    interrupt_and_continue(infer_command(*FLAGS, *flags), functions, case, monkeypatch)
     assert outputs(folder) == outputs(whole)
     assert_same_latents(folder, whole)
     assert not list(folder.rglob("*.tmp"))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import infer_gpt2_rm
 from src.models.loading import load_backbone, load_reward_model
 from src.search import best_of_n
 from src.search.voting import aggregate, measure
@@ -20,7 +19,7 @@ from tests.commands import (
     command,
     edit_json,
     infer_command,
-    interrupted_once,
+    interrupt_and_continue,
     outputs,
     run,
     run_here,
@@ -196,9 +195,7 @@ def test_an_interrupted_run_continues_to_the_same_files(
         (Path, "unlink", 2),
     )
     line = rm_command(prm, MODES[mode], "--output_dir", tmp_path / "x", "--batch_size", 4)
-    monkeypatch.setattr("sys.argv", line[2:])
-    assert interrupted_once(infer_gpt2_rm.main, functions, case, monkeypatch)
-    infer_gpt2_rm.main()
+    interrupt_and_continue(line, functions, case, monkeypatch)
     assert outputs(tmp_path / "x") == outputs(whole[mode])
 
 
