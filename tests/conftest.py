@@ -99,9 +99,13 @@ def coconut():
     return random_coconut()
 
 
-@pytest.fixture(scope="session", params=RANDOM)
+# CODI without projector computes what COCONUT does; the quick tests leave it out.
+QUICK = [pytest.param(name, marks=pytest.mark.quick) for name in ("coconut", "codi", "colar")]
+
+
+@pytest.fixture(scope="session", params=[*QUICK, "codi without projector"])
 def backbone(request):
-    """Each backbone in turn: a small random model and its tokenizer."""
+    """Each backbone in turn: a small random model and its tokenizer. Marks its tests as quick."""
     return RANDOM[request.param]()
 
 

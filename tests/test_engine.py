@@ -9,8 +9,6 @@ from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from tests.reference import sample_one
 
-pytestmark = pytest.mark.quick
-
 QUESTIONS = [
     "Mia has 12 pens and buys 5 more. How many pens does Mia have now?",
     "How many?",

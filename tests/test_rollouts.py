@@ -23,8 +23,6 @@ from tests.reference import (
     thought_of,
 )
 
-pytestmark = pytest.mark.quick
-
 PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
 T, A, SEED = 4, 5, 5
 NOISE = Sampling("noise", noise_std=0.5)
