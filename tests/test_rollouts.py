@@ -215,13 +215,13 @@ def test_beam_search_keeps_the_best_proposals_of_every_step(backbone, score_by):
     model, rm, shape = backbone[0], random_reward_model(backbone[0]), (3, 3)
     # A thought costs something on average, so that beams which end early are kept, too.
     rm.classifier.bias.data -= 1.5
-    found = beam_search(model, rm, request(NOISE), *shape, score_by).trajectories
+    beams = beam_search(model, rm, request(NOISE), *shape, score_by).trajectories
     ended_early = False
     for q in range(len(PROMPTS)):
         for n, plain in enumerate(plain_beams(model, rm, q, shape, score_by)):
-            length = int(found.num_thoughts[q, n])
+            length = int(beams.num_thoughts[q, n])
             assert length == len(plain)
-            thoughts = found.thoughts[q, n, :length]
+            thoughts = beams.thoughts[q, n, :length]
             torch.testing.assert_close(thoughts, torch.stack(plain), rtol=1e-3, atol=1e-3)
             ended_early |= length < T
     assert ended_early == model.stops_itself

@@ -83,7 +83,7 @@ def long_functions(path):
 def test_every_function_fits_on_a_screen(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
-    assert not [found for path in files for found in long_functions(path)]
+    assert not [function for path in files for function in long_functions(path)]
 
 
 def long_lines(path):
@@ -101,4 +101,4 @@ def long_lines(path):
 def test_no_line_of_a_text_recipe_or_script_is_too_long(pattern):
     files = sorted(ROOT.glob(pattern))
     assert files
-    assert not [found for path in files for found in long_lines(path)]
+    assert not [line for path in files for line in long_lines(path)]
