@@ -30,8 +30,9 @@ case "$PROFILE-$SIZE" in
 tiny-full)
   questions=60000
   [ "$BACKBONE" = coconut ] || questions=30000
-  TRAIN=${TRAIN-tiny-$BACKBONE-train-noise:$questions:8:0:noise tiny-$BACKBONE-train-dropout:$questions:8:0:dropout}
-  VALID=${VALID-tiny-$BACKBONE-valid-noise-64::64:0:noise tiny-$BACKBONE-valid-dropout-64::64:0:dropout}
+  train=tiny-$BACKBONE-train valid=tiny-$BACKBONE-valid
+  TRAIN=${TRAIN-$train-noise:$questions:8:0:noise $train-dropout:$questions:8:0:dropout}
+  VALID=${VALID-$valid-noise-64::64:0:noise $valid-dropout-64::64:0:dropout}
   ;;
 tiny-small)
   TRAIN=${TRAIN-tiny-$BACKBONE-small-train:1500:8:4:noise}

@@ -29,7 +29,9 @@ paper)
   GENERATOR=${GENERATOR:-ModalityDance/latent-tts-$BACKBONE}
   # Only COCONUT's reward model is published. Train the others: training_args/train_codi.yaml,
   # train_colar.yaml.
-  PRM=${PRM:-$([ "$BACKBONE" = coconut ] && echo ModalityDance/latent-tts-rm || echo "outputs/latentRM-$BACKBONE")}
+  published=ModalityDance/latent-tts-rm
+  [ "$BACKBONE" = coconut ] || published=outputs/latentRM-$BACKBONE
+  PRM=${PRM:-$published}
   SPLITS=${SPLITS-gsm_test gsm_hard multiarith}
   SAMPLERS=${SAMPLERS-dropout noise}
   BATCH_SIZE=${BATCH_SIZE:-8}
@@ -61,8 +63,8 @@ common() { # split: the flags that all cells of a benchmark share
 
 greedy_cell() { # split
   # shellcheck disable=SC2046
-  add_cell "$sampling" --model_type "$BACKBONE" --model_id "$GENERATOR" --do_sample false $(common "$1") \
-    --output_dir "$OUTPUT_DIR/greedy/$1/greedy${LIMIT:+-first$LIMIT}"
+  add_cell "$sampling" --model_type "$BACKBONE" --model_id "$GENERATOR" --do_sample false \
+    $(common "$1") --output_dir "$OUTPUT_DIR/greedy/$1/greedy${LIMIT:+-first$LIMIT}"
 }
 
 choice_cell() { # split, sampler[:noise_std or dropout_p], name, then the flags of the mode

@@ -1,9 +1,9 @@
-"""What a reward model that scores answers would answer by itself, for pools of src.infer_gpt2
---save_latents true: python -m benchmarks.reward_model_alone POOL..
+"""How well a reward model answers by itself: python -m benchmarks.reward_model_alone POOL ..
 
-For each question it reads the thoughts of the first trajectory and answers greedily, with no choice
-among trajectories: percent right. It tells how much of a gain comes from choosing, and how much from
-a model that solves the problems better than the generator.
+A pool is the folder of a run of src.infer_gpt2 with --save_latents true. A reward model that scores
+answers reads the thoughts of each question's first trajectory and answers greedily, without a
+choice among trajectories. Its accuracy, beside the generator's, tells how much of a gain comes from
+choosing and how much from a model that solves the problems better than the generator.
 """
 
 import argparse
@@ -20,11 +20,12 @@ from utils.metrics import measured
 
 @torch.inference_mode()
 def answers_right(model, latents, gold):
-    """Whether greedy decoding after the first trajectory's thoughts yields the tokens ``gold`` (A,)."""
+    """Whether the greedy answer after the first trajectory's thoughts is ``gold``, ids (A,)."""
     ids = latents["input_ids"][None]  # (1, L)
-    pool = (latents["latent_embeds"][None, :1], latents["latent_lengths"][None, :1])
-    logits = model.read(ids, torch.ones_like(ids), *pool, gold[None, None])[1][0, 0]  # (A, V)
-    return bool((logits.argmax(-1) == gold).all())
+    thoughts = latents["latent_embeds"][None, :1]  # (1, 1, T, D)
+    num_thoughts = latents["latent_lengths"][None, :1]  # (1, 1)
+    _, logits = model.read(ids, torch.ones_like(ids), thoughts, num_thoughts, gold[None, None])
+    return bool((logits[0, 0].argmax(-1) == gold).all())  # (A, V), (A,)
 
 
 def main():
@@ -35,14 +36,15 @@ def main():
     for folder in args.pools:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
         backbone, tokenizer = load_backbone(config["model_type"], config["model_id"])
-        model, right, first = load_reward_model(args.prm_id, backbone, tokenizer), [], []
+        model = load_reward_model(args.prm_id, backbone, tokenizer)
+        right, generator_right = [], []
         for idx, record in sorted(records.read(folder).items()):
             text = backbone.format_answer(record["answer"]) + tokenizer.eos_token
             gold = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
             right.append(answers_right(model, load_file(records.latents_path(folder, idx)), gold))
-            first.append(record["correct"][0])
-        found = {"pool": str(folder), "reward_model": measured(right), "generator": measured(first)}
-        print(json.dumps(found))
+            generator_right.append(record["correct"][0])
+        measures = {"reward_model": measured(right), "generator": measured(generator_right)}
+        print(json.dumps({"pool": str(folder)} | measures))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 GPT-2-small shape with random weights; every trajectory has 6 thoughts and exactly 24 answer tokens.
 The plain way is what one writes first: the prompt repeated for every sample, a growing cache, and
-calls of the Hugging Face language model for hidden states, which compute logits at every position
-that they read; with --plain last_logits only at the last one, as careful code would. Times are of one
-run after a short warm-up.
+calls of the Hugging Face language model for hidden states, which compute logits at every position.
+With --plain last_logits they compute them at the last position only. Times are of one run after a
+short warm-up.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from src.sampling.trajectories import Request
 VARIANTS = {
     "noise": Sampling("noise", noise_std=0.6),
     "dropout_shared_prompt": Sampling("dropout", dropout_p=0.2, dropout_prompt=False),
-    "dropout_own_prompts": Sampling("dropout", dropout_p=0.2),
+    "dropout_resampled_prompt": Sampling("dropout", dropout_p=0.2),
 }
-NEVER = -1  # as end-of-text: no answer ends early
+NEVER = -1  # as the id of end-of-text, so that no answer ends early
 
 
 def cached(cache):
-    """The keyword under which Hugging Face's GPT-2 takes a cache: past_key_values before transformers 5.24."""
+    """The keyword argument for a cache; before transformers 5.24 it was past_key_values."""
     new = "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters
     return {"cache" if new else "past_key_values": cache}
 
@@ -54,18 +54,20 @@ def plain(model, request, last_logits=False):
     sampling = request.sampling
     ids = torch.tensor(request.prompts, device=model.device)
     ids = ids.repeat_interleave(request.n_samples, dim=0)  # (R, L)
-    cache, drops = DynamicCache(), sampling.method == "dropout"
+    cache, uses_dropout = DynamicCache(), sampling.method == "dropout"
 
     def read(**inputs):
         return model(
             **inputs, **cached(cache), output_hidden_states=True, logits_to_keep=int(last_logits)
         )
 
-    _set_dropout(model, sampling.dropout_p if drops and sampling.dropout_prompt else 0)
+    _set_dropout(model, sampling.dropout_p if uses_dropout and sampling.dropout_prompt else 0)
     hidden = read(input_ids=ids).hidden_states[-1][:, -1:]  # (R, 1, D)
-    _set_dropout(model, sampling.dropout_p if drops else 0)
+    _set_dropout(model, sampling.dropout_p if uses_dropout else 0)
     for step in range(request.latent_length):
-        thought = hidden + sampling.noise_std * torch.randn_like(hidden) * (not drops)
+        thought = hidden
+        if not uses_dropout:
+            thought = hidden + sampling.noise_std * torch.randn_like(hidden)
         if step == request.latent_length - 1:
             _set_dropout(model, 0)
         hidden = read(inputs_embeds=thought).hidden_states[-1]
@@ -97,25 +99,25 @@ def timed(device, call, *args):
 
 @torch.inference_mode()
 def products(model, request):
-    """Only the matrix products with weights that the engine needs, on tensors of its shapes."""
+    """The matrix products with weights that the engine computes, on tensors of its shapes."""
     rows = len(request.prompts) * request.n_samples
     length = len(request.prompts[0])
-    own = request.sampling.resample_prompt
-    reads = rows if own else len(request.prompts)
+    prompts = rows if request.sampling.resample_prompt else len(request.prompts)
     chunk = max(1, tokens_within(model) // length)
-    for start in range(0, reads, chunk):
-        _block_products(model, length * min(chunk, reads - start), min(chunk, reads - start))
-    steps = (
-        [rows] * (request.latent_length - 1) + [2 * rows] + [rows] * (request.max_new_tokens - 1)
-    )
-    for size in steps:
+    for start in range(0, prompts, chunk):
+        size = min(chunk, prompts - start)
+        _block_products(model, length * size, size)
+    sizes = [rows] * (request.latent_length - 1)
+    sizes += [2 * rows]  # the last thought and the end-of-thinking token
+    sizes += [rows] * (request.max_new_tokens - 1)
+    for size in sizes:
         _block_products(model, size, size)
     for _ in range(request.max_new_tokens):
         model.lm_head(torch.ones(rows, model.config.n_embd, device=model.device))
 
 
 def _block_products(model, tokens, last_tokens):
-    """Of one forward pass; the last block works on ``last_tokens`` once keys and values are made."""
+    """Those of one forward pass, whose last block needs ``last_tokens`` beyond keys and values."""
     for layer, block in enumerate(model.transformer.h):
         last = last_tokens if layer == len(model.transformer.h) - 1 else tokens
         sizes = ((block.attn.c_attn, tokens), (block.attn.c_proj, last))
@@ -125,7 +127,7 @@ def _block_products(model, tokens, last_tokens):
 
 
 def random_share(device, model, request):
-    """Share of a run that goes into random numbers, keys and all, by clocks around them."""
+    """The share of a run's time that random numbers take, with their keys."""
     spent, depth = 0.0, 0
 
     def clocked(function):
@@ -137,7 +139,7 @@ def random_share(device, model, request):
             if device == "cuda":
                 torch.cuda.synchronize()
             depth -= 1
-            if depth == 0:  # not counted twice where one calls another
+            if depth == 0:  # one may call another
                 spent += time.perf_counter() - start
             return result
 
@@ -157,13 +159,16 @@ def reset_peak_memory(device):
 
 
 def peak_memory_mib(device):
-    """Of the device since the reset on CUDA; else of the whole process (on Linux since the reset)."""
+    """The peak since the reset, of the device on CUDA, else of the process.
+
+    Outside CUDA and Linux it is the peak since the start.
+    """
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     if platform.system() == "Linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def measure(device, model, name, questions, n_samples, new_tokens, plain_way):
@@ -177,7 +182,7 @@ def measure(device, model, name, questions, n_samples, new_tokens, plain_way):
     reset_peak_memory(device)
     engine = timed(device, sample, model, request)
     memory = peak_memory_mib(device)
-    found = {
+    figures = {
         "engine_s": round(engine, 2),
         "answer_tokens_per_s": round(questions * n_samples * new_tokens / engine, 1),
         "products_share": round(timed(device, products, model, request) / engine, 3),
@@ -188,10 +193,10 @@ def measure(device, model, name, questions, n_samples, new_tokens, plain_way):
         last = plain_way == "last_logits"
         plain(model, warm, last)
         reset_peak_memory(device)
-        found["plain_s"] = round(timed(device, plain, model, request, last), 2)
-        found["plain_peak_memory_mib"] = round(peak_memory_mib(device))
-        found["ratio"] = round(found["plain_s"] / engine, 2)
-    return found
+        figures["plain_s"] = round(timed(device, plain, model, request, last), 2)
+        figures["plain_peak_memory_mib"] = round(peak_memory_mib(device))
+        figures["ratio"] = round(figures["plain_s"] / engine, 2)
+    return figures
 
 
 def main():

@@ -1,7 +1,7 @@
-"""Thirty clean exits in a row of each command that runs on two processes: python -m tests.clean_exits
+"""Runs each command thirty times on two processes: python -m tests.clean_exits [COMMAND ..]
 
-Or of those that are named: python -m tests.clean_exits train sweep. Prints a line each and exits with 1 where
-a process did not end with 0. Takes some thirty minutes, so pytest leaves it out.
+Prints a line for each command (default: all), and exits with 1 if a run did not exit with 0. It
+takes about thirty minutes, so it is not part of the tests.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.commands import command, launch
+from tests.commands import assert_success, command, launch
 
 EXITS = 30
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", 8, "--sampling_by", "noise")
@@ -19,19 +19,10 @@ DATA = ("--data_path", "data/tiny_valid.json", "--limit", 8, "--sampling_by", "n
 
 def commands(folder):
     """{name: the command line that writes into ``folder / "out"``}."""
-    out, pool = folder / "out", folder / "pool"
+    out = folder / "out"
     annotate = ("annotate_data", *DATA, "--n_samples", 4, "--n_samples_per_step", 0)
-    launch(command(*annotate, "--save_path", folder, "--name", "pool"))
-    (folder / "rm.yaml").write_text(yaml.safe_dump({
-        "output_dir": str(out), "model_id": "checkpoints/tiny-coconut", "train_pools": [str(pool)],
-        "eval_pools": {"test_n_4": str(pool)}, "labels": "outcome", "keep_unmixed": True, "max_steps": 2,
-        "per_device_train_batch_size": 2,
-    }))  # fmt: skip
-    (folder / "backbone.yaml").write_text(yaml.safe_dump({
-        "output_dir": str(out), "config": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
-        "train": "tiny", "problems_per_epoch": 200, "valid": "data/tiny_valid.json", "seed": 1,
-        "batch_size": 8, "weight_decay": 0.0, "stages": [{"epochs": 1, "learning_rate": 1e-3}],
-    }))  # fmt: skip
+    assert_success(launch(command(*annotate, "--save_path", folder, "--name", "pool")))
+    write_recipes(folder)
     few = ("--n_samples", 4, "--output_dir", out)
     beams = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
     cells = folder / "cells.txt"
@@ -49,6 +40,34 @@ def commands(folder):
     return {name: command(*line, processes=2) for name, line in lines.items()}
 
 
+def write_recipes(folder):
+    """Small recipes of a reward model and a backbone."""
+    pool, out = str(folder / "pool"), str(folder / "out")
+    reward = {
+        "output_dir": out,
+        "model_id": "checkpoints/tiny-coconut",
+        "train_pools": [pool],
+        "eval_pools": {"test_n_4": pool},
+        "labels": "outcome",
+        "keep_unmixed": True,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+    }
+    backbone = {
+        "output_dir": out,
+        "config": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
+        "train": "tiny",
+        "problems_per_epoch": 200,
+        "valid": "data/tiny_valid.json",
+        "seed": 1,
+        "batch_size": 8,
+        "weight_decay": 0.0,
+        "stages": [{"epochs": 1, "learning_rate": 1e-3}],
+    }
+    (folder / "rm.yaml").write_text(yaml.safe_dump(reward))
+    (folder / "backbone.yaml").write_text(yaml.safe_dump(backbone))
+
+
 def main():
     folder, failed = Path(tempfile.mkdtemp()), 0
     for name, line in commands(folder).items():
@@ -56,10 +75,10 @@ def main():
             continue
         clean = 0
         for _ in range(EXITS):
-            done = launch(line)
-            clean += done.returncode == 0
-            if done.returncode:
-                print(done.stderr, file=sys.stderr)
+            result = launch(line)
+            clean += result.returncode == 0
+            if result.returncode:
+                print(result.stderr, file=sys.stderr)
             shutil.rmtree(folder / "out")
         print(f"{name}: {clean} of {EXITS} exits clean", flush=True)
         failed += clean < EXITS

@@ -1,4 +1,4 @@
-"""Runs the project's commands as a user would."""
+"""Runs the project's commands as a user would, and reads what they write."""
 
 import atexit
 import contextlib
@@ -45,8 +45,8 @@ def infer_command(*flags, processes=1):
 
 
 def launch(command, **environment):
-    """Runs the command line itself: seconds slower than ``run``, for what a launcher does."""
-    done = subprocess.run(
+    """Runs a command line in a new process, for tests of launchers. ``run`` is seconds faster."""
+    result = subprocess.run(
         command,
         cwd=ROOT,
         env=ENVIRONMENT | environment,
@@ -54,14 +54,13 @@ def launch(command, **environment):
         text=True,
         timeout=300,
     )
-    return _quiet(done)
+    return _check_warnings(result)
 
 
 def run(command, file_limit=None):
-    """Runs a command line in processes of its own, as ``launch`` does. They are forked from one that has
-    loaded the libraries already.
+    """Runs a command line in processes forked from one that has loaded the libraries already.
 
-    file_limit: bytes that a file may have; a write beyond them fails, as on a full disk.
+    file_limit: the largest size of a file in bytes. A write beyond it fails, as on a full disk.
     """
     with tempfile.TemporaryDirectory() as folder:
         workers = start(command, folder, file_limit)
@@ -75,35 +74,44 @@ def run(command, file_limit=None):
             "".join(path.read_text() for path in sorted(Path(folder).glob(f"*.{name}")))
             for name in ("out", "err")
         )
-    return _quiet(subprocess.CompletedProcess(command, code, out, err))
+    return _check_warnings(subprocess.CompletedProcess(command, code, out, err))
 
 
 def start(command, folder, file_limit=None):
-    """The started processes of a command line, whose output goes to files in ``folder``."""
+    """Starts the processes of a command line and returns them. Their output goes to ``folder``."""
     count = next((int(x.partition("=")[2]) for x in command if x.startswith("--nproc_per_node")), 1)
     module = next(k for k, part in enumerate(command) if part.startswith("src."))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     workers = []
     for rank in range(count):
-        group = {} if count == 1 else {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
-        arguments = (
-            command[module:],
-            {k: str(v) for k, v in group.items()},
-            f"{folder}/{rank}",
-            file_limit,
-        )
+        environment = _rank_environment(rank, count, port) if count > 1 else {}
+        arguments = (command[module:], environment, f"{folder}/{rank}", file_limit)
         workers.append(_FORKS.Process(target=_work, args=arguments, daemon=True))
         workers[-1].start()
     return workers
 
 
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _rank_environment(rank, count, port):
+    """The environment that torchrun gives to a process."""
+    values = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    return {key: str(value) for key, value in values.items()}
+
+
 def _work(command, environment, output, file_limit):
-    """The life of a process that ``start`` forks."""
+    """What a process of ``start`` does: it runs the command and exits with its code."""
     os.chdir(ROOT)
     os.environ.update(ONE_THREAD | environment)
     for stream, name in ((1, "out"), (2, "err")):
@@ -115,8 +123,8 @@ def _work(command, environment, output, file_limit):
     sys.argv, code = command, 0
     try:
         importlib.import_module(command[0]).main()
-    except SystemExit as end:
-        code = end.code or 0
+    except SystemExit as exit_:
+        code = exit_.code or 0
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -125,20 +133,17 @@ def _work(command, environment, output, file_limit):
     os._exit(code)
 
 
-def _quiet(done):
-    """A command that has ended: in normal use no library warns."""
-    said = [
-        line
-        for line in done.stderr.splitlines()
-        if re.search("warning|deprecated", line, re.IGNORECASE)
-    ]
-    if done.returncode == 0:
-        assert all(line.startswith("warning: ") for line in said), done.stderr
-    return done
+def _check_warnings(result):
+    """The result of a command, once checked: no library warns when the command succeeds."""
+    lines = result.stderr.splitlines()
+    warnings = [line for line in lines if re.search("warning|deprecated", line, re.IGNORECASE)]
+    if result.returncode == 0:
+        assert all(line.startswith("warning: ") for line in warnings), result.stderr
+    return result
 
 
 def run_here(command):
-    """The same as ``run`` for one process, within this one: seconds less each time."""
+    """Runs a command line of one process within this process, which is seconds faster."""
     main = importlib.import_module(command[2]).main
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
@@ -148,9 +153,37 @@ def run_here(command):
     ):
         try:
             main()
-        except SystemExit as end:
-            code = end.code
+        except SystemExit as exit_:
+            code = exit_.code
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def assert_success(result):
+    """Fails unless the command exited with 0; returns its result."""
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def assert_one_line_error(result, *parts, after_progress=False):
+    """Fails unless the command exited with 2 and one line of error, which holds ``parts``.
+
+    after_progress: the run had begun, so that lines of its progress may come before.
+    """
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    lines = result.stderr.splitlines()
+    if after_progress:
+        assert "Traceback" not in result.stderr
+        lines = [line for line in lines if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: "), lines[0]
+    for part in parts:
+        assert str(part) in lines[0], lines[0]
+
+
+def samples_of(folder):
+    """The records of a run's samples.jsonl, as they lie in the file."""
+    text = (Path(folder) / "samples.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def outputs(folder):
@@ -160,29 +193,39 @@ def outputs(folder):
     return (Path(folder) / "samples.jsonl").read_text(), metrics
 
 
-def interrupted_once(main, places, moment, monkeypatch):
-    """Runs ``main`` with a KeyboardInterrupt around one call of a function; whether the call came.
+def edit_json(path, **values):
+    """Sets keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
-    places: (owner, name, most), a function and how many of its first calls may be the one. The moments
-    go through the places, first with the interruption after the call, then before it, and so on.
+
+def interrupt_and_continue(command, functions, case, monkeypatch):
+    """Runs a command within this process, interrupted once, and then again to its end.
+
+    It is interrupted (KeyboardInterrupt) before or after one call of one function.
+    functions: (owner, name, most): a function, and how many of its first calls are candidates.
+    case: number of the case; the cases go through the functions, first with an interruption after
+    the call, then before it, and so on.
     """
-    owner, name, most = places[moment % len(places)]
-    calls, fatal = 0, random.Random(moment).randint(1, most)
-    before = moment // len(places) % 2
-    plain = getattr(owner, name)
+    owner, name, most = functions[case % len(functions)]
+    fatal = random.Random(case).randint(1, most)
+    interrupt_before = case // len(functions) % 2
+    main = importlib.import_module(command[2]).main
+    original, calls = getattr(owner, name), 0
 
-    def fails(*args, **kwargs):
+    def interrupted(*args, **kwargs):
         nonlocal calls
         calls += 1
-        if calls == fatal and before:
+        if calls == fatal and interrupt_before:
             raise KeyboardInterrupt
-        result = plain(*args, **kwargs)
+        result = original(*args, **kwargs)
         if calls == fatal:
             raise KeyboardInterrupt
         return result
 
+    monkeypatch.setattr("sys.argv", command[2:])
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fails)
+        patch.setattr(owner, name, interrupted)
         with pytest.raises(SystemExit):
             main()
-    return calls >= fatal
+    assert calls >= fatal
+    main()

@@ -1,8 +1,11 @@
+"""Small random models, and what many tests need."""
+
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -14,10 +17,14 @@ from src.models.codi import CODI
 from src.models.colar import CoLaR
 from src.models.latent_rm import LATENT_RMS, GPT2LatentRM
 from src.models.tokenizers import build_tokenizer, set_token_ids
+from utils.errors import UserError
+
+# As in the processes that tests start: another number of threads rounds differently.
+torch.set_num_threads(1)
 
 
 def random_gpt2(cls, seed=0, **values):
-    """A small random COCONUT or CODI, restless enough that samples and questions differ."""
+    """A small random COCONUT or CODI, with weights so large that samples and questions differ."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(cls)
     values = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96} | values
@@ -25,7 +32,7 @@ def random_gpt2(cls, seed=0, **values):
         vocab_size=len(tokenizer), initializer_range=0.3, bos_token_id=1, eos_token_id=1, **values
     )
     model = set_token_ids(cls(config), tokenizer)
-    # random answers should end at different lengths: make end-of-text likelier than one word in 263
+    # Make end-of-text likelier than one word in 263, so that answers end at different lengths.
     model.lm_head.weight.data[tokenizer.eos_token_id] *= 3
     return model.eval(), tokenizer
 
@@ -39,19 +46,25 @@ def random_codi(seed=0, projector=True, **values):
 
 
 def random_colar(seed=0, **values):
-    """A small random CoLaR that ends its latent phase early, late, or at a cap of some thoughts."""
+    """A small random CoLaR. Some of its trajectories stop early, some late, some at the limit."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(CoLaR)
     values = {
-        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 48, "max_position_embeddings": 128, "latent_intermediate_size": 24,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 128,
+        "latent_intermediate_size": 24,
         "latent_embedding_std": 0.3,
-    } | values  # fmt: skip
+    } | values
     config = LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, bos_token_id=1, **values)
     model = set_token_ids(CoLaR(config), tokenizer)
     model.lm_head.weight.data[tokenizer.eos_token_id] *= 3
     model.lm_head.weight.data[model.config.end_latent_token_id] *= 2
-    return model.double().eval(), tokenizer  # its feedback through the head makes much of rounding
+    # In float64, because the latent head that feeds thoughts back magnifies rounding.
+    return model.double().eval(), tokenizer
 
 
 RANDOM = {
@@ -60,10 +73,25 @@ RANDOM = {
     "codi without projector": partial(random_codi, projector=False),
     "colar": random_colar,
 }
+# Positions enough for the longest questions of the tiny benchmark.
+LONG = {
+    "coconut": {"n_positions": 160},
+    "codi": {"n_positions": 160},
+    "colar": {"max_position_embeddings": 256},
+}
 
 
-# as the commands that the tests start: other thread counts round differently
-torch.set_num_threads(1)
+def save_checkpoint(folder, model, tokenizer):
+    """Writes a checkpoint in the published layout; returns its folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_random_checkpoint(name, folder):
+    """A small random checkpoint of a backbone, in float32, as the commands load it."""
+    model, tokenizer = RANDOM[name](**LONG[name])
+    return save_checkpoint(folder, model.float(), tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -71,38 +99,50 @@ def coconut():
     return random_coconut()
 
 
-@pytest.fixture(scope="session", params=RANDOM)
+# CODI without projector computes what COCONUT does; the quick tests leave it out.
+QUICK = [pytest.param(name, marks=pytest.mark.quick) for name in ("coconut", "codi", "colar")]
+
+
+@pytest.fixture(scope="session", params=[*QUICK, "codi without projector"])
 def backbone(request):
-    """Each backbone in turn: a small random model and its tokenizer."""
+    """Each backbone in turn: a small random model and its tokenizer. Marks its tests as quick."""
     return RANDOM[request.param]()
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """A folder with a small random checkpoint in the published layout."""
-    model, tokenizer = random_coconut()
-    path = tmp_path_factory.mktemp("checkpoints") / "random-coconut"
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    """The folder of a small random COCONUT checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "random-coconut"
+    return save_checkpoint(folder, *random_coconut())
 
 
-def random_judge(backbone, seed=1):
+def random_reward_model(backbone, seed=1):
     """A small random reward model of the architecture of ``backbone``, for its thoughts."""
     torch.manual_seed(seed)
     config = type(backbone.config).from_dict(backbone.config.to_dict())
     return LATENT_RMS[config.model_type](config).to(backbone.dtype).eval()
 
 
-def random_latent_rm(seed=1, **shape):
+def random_latent_rm(seed=1, **values):
     """A small random reward model for the thoughts of ``random_coconut``."""
     torch.manual_seed(seed)
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96} | shape
+    values = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96} | values
     config = GPT2Config(
         vocab_size=len(build_tokenizer(COCONUT)),
         initializer_range=0.3,
         bos_token_id=1,
         eos_token_id=1,
-        **shape,
+        **values,
     )
     return GPT2LatentRM(config).eval()
+
+
+@contextmanager
+def raises_user_error(*parts, match=None):
+    """Expects a UserError of one line that holds ``parts`` and matches the pattern ``match``."""
+    with pytest.raises(UserError, match=match) as error:
+        yield
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message

@@ -1,7 +1,7 @@
 """Runs of every backbone and sampler whose results are stored in tests/fixed_runs.
 
-``python -m tests.fixed_runs`` stores them anew. It was last run at commit 1ef1ee8, before the code was
-reorganized: that the results are still the same is what tests/test_fixed_runs.py checks.
+``python -m tests.fixed_runs`` stores them anew. It was last run at commit 1ef1ee8, before the code
+was reorganized. tests/test_fixed_runs.py checks that the results are still the same.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from tests.commands import ROOT, command, run_here
+from tests.commands import ROOT, assert_success, command, run_here, samples_of
 
 STORED = ROOT / "tests" / "fixed_runs"
 BACKBONES = ("coconut", "codi", "colar")
@@ -32,7 +32,7 @@ CASES = {
     "annotate_noise": ("annotate", *LABEL, "--sampling_by", "noise"),
     "annotate_dropout": ("annotate", *LABEL, "--sampling_by", "dropout"),
 }
-KEPT = ("texts", "vote", "candidates", "log_probs", "scores", "answer_scores")
+STORED_KEYS = ("texts", "vote", "candidates", "log_probs", "scores", "answer_scores")
 
 
 def run_case(backbone, case, folder):
@@ -43,9 +43,9 @@ def run_case(backbone, case, folder):
     module = "infer_llama" if backbone == "colar" else "infer_gpt2"
     module, name = (f"{module}_rm", "generator") if kind == "infer_rm" else (module, "model")
     model = (f"--{name}_type", backbone, f"--{name}_id", f"checkpoints/tiny-{backbone}")
-    _run(command(module, *model, "--batch_size", 2, *flags, "--output_dir", folder))
-    lines = (folder / "samples.jsonl").read_text().splitlines()
-    records = [{k: r[k] for k in KEPT if k in r} for r in map(json.loads, lines)]
+    line = command(module, *model, "--batch_size", 2, *flags, "--output_dir", folder)
+    assert_success(run_here(line))
+    records = [{k: r[k] for k in STORED_KEYS if k in r} for r in samples_of(folder)]
     tensors = {}
     for path in sorted(folder.glob("latents/*.safetensors")):
         tensors |= {f"{int(path.stem)}.{key}": value for key, value in load_file(path).items()}
@@ -54,14 +54,9 @@ def run_case(backbone, case, folder):
 
 def _annotate(backbone, flags, folder):
     model = ("--model_type", backbone, "--model_id", f"checkpoints/tiny-{backbone}")
-    where = ("--save_path", folder.parent, "--name", folder.name)
-    _run(command("annotate_data", *model, "--batch_size", 4, *flags, *where))
+    output = ("--save_path", folder.parent, "--name", folder.name)
+    assert_success(run_here(command("annotate_data", *model, "--batch_size", 4, *flags, *output)))
     return load_file(folder / "shard_00000.safetensors")
-
-
-def _run(line):
-    done = run_here(line)
-    assert done.returncode == 0, done.stderr
 
 
 def main():
@@ -69,8 +64,8 @@ def main():
         records, tensors = {}, {}
         for case in CASES:
             with tempfile.TemporaryDirectory() as folder:
-                records[case], found = run_case(backbone, case, Path(folder) / "run")
-            tensors |= {f"{case}/{key}": value for key, value in found.items()}
+                records[case], of_case = run_case(backbone, case, Path(folder) / "run")
+            tensors |= {f"{case}/{key}": value for key, value in of_case.items()}
         STORED.mkdir(exist_ok=True)
         save_file(tensors, STORED / f"{backbone}.safetensors")
         text = json.dumps(records, indent=1, ensure_ascii=False)

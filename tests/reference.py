@@ -1,10 +1,11 @@
 """The plain way to sample: one trajectory at a time, no cache, every forward over all positions.
 
-The Hugging Face model runs as it is; its own dropout modules, which sit at the sites where sampling
-drops (after attention, after the MLP), are replaced by masks from the same counters.
+The Hugging Face model runs as it is. Forward hooks multiply the outputs at its dropout sites (after
+attention, after the MLP) by masks from the engine's random keys.
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from transformers import LlamaForCausalLM
@@ -12,39 +13,16 @@ from transformers import LlamaForCausalLM
 from src.models.colar import CoLaR
 from src.sampling import rng
 from src.sampling.rollouts import _ROLLOUT
-from src.sampling.samplers import _EMBEDDING_SITE, _NOISE_SITE, _WHOLE_TRAJECTORY, ATTENTION, MLP
+from src.sampling.samplers import (
+    _EMBEDDING_SITE,
+    _NOISE_SITE,
+    _WHOLE_TRAJECTORY,
+    ATTENTION,
+    MLP,
+    Sampling,
+)
 
-
-@contextmanager
-def masked(model, mask_of, embedding=False):
-    """Multiplies the outputs of the dropout modules by ``mask_of(layer, site)``, (length, D).
-
-    With ``embedding`` also that of the embeddings, by ``mask_of(None, None)``. A LLaMA has no dropout
-    modules: there it is the outputs of the MLPs, as in the release.
-    """
-    places = []
-    if isinstance(model, LlamaForCausalLM):
-        places = [(block.mlp, layer, MLP) for layer, block in enumerate(model.model.layers)]
-    else:
-        for layer, block in enumerate(model.transformer.h):
-            places += [
-                (block.attn.resid_dropout, layer, ATTENTION),
-                (block.mlp.dropout, layer, MLP),
-            ]
-        if embedding:
-            places.append((model.transformer.drop, None, None))
-    handles = []
-    for module, layer, site in places:
-        hook = lambda _, __, out, layer=layer, site=site: out * mask_of(layer, site)  # noqa: E731
-        handles.append(module.register_forward_hook(hook))
-    yield
-    for handle in handles:
-        handle.remove()
-
-
-def key_of(seed, question, n):
-    """The random key of sample ``n`` of ``question``."""
-    return rng.row_keys(seed, torch.tensor([question]), torch.tensor([n]), "cpu")[0]
+NEVER = 10**9  # as a position: beyond every sequence
 
 
 def sample_one(model, prompt, question, n, latent_length, max_new_tokens, seed, sampling):
@@ -53,17 +31,14 @@ def sample_one(model, prompt, question, n, latent_length, max_new_tokens, seed, 
     return continue_one(model, prompt, [], key, key, latent_length, max_new_tokens, sampling)
 
 
+def key_of(seed, question, n):
+    """The random key of sample ``n`` of ``question``."""
+    return rng.row_keys(seed, torch.tensor([question]), torch.tensor([n]), "cpu")[0]
+
+
 def rollout_key(key, step, m):
-    """The random key of completion ``m`` from thought number ``step`` of a trajectory of key ``key``."""
+    """The random key of rollout ``m`` from thought number ``step`` of a trajectory with ``key``."""
     return rng.fold(rng.fold(key, _ROLLOUT + step), m)
-
-
-def thought_of(model, hidden):
-    """The thought that each backbone makes of a hidden state (D,), spelled out (spec, section 2)."""
-    if isinstance(model, CoLaR):
-        head = model.lt_head
-        return head.mean(head.fc(hidden)) * model.config.latent_embedding_std
-    return model.projector(hidden) if getattr(model.config, "projector", False) else hidden
 
 
 def continue_one(model, prompt, prefix, key, new_key, latent_length, max_new_tokens, sampling):
@@ -71,54 +46,132 @@ def continue_one(model, prompt, prefix, key, new_key, latent_length, max_new_tok
 
     ``key`` is that of the trajectory which made the prefix, ``new_key`` that of what follows it.
     """
-    width, length = model.config.hidden_size, len(prompt)
-    own_from = length + len(prefix) - 1 if prefix else 0  # first position under new_key
-    # from this position on dropout belongs to the answer; a model that stops itself can't know its last thought
-    answer_from = 10**9 if model.stops_itself else length + latent_length - 1
-    body = model.model if isinstance(model, LlamaForCausalLM) else model.transformer
+    reader = _Reader(model, sampling, key, new_key, prompt_length=len(prompt))
+    reader.new_from = len(prompt) + len(prefix) - 1 if prefix else 0
+    if not model.stops_itself:  # dropout in the forward pass of the last thought is the answer's
+        reader.answer_from = len(prompt) + latent_length - 1
+    x = torch.cat((_embed(model, prompt), *(thought[None] for thought in prefix)))
+    x, thoughts = _think(model, reader, x, prefix, latent_length)
+    if model.stops_itself:  # it can't know which thought is its last
+        reader.answer_from = len(prompt) + len(thoughts)
+    return torch.stack(thoughts), _decode(model, reader, x, max_new_tokens)
 
-    def mask_of(layer, site, positions):
-        rows = []
-        for position in range(positions):
-            off = not sampling.uses_dropout or (position < length and not sampling.dropout_prompt)
-            if off or (position >= answer_from and not sampling.dropout_answer):
-                rows.append(torch.ones(width))
-                continue
-            step = position - (length - 1)
-            step = _WHOLE_TRAJECTORY if sampling.dropout_mask == "trajectory" else step
-            keys = rng.fold(new_key if position >= own_from else key, step)
-            where = _EMBEDDING_SITE if site is None else 2 * layer + site
-            rows.append((~rng.dropped(keys, where, width, sampling.dropout_p)).float())
-            rows[-1] /= 1 - sampling.dropout_p
-        return torch.stack(rows)
 
-    def forward(x):  # (length, D) -> final hidden state of the last position, (D,)
-        drop = sampling.dropout_embedding
-        with masked(model, lambda layer, site: mask_of(layer, site, len(x)), drop):
-            return body(inputs_embeds=x[None]).last_hidden_state[0, -1]
-
-    embed = model.get_input_embeddings()
-    end = model.config.end_latent_token_id
-    x = embed(torch.tensor(prompt))
-    thoughts, tokens = list(prefix), []
-    x = torch.cat((x, *(thought[None] for thought in thoughts)))
+def _think(model, reader, x, prefix, latent_length):
+    """The inputs (length, D) with all thoughts, and the thoughts, ``prefix`` first."""
+    sampling, thoughts = reader.sampling, list(prefix)
     while len(thoughts) < latent_length:
-        hidden = forward(x)
-        if model.stops_itself and thoughts and int(model.lm_head(hidden).argmax()) == end:
+        hidden = reader.read(x)
+        if thoughts and ends_thinking(model, hidden):
             break
         thought = thought_of(model, hidden)
         if sampling.method == "noise":
-            noise = rng.normal(rng.fold(new_key, len(thoughts) + 1), _NOISE_SITE, width)
+            noise = noise_of(reader.new_key, len(thoughts) + 1, len(thought))
             thought = thought + sampling.noise_std * noise
         thoughts.append(thought)
         x = torch.cat((x, thought[None]))
-    if model.stops_itself:
-        answer_from = length + len(thoughts)
-    token = end
+    return x, thoughts
+
+
+def _decode(model, reader, x, max_new_tokens):
+    """The ids of the greedy answer after inputs x (length, D) and the end-of-thinking token."""
+    token, tokens = model.config.end_latent_token_id, []
     while len(tokens) < max_new_tokens:
-        x = torch.cat((x, embed(torch.tensor([token]))))
-        token = int(model.lm_head(forward(x)).argmax())
+        x = torch.cat((x, _embed(model, [token])))
+        token = int(model.lm_head(reader.read(x)).argmax())
         if token == model.config.eos_token_id:
             break
         tokens.append(token)
-    return torch.stack(thoughts), tokens
+    return tokens
+
+
+def _embed(model, ids):
+    return model.get_input_embeddings()(torch.tensor(ids))
+
+
+def ends_thinking(model, hidden):
+    """Whether the model ends its latent phase at a hidden state (D,)."""
+    end = model.config.end_latent_token_id
+    return model.stops_itself and int(model.lm_head(hidden).argmax()) == end
+
+
+def thought_of(model, hidden):
+    """The thought that each backbone makes of a hidden state (D,), written out."""
+    if isinstance(model, CoLaR):
+        head = model.lt_head
+        return head.mean(head.fc(hidden)) * model.config.latent_embedding_std
+    return model.projector(hidden) if getattr(model.config, "projector", False) else hidden
+
+
+def noise_of(key, step, width):
+    """Standard normal noise (D,) of thought number ``step``."""
+    return rng.normal(rng.fold(key, step), _NOISE_SITE, width)
+
+
+@dataclass
+class _Reader:
+    """Reads sequences under the dropout masks of one trajectory.
+
+    key, new_key: random keys of the positions before and from ``new_from`` on. From position
+    ``answer_from`` on dropout belongs to the answer.
+    """
+
+    model: object
+    sampling: Sampling
+    key: torch.Tensor
+    new_key: torch.Tensor
+    prompt_length: int
+    new_from: int = 0
+    answer_from: int = NEVER
+
+    def read(self, x):
+        """The final hidden state (D,) at the last of the inputs x (length, D)."""
+        with masked(self.model, self._masks, self.sampling):
+            return self.model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]
+
+    def _masks(self, layer, site, length):
+        """What the outputs (length, D) at a dropout site are multiplied by."""
+        sampling, width = self.sampling, self.model.config.hidden_size
+        positions = torch.arange(length)
+        steps = positions - (self.prompt_length - 1)
+        if sampling.dropout_mask == "trajectory":
+            steps = torch.full_like(steps, _WHOLE_TRAJECTORY)
+        keys = torch.where(positions >= self.new_from, self.new_key, self.key)
+        site = _EMBEDDING_SITE if site is None else 2 * layer + site
+        dropped = rng.dropped(rng.fold(keys, steps), site, width, sampling.dropout_p)
+        masks = (~dropped).float() / (1 - sampling.dropout_p)
+        if not sampling.dropout_prompt:
+            masks[positions < self.prompt_length] = 1
+        if not sampling.dropout_answer:
+            masks[positions >= self.answer_from] = 1
+        return masks
+
+
+@contextmanager
+def masked(model, masks, sampling):
+    """Multiplies outputs at the dropout sites by ``masks(layer, site, length)``, (length, D).
+
+    Embeddings are multiplied by ``masks(None, None, length)``. A LLaMA has no dropout modules:
+    there only the outputs of the MLPs are multiplied, as in the release.
+    """
+    handles = []
+    for module, layer, site in _dropout_sites(model, sampling) if sampling.uses_dropout else []:
+
+        def hook(_, __, out, layer=layer, site=site):
+            return out * masks(layer, site, out.shape[1])
+
+        handles.append(module.register_forward_hook(hook))
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def _dropout_sites(model, sampling):
+    """(module, layer, site) of every module at whose output sampling drops."""
+    if isinstance(model, LlamaForCausalLM):
+        return [(block.mlp, layer, MLP) for layer, block in enumerate(model.model.layers)]
+    sites = [(model.transformer.drop, None, None)] if sampling.dropout_embedding else []
+    for layer, block in enumerate(model.transformer.h):
+        sites.append((block.attn.resid_dropout, layer, ATTENTION))
+        sites.append((block.mlp.dropout, layer, MLP))
+    return sites

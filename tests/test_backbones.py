@@ -1,6 +1,4 @@
-"""Every command with every backbone on small random checkpoints; a backbone from outside joins by its entry."""
-
-import json
+"""Every command with every backbone, on small random checkpoints, and with one more backbone."""
 
 import pytest
 import torch
@@ -11,8 +9,16 @@ from transformers import GPT2LMHeadModel
 from src.models import BACKBONES
 from src.models.gpt2 import GPT2Decoder
 from src.models.latent_reasoner import LatentReasoner
-from tests.commands import command, outputs, run, run_here
-from tests.conftest import RANDOM, random_gpt2
+from tests.commands import (
+    assert_one_line_error,
+    assert_success,
+    command,
+    outputs,
+    run,
+    run_here,
+    samples_of,
+)
+from tests.conftest import random_gpt2, save_checkpoint, save_random_checkpoint
 from utils.answers import after_hash
 
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", 12)
@@ -26,136 +32,138 @@ SAMPLERS = {
 @pytest.fixture(scope="module", params=COMMANDS)
 def generator(request, tmp_path_factory):
     """The name of a backbone and the folder of a small random checkpoint of it."""
-    model, tokenizer = RANDOM[request.param](**POSITIONS[request.param])
     folder = tmp_path_factory.mktemp("checkpoints") / request.param
-    model.float().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return request.param, folder
+    return request.param, save_random_checkpoint(request.param, folder)
 
 
-POSITIONS = {"codi": {"n_positions": 128}, "colar": {"max_position_embeddings": 192}}
+LENGTHS = ("--latent_length", 6, "--max_new_tokens", 8)
 
 
 def infer(generator, folder, *flags, processes=1):
     name, path = generator
-    return command(
-        COMMANDS[name][0], "--model_type", name, "--model_id", path, *DATA, "--n_samples", 5,
-        "--latent_length", 6, "--max_new_tokens", 8, "--output_dir", folder, *flags, processes=processes,
-    )  # fmt: skip
+    flags = (*DATA, "--n_samples", 5, *LENGTHS, "--output_dir", folder, *flags)
+    model = ("--model_type", name, "--model_id", path)
+    return command(COMMANDS[name][0], *model, *flags, processes=processes)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_batches_and_processes_change_nothing(generator, sampler, tmp_path):
+def test_batch_size_and_processes_change_nothing(generator, sampler, tmp_path):
     flags = (*SAMPLERS[sampler], "--bayesian_vote", "true")
     for name, size in (("one", 1), ("many", 16)):
-        done = run_here(infer(generator, tmp_path / name, *flags, "--batch_size", size))
-        assert done.returncode == 0, done.stderr
-    done = run(infer(generator, tmp_path / "two", *flags, "--batch_size", 2, processes=2))
-    assert done.returncode == 0, done.stderr
+        assert_success(run_here(infer(generator, tmp_path / name, *flags, "--batch_size", size)))
+    flags = (*flags, "--batch_size", 2)
+    assert_success(run(infer(generator, tmp_path / "two", *flags, processes=2)))
     assert _without_log_probs(tmp_path / "one") == _without_log_probs(tmp_path / "many")
     assert _without_log_probs(tmp_path / "one") == _without_log_probs(tmp_path / "two")
 
 
 def _without_log_probs(folder):
-    """The records but for what rounding may move in the last place."""
-    text, metrics = outputs(folder)
-    rows = [json.loads(line) for line in text.splitlines()]
-    return [{k: v for k, v in row.items() if k != "log_probs"} for row in rows], metrics
+    """The records, without what rounding may change in the last digit, and the metrics."""
+    rows = [{k: v for k, v in row.items() if k != "log_probs"} for row in samples_of(folder)]
+    return rows, outputs(folder)[1]
 
 
-def test_strength_zero_is_greedy(generator, tmp_path):
-    greedy = ("--do_sample", "false", "--n_samples", 1)
-    none = ("--n_samples", 1, "--sampling_by")
-    for name, flags in (
-        ("greedy", greedy), ("noise", (*none, "noise", "--noise_std", 0.0)),
-        ("dropout", (*none, "dropout", "--dropout_p", 0.0)),
-    ):  # fmt: skip
-        assert run_here(infer(generator, tmp_path / name, *flags)).returncode == 0
-    assert (
-        outputs(tmp_path / "greedy") == outputs(tmp_path / "noise") == outputs(tmp_path / "dropout")
-    )
+def test_zero_noise_or_dropout_is_greedy(generator, tmp_path):
+    for name, flags in {
+        "greedy": ("--do_sample", "false"),
+        "noise": ("--sampling_by", "noise", "--noise_std", 0.0),
+        "dropout": ("--sampling_by", "dropout", "--dropout_p", 0.0),
+    }.items():
+        assert_success(run_here(infer(generator, tmp_path / name, "--n_samples", 1, *flags)))
+    assert outputs(tmp_path / "noise") == outputs(tmp_path / "greedy")
+    assert outputs(tmp_path / "dropout") == outputs(tmp_path / "greedy")
 
 
 @pytest.fixture(scope="module")
-def judged(generator, tmp_path_factory):
-    """The backbone, and a reward model for it."""
-    return generator, trained_judge(generator, tmp_path_factory.mktemp("judged"))
+def reward_model(generator, tmp_path_factory):
+    return train_reward_model(generator, tmp_path_factory.mktemp("reward_model"))
 
 
-def trained_judge(generator, folder):
+def train_reward_model(generator, folder):
     """The folder of a reward model that src.train made from a pool of src.annotate_data."""
     name, path = generator
+    model = ("--model_type", name, "--model_id", path)
+    flags = (*DATA, "--n_samples", 4, *LENGTHS, *SAMPLERS["noise"])
     for rollouts in (0, 2):
-        done = run_here(command(
-            "annotate_data", "--model_type", name, "--model_id", path, *DATA, "--n_samples", 4,
-            "--n_samples_per_step", rollouts, "--latent_length", 6, "--max_new_tokens", 8,
-            *SAMPLERS["noise"], "--save_path", folder, "--name", f"pool{rollouts}",
-        ))  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        pool = (
+            "--n_samples_per_step",
+            rollouts,
+            "--save_path",
+            folder,
+            "--name",
+            f"pool{rollouts}",
+        )
+        assert_success(run_here(command("annotate_data", *model, *flags, *pool)))
     recipe = {
-        "output_dir": str(folder / "rm"), "model_type": name, "model_id": str(path), "seed": 1,
-        "train_pools": [str(folder / "pool0")], "eval_pools": {"test_n_4": str(folder / "pool0")},
-        "labels": "outcome", "loss": {"contrastive": 1.0, "bce": 1.0}, "answer_weight": 1.0,
-        "keep_unmixed": True, "extra_layers": 1, "learning_rate": 1e-3, "max_steps": 2,
-        "per_device_train_batch_size": 4, "report_to": "none",
-    }  # fmt: skip
+        "output_dir": str(folder / "rm"),
+        "model_type": name,
+        "model_id": str(path),
+        "seed": 1,
+        "train_pools": [str(folder / "pool0")],
+        "eval_pools": {"test_n_4": str(folder / "pool0")},
+        "labels": "outcome",
+        "loss": {"contrastive": 1.0, "bce": 1.0},
+        "answer_weight": 1.0,
+        "keep_unmixed": True,
+        "extra_layers": 1,
+        "learning_rate": 1e-3,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "report_to": "none",
+    }
     (folder / "rm.yaml").write_text(yaml.safe_dump(recipe))
-    done = run_here(command("train", folder / "rm.yaml"))
-    assert done.returncode == 0, done.stderr
+    assert_success(run_here(command("train", folder / "rm.yaml")))
     return folder / "rm"
 
 
-def choose(judged, folder, *flags):
-    (name, path), prm = judged
-    return run_here(command(
-        COMMANDS[name][1], "--generator_type", name, "--generator_id", path, "--prm_id", prm, *DATA,
-        "--latent_length", 6, "--max_new_tokens", 8, *SAMPLERS["noise"], "--output_dir", folder, *flags,
-    ))  # fmt: skip
+def choose(generator, reward_model, folder, *flags):
+    """Runs the command that chooses by a reward model, and returns its records."""
+    name, path = generator
+    models = ("--generator_type", name, "--generator_id", path, "--prm_id", reward_model)
+    flags = (*DATA, *LENGTHS, *SAMPLERS["noise"], "--output_dir", folder, *flags)
+    assert_success(run_here(command(COMMANDS[name][1], *models, *flags)))
+    return samples_of(folder)
 
 
-def records_of(folder):
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+def save_pool(generator, folder):
+    """Samples a pool and saves its thoughts."""
+    flags = (*SAMPLERS["noise"], "--save_latents", "true")
+    assert_success(run_here(infer(generator, folder, *flags)))
 
 
 @pytest.mark.parametrize("score_by", ["sum", "mean"])
-def test_best_of_n_and_beams_choose_by_the_scores_that_exist(judged, tmp_path, score_by):
-    assert infer_and_save(judged[0], tmp_path / "pool").returncode == 0
-    mode = ("--prm_mode", "best_of_n", "--num_return_sequences", 5, "--report_n", 5)
-    done = choose(judged, tmp_path / "best", *mode, "--score_by", score_by)
-    assert done.returncode == 0, done.stderr
-    for i, record in enumerate(records_of(tmp_path / "best")):
-        lengths = load_file(tmp_path / f"pool/latents/{i:06d}.safetensors")[
-            "latent_lengths"
-        ].tolist()
-        assert [len(scores) for scores in record["scores"]] == lengths
+def test_best_of_n_scores_the_thoughts_that_exist(generator, reward_model, tmp_path, score_by):
+    save_pool(generator, tmp_path / "pool")
+    flags = ("--num_return_sequences", 5, "--report_n", 5, "--score_by", score_by)
+    best = choose(generator, reward_model, tmp_path / "x", "--prm_mode", "best_of_n", *flags)
+    for i, record in enumerate(best):
+        latents = load_file(tmp_path / f"pool/latents/{i:06d}.safetensors")
+        num_thoughts = [len(scores) for scores in record["scores"]]
+        assert num_thoughts == latents["latent_lengths"].tolist()
         assert len(record["answer_scores"]) == 5
-    beams = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
-    for size in (1, 16):
-        done = choose(
-            judged, tmp_path / f"{size}", *beams, "--batch_size", size, "--score_by", score_by
-        )
-        assert done.returncode == 0, done.stderr
-    one, many = (records_of(tmp_path / str(size)) for size in (1, 16))
+
+
+@pytest.mark.parametrize("score_by", ["sum", "mean"])
+def test_batch_size_changes_no_beam(generator, reward_model, tmp_path, score_by):
+    flags = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
+    flags += ("--score_by", score_by)
+    one, many = (
+        choose(generator, reward_model, tmp_path / str(size), *flags, "--batch_size", size)
+        for size in (1, 16)
+    )
     assert [row["texts"] for row in one] == [row["texts"] for row in many]
     assert [row["vote"] for row in one] == [row["vote"] for row in many]
 
 
-def infer_and_save(generator, folder):
-    return run_here(infer(generator, folder, *SAMPLERS["noise"], "--save_latents", "true"))
-
-
-def test_a_command_of_the_other_architecture_is_refused(generator, tmp_path):
+def test_a_command_for_the_other_architecture_is_refused(generator, tmp_path):
     name, path = generator
     other = {"codi": "infer_llama", "colar": "infer_gpt2"}[name]
-    done = run_here(
-        command(other, "--model_type", name, "--model_id", path, "--output_dir", tmp_path)
-    )
-    assert done.returncode == 2
-    assert "use the command with" in done.stderr.splitlines()[-1]
+    flags = ("--model_type", name, "--model_id", path, "--output_dir", tmp_path)
+    assert_one_line_error(run_here(command(other, *flags)), "use the command with")
 
 
 class Halved(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
-    """A backbone from outside: its thoughts are half the hidden state."""
+    """A backbone that the project does not know. Its thoughts are half the hidden state."""
 
     parse_answer = staticmethod(after_hash)
 
@@ -172,22 +180,19 @@ class Halved(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
 
 
 def test_a_backbone_joins_by_one_class_and_one_entry(tmp_path, monkeypatch):
-    """Sampled, annotated, judged: nothing else in the house knows of it."""
+    """It is sampled, annotated, and chosen from by a reward model."""
     monkeypatch.setitem(BACKBONES, "halved", Halved)
-    model, tokenizer = random_gpt2(Halved, n_positions=128)
-    model.save_pretrained(tmp_path / "halved")
-    tokenizer.save_pretrained(tmp_path / "halved")
     monkeypatch.setitem(COMMANDS, "halved", COMMANDS["codi"])
-    generator = ("halved", tmp_path / "halved")
-    assert infer_and_save(generator, tmp_path / "pool").returncode == 0
+    model, tokenizer = random_gpt2(Halved, n_positions=128)
+    generator = ("halved", save_checkpoint(tmp_path / "halved", model, tokenizer))
+    save_pool(generator, tmp_path / "pool")
     latents = load_file(tmp_path / "pool/latents/000000.safetensors")
     ids = latents["input_ids"][None]
     with torch.no_grad():
         hidden = model.transformer(ids).last_hidden_state[0, -1]
-    spread = latents["latent_embeds"][:, 0] - hidden / 2  # the noise alone
-    assert spread.abs().mean() < 0.6
-    judge = trained_judge(generator, tmp_path)
+    noise = latents["latent_embeds"][:, 0] - hidden / 2
+    assert noise.abs().mean() < 0.6
+    reward_model = train_reward_model(generator, tmp_path)
     for mode in (("best_of_n", "--num_return_sequences", 5), ("beam_search", "--num_beams", 2)):
-        done = choose((generator, judge), tmp_path / mode[0], "--prm_mode", *mode)
-        assert done.returncode == 0, done.stderr
-        assert len(records_of(tmp_path / mode[0])) == 12
+        samples = choose(generator, reward_model, tmp_path / mode[0], "--prm_mode", *mode)
+        assert len(samples) == 12

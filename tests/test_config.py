@@ -1,10 +1,14 @@
+"""YAML recipes and values of hand-written files: typed, and checked."""
+
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 
+from tests.conftest import raises_user_error
 from utils.config import load_yaml, typed
-from utils.errors import UserError
+
+pytestmark = pytest.mark.quick
 
 
 @dataclass
@@ -26,7 +30,7 @@ def load(tmp_path, text):
     return load_yaml(path, Outer)
 
 
-def test_values(tmp_path):
+def test_yaml_fills_a_dataclass_and_its_defaults(tmp_path):
     loaded = load(tmp_path, "rate: 1e-4\ninner:\n  - {size: 3}\ntags: [a]\n")
     assert loaded == Outer(1e-4, [Inner(3)], None, ["a"])
 
@@ -44,37 +48,45 @@ def test_values(tmp_path):
         ("- 1\n", "must hold keys"),
     ],
 )
-def test_faults_name_file_and_key(tmp_path, text, message):
-    with pytest.raises(UserError, match=message) as error:
+def test_a_faulty_recipe_is_a_one_line_error_that_names_file_and_key(tmp_path, text, message):
+    with raises_user_error("x.yaml", match=message):
         load(tmp_path, text)
-    assert "x.yaml" in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("value", "kind", "expected"),
     [
-        ("1e-4", float, 1e-4), (3, float, 3.0), (None, int | None, None), (2, int | None, 2),
-        ("x", str | list[str], "x"), (["a"], str | list[str], ["a"]),
-        ({"a": "1e3"}, dict[str, float], {"a": 1e3}), ({"a": [1]}, dict[str, Any], {"a": [1]}),
+        ("1e-4", float, 1e-4),
+        (3, float, 3.0),
+        (None, int | None, None),
+        (2, int | None, 2),
+        ("x", str | list[str], "x"),
+        (["a"], str | list[str], ["a"]),
+        ({"a": "1e3"}, dict[str, float], {"a": 1e3}),
+        ({"a": [1]}, dict[str, Any], {"a": [1]}),
         (False, Literal[False] | None, False),
     ],
-)  # fmt: skip
-def test_values_become_what_their_hints_say(value, kind, expected):
+)
+def test_values_become_what_their_type_hints_say(value, kind, expected):
     assert typed(value, kind, "key") == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "said"),
+    ("value", "kind", "message"),
     [
-        (True, int, "key must be of type int"), ([3], int, "key must be of type int"),
-        ([3], int | None, "key must be of type int"), ("x", float | None, "key must be a finite number"),
-        (3, str | list[str], "key must be of type list or str"), ({}, float, "key must be of type float"),
+        (True, int, "key must be of type int"),
+        ([3], int, "key must be of type int"),
+        ([3], int | None, "key must be of type int"),
+        ("x", float | None, "key must be a finite number"),
+        (3, str | list[str], "key must be of type list or str"),
+        ({}, float, "key must be of type float"),
         (float("nan"), float, "finite"),
-        ([1, "x"], list[int], r"key\[1\] must be of type int"), ({"a": "x"}, dict[str, float], "key.a must be"),
-        ([], dict[str, float], "key must hold keys and values"), (True, Literal[False], "key must be of type"),
+        ([1, "x"], list[int], r"key\[1\] must be of type int"),
+        ({"a": "x"}, dict[str, float], "key.a must be"),
+        ([], dict[str, float], "key must hold keys and values"),
+        (True, Literal[False], "key must be of type"),
     ],
-)  # fmt: skip
-def test_values_of_another_type_are_named(value, kind, said):
-    with pytest.raises(UserError, match=said):
+)
+def test_a_value_of_another_type_is_an_error_that_names_its_key(value, kind, message):
+    with raises_user_error(match=message):
         typed(value, kind, "key")

@@ -1,4 +1,4 @@
-"""The engine against the plain way, and against itself under other batches."""
+"""The engine against the reference (tests/reference.py), and against itself in other batches."""
 
 import pytest
 import torch
@@ -41,50 +41,57 @@ def run(model, prompts, questions, n_samples, sampling, seed=SEED, latent_length
     return sample(model, Request(prompts, questions, n_samples, latent_length, A, seed, sampling))
 
 
-def assert_close(one, other):
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
-def assert_same(one, other):
-    assert one.tokens == other.tokens
-    assert one.finished == other.finished
-    assert torch.equal(one.num_thoughts, other.num_thoughts)
-    assert_close(one.thoughts, other.thoughts)
+def assert_same(actual, expected):
+    """The same Trajectories, thoughts up to rounding."""
+    assert actual.tokens == expected.tokens
+    assert actual.finished == expected.finished
+    assert torch.equal(actual.num_thoughts, expected.num_thoughts)
+    assert_close(actual.thoughts, expected.thoughts)
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-def test_engine_is_the_reference(backbone, name):
+def test_engine_equals_the_reference(backbone, name):
     model, tokenizer = backbone
     prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
-    found = run(model, prompts, range(len(prompts)), 3, sampling)
-    different, lengths = set(), set()
-    with torch.no_grad():
-        for q, prompt in enumerate(prompts):
-            for n in range(3):
-                thoughts, tokens = sample_one(model, prompt, q, n, T, A, SEED, sampling)
-                count = int(found.num_thoughts[q, n])
-                assert count == len(thoughts)
-                assert_close(found.thoughts[q, n, :count], thoughts)
-                assert not found.thoughts[q, n, count:].any()
-                lengths.add(count)
-                assert found.tokens[q][n] == tokens
-                assert found.finished[q][n] == (len(tokens) < A)
-                different.add(tuple(tokens))
-    assert len(different) > len(prompts)  # the samples do differ
-    # early and late enders, and some that the cap ends, in one batch
+    sampled = run(model, prompts, range(len(prompts)), 3, sampling)
+    answers, lengths = set(), set()
+    for q, prompt in enumerate(prompts):
+        for n in range(3):
+            thoughts, tokens = assert_equals_reference(model, sampled, prompt, q, n, sampling)
+            answers.add(tuple(tokens))
+            lengths.add(len(thoughts))
+    assert len(answers) > len(prompts)  # the samples differ
+    # A model that stops itself does so early, late, and at the limit, in one batch.
     assert len(lengths) > 1 if model.stops_itself else lengths == {T}
     if model.stops_itself and name in ("noise", "dropout"):
         assert len(lengths) > 2 and T in lengths
 
 
-def test_engine_is_the_reference_without_sampling(backbone):
+@torch.no_grad()
+def assert_equals_reference(model, sampled, prompt, q, n, sampling):
+    """Compares sample ``n`` of question ``q``; returns its thoughts and answer ids."""
+    thoughts, tokens = sample_one(model, prompt, q, n, T, A, SEED, sampling)
+    num_thoughts = int(sampled.num_thoughts[q, n])
+    assert num_thoughts == len(thoughts)
+    assert_close(sampled.thoughts[q, n, :num_thoughts], thoughts)
+    assert not sampled.thoughts[q, n, num_thoughts:].any()
+    assert sampled.tokens[q][n] == tokens
+    assert sampled.finished[q][n] == (len(tokens) < A)
+    return thoughts, tokens
+
+
+def test_greedy_decoding_equals_the_reference(backbone):
     model, tokenizer = backbone
     prompts = prompts_of(tokenizer, model)
-    found = run(model, prompts, range(len(prompts)), 1, Sampling())
+    sampled = run(model, prompts, range(len(prompts)), 1, Sampling())
     with torch.no_grad():
         for q, prompt in enumerate(prompts):
             _, tokens = sample_one(model, prompt, q, 0, T, A, SEED, Sampling())
-            assert found.tokens[q][0] == tokens
+            assert sampled.tokens[q][0] == tokens
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
@@ -100,7 +107,7 @@ def test_a_question_does_not_depend_on_its_batch(backbone, name):
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-def test_few_samples_are_the_head_of_many(backbone, name):
+def test_few_samples_are_the_first_of_many(backbone, name):
     model, tokenizer = backbone
     prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
     few = run(model, prompts, range(5), 4, sampling)
@@ -111,7 +118,7 @@ def test_few_samples_are_the_head_of_many(backbone, name):
     assert_close(few.thoughts, many.thoughts[:, :4, :longest])
 
 
-def test_strength_zero_is_greedy(backbone):
+def test_zero_noise_or_dropout_is_greedy(backbone):
     model, tokenizer = backbone
     prompts = prompts_of(tokenizer, model)
     greedy = run(model, prompts, range(5), 1, Sampling())
@@ -120,7 +127,7 @@ def test_strength_zero_is_greedy(backbone):
 
 
 @pytest.mark.parametrize("name", ["noise", "dropout"])
-def test_seed_and_question_index_matter(backbone, name):
+def test_thoughts_depend_on_seed_and_question_id(backbone, name):
     model, tokenizer = backbone
     prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
     base = run(model, prompts, range(5), 2, sampling).thoughts
@@ -128,7 +135,7 @@ def test_seed_and_question_index_matter(backbone, name):
     assert not torch.equal(base, run(model, prompts, range(1, 6), 2, sampling).thoughts)
 
 
-def test_chunked_prompts_are_the_same(backbone, monkeypatch):
+def test_reading_prompts_in_chunks_changes_nothing(backbone, monkeypatch):
     model, tokenizer = backbone
     prompts = prompts_of(tokenizer, model)
     whole = run(model, prompts, range(5), 4, SAMPLINGS["dropout"])
@@ -142,21 +149,21 @@ def test_dropping_finished_rows_changes_nothing(backbone, name, monkeypatch):
     prompts = prompts_of(tokenizer, model)
     dropped = run(model, prompts, range(5), 8, SAMPLINGS[name])
     lengths = {len(ids) for answers in dropped.tokens for ids in answers}
-    assert len(lengths) > 2  # rows do finish at different times
+    assert len(lengths) > 2  # rows finish at different times
     monkeypatch.setattr("src.sampling.engine.COMPACT_BELOW", 0.0)
     assert_same(run(model, prompts, range(5), 8, SAMPLINGS[name]), dropped)
 
 
-def test_one_thought(backbone):
+def test_a_single_thought_equals_the_reference(backbone):
     model, tokenizer = backbone
     prompts = prompts_of(tokenizer, model)
     sampling = SAMPLINGS["noise"]
-    found = run(model, prompts, range(5), 2, sampling, latent_length=1)
+    sampled = run(model, prompts, range(5), 2, sampling, latent_length=1)
     with torch.no_grad():
-        assert found.tokens[2][1] == sample_one(model, prompts[2], 2, 1, 1, A, SEED, sampling)[1]
+        assert sampled.tokens[2][1] == sample_one(model, prompts[2], 2, 1, 1, A, SEED, sampling)[1]
 
 
-def test_impossible_requests(backbone):
+def test_impossible_requests_are_refused(backbone):
     model, tokenizer = backbone
     prompts = prompts_of(tokenizer, model)
     with pytest.raises(ValueError, match="all trajectories are equal"):
@@ -179,7 +186,7 @@ def test_impossible_requests(backbone):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", SAMPLINGS)
-def test_cuda_is_cpu(backbone, name):
+def test_cuda_equals_cpu(backbone, name):
     model, tokenizer = backbone
     prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
     cpu = run(model, prompts, range(5), 8, sampling)

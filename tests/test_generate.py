@@ -1,4 +1,4 @@
-"""model.generate with the usual Hugging Face habits."""
+"""model.generate, called as Hugging Face's models are."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ import torch
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
+
+pytestmark = pytest.mark.quick
 
 QUESTIONS = [
     "How many pens?",
@@ -20,14 +22,18 @@ def inputs(coconut, side):
     return tokenizer(texts, padding=True, return_tensors="pt")
 
 
-def test_generate_is_the_engine(coconut):
+def test_generate_returns_what_the_engine_samples(coconut):
     model, tokenizer = coconut
     batch = inputs(coconut, "left")
     settings = {"do_sample": True, "sampling_by": "noise", "noise_std": 0.5, "seed": 3}
     out = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-        num_return_sequences=3, max_new_tokens=9, return_dict_in_generate=True, **settings,
-    )  # fmt: skip
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        num_return_sequences=3,
+        max_new_tokens=9,
+        return_dict_in_generate=True,
+        **settings,
+    )
     prompts = tokenizer([model.format_prompt(question) for question in QUESTIONS])["input_ids"]
     direct = sample(model, Request(prompts, [0, 1], 3, 6, 9, 3, Sampling("noise", noise_std=0.5)))
     torch.testing.assert_close(out.thoughts, direct.thoughts)
@@ -43,7 +49,7 @@ def test_generate_is_the_engine(coconut):
 
 
 @pytest.mark.parametrize("sampling_by", ["noise", "dropout"])
-def test_padding_side_never_changes_a_number(coconut, sampling_by):
+def test_padding_side_changes_nothing(coconut, sampling_by):
     model, _ = coconut
     settings = {"do_sample": True, "sampling_by": sampling_by, "noise_std": 0.5, "dropout_p": 0.2}
     settings |= {"num_return_sequences": 4, "return_dict_in_generate": True}
@@ -54,7 +60,7 @@ def test_padding_side_never_changes_a_number(coconut, sampling_by):
     assert torch.equal(left.sequences[:, width:], right.sequences[:, width:])
 
 
-def test_greedy_and_faults(coconut):
+def test_generate_is_greedy_by_default_and_refuses_unknown_or_useless_keywords(coconut):
     model, _ = coconut
     batch = inputs(coconut, "left")
     assert model.generate(**batch).shape[0] == 2
@@ -64,12 +70,12 @@ def test_greedy_and_faults(coconut):
         model.generate(**batch, do_sample=True, noize_std=1.0)
 
 
-def test_question_ids_and_defaults(coconut):
+def test_question_ids_key_the_samples_and_count_up_by_default(coconut):
     model, _ = coconut
     batch = inputs(coconut, "left")
     settings = {"do_sample": True, "num_return_sequences": 4, "return_dict_in_generate": True}
     base = model.generate(**batch, **settings).thoughts
-    assert len({tuple(row.flatten().tolist()) for row in base[0]}) == 4  # they do differ
+    assert len({tuple(row.flatten().tolist()) for row in base[0]}) == 4  # they differ
     swapped = model.generate(**batch, **settings, question_ids=torch.tensor([1, 0])).thoughts
     assert not torch.equal(swapped[0], base[0])
     same = model.generate(**batch, **settings, question_ids=[0, 1]).thoughts
@@ -78,9 +84,9 @@ def test_question_ids_and_defaults(coconut):
         model.generate(**batch, question_ids=[0, 1, 2])
 
 
-def test_finished_sequences_end_with_end_of_text(coconut, monkeypatch):
+def test_finished_sequences_are_padded_with_end_of_text(coconut, monkeypatch):
     model, tokenizer = coconut
-    monkeypatch.setattr(model.config, "pad_token_id", None)  # as GPT-2's own
+    monkeypatch.setattr(model.config, "pad_token_id", None)  # as in GPT-2
     out = model.generate(**inputs(coconut, "left"), do_sample=True, num_return_sequences=16)
     answers = out[:, inputs(coconut, "left")["input_ids"].shape[1] + 7 :]
     ended = (answers == tokenizer.eos_token_id).any(1)

@@ -1,4 +1,4 @@
-"""Checkpoints: the published layout, and every way in which one can be wrong."""
+"""Checkpoints: the published layout, and faults in one."""
 
 import json
 import shutil
@@ -13,12 +13,15 @@ from src.models.loading import load_backbone, load_reward_model
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
-from tests.conftest import RANDOM, random_judge
-from utils.errors import UserError
+from tests.commands import edit_json
+from tests.conftest import RANDOM, raises_user_error, random_reward_model, save_checkpoint
+
+pytestmark = pytest.mark.quick
 
 
 @pytest.fixture
 def folder(checkpoint, tmp_path):
+    """A copy of a small random COCONUT checkpoint, which a test may damage."""
     return shutil.copytree(checkpoint, tmp_path / "model")
 
 
@@ -29,21 +32,15 @@ def edit_weights(folder, change):
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def edit_config(folder, **values):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def test_saves_the_published_layout(folder):
+def test_a_saved_checkpoint_has_the_published_keys(folder):
     keys = set(load_file(folder / "model.safetensors"))
     assert all(key.startswith("transformer.") for key in keys - {"lm_head.weight"})
     assert "transformer.wte.weight" in keys
 
 
-def test_round_trip(folder, tmp_path):
+def test_loading_and_saving_keeps_every_weight(folder, tmp_path):
     model, tokenizer = load_backbone("coconut", str(folder))
-    model.save_pretrained(tmp_path / "again")
-    tokenizer.save_pretrained(tmp_path / "again")
+    save_checkpoint(tmp_path / "again", model, tokenizer)
     before = load_file(folder / "model.safetensors")
     after = load_file(tmp_path / "again" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -51,9 +48,9 @@ def test_round_trip(folder, tmp_path):
     assert isinstance(COCONUT.from_pretrained(tmp_path / "again"), COCONUT)
 
 
-def test_ids_come_from_the_tokenizer(folder):
+def test_special_token_ids_come_from_the_tokenizer(folder):
     wrong = {"start_latent_token_id": -100, "end_latent_token_id": -1, "eos_token_id": 50256}
-    edit_config(folder, **wrong)
+    edit_json(folder / "config.json", **wrong)
     model, tokenizer = load_backbone("coconut", str(folder))
     plain = COCONUT.from_pretrained(folder)
     end = tokenizer.convert_tokens_to_ids("<|end-latent|>")
@@ -61,7 +58,7 @@ def test_ids_come_from_the_tokenizer(folder):
     assert model.config.eos_token_id == plain.config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_tied_head_may_be_absent_or_present(folder):
+def test_the_tied_output_layer_may_be_absent_or_present(folder):
     edit_weights(folder, lambda weights: weights.pop("lm_head.weight", None))
     one, _ = load_backbone("coconut", str(folder))
     edit_weights(
@@ -72,65 +69,65 @@ def test_tied_head_may_be_absent_or_present(folder):
     assert one.lm_head.weight is one.transformer.wte.weight
 
 
-def test_dtype(folder):
+def test_a_checkpoint_loads_in_the_given_dtype(folder):
     model, _ = load_backbone("coconut", str(folder), "bfloat16")
     assert model.dtype == torch.bfloat16
 
 
-def fails(folder, message):
-    with pytest.raises(UserError, match=message) as error:
+def assert_load_fails(folder, message):
+    """Loading is a one-line error that names the folder and matches ``message``, a pattern."""
+    with raises_user_error(folder, match=message):
         load_backbone("coconut", str(folder))
-    assert "\n" not in str(error.value)
-    assert str(folder) in str(error.value)
 
 
-def test_missing(folder, tmp_path):
-    fails(tmp_path / "none", "hf download ModalityDance/latent-tts-coconut.*")
-    fails(tmp_path / "none", "checkpoints/tiny-coconut")
+def test_a_missing_checkpoint_names_where_to_get_one(folder, tmp_path):
+    assert_load_fails(tmp_path / "none", "hf download ModalityDance/latent-tts-coconut.*")
+    assert_load_fails(tmp_path / "none", "checkpoints/tiny-coconut")
     (folder / "config.json").unlink()
-    fails(folder, "no config.json there")
+    assert_load_fails(folder, "no config.json there")
 
 
-def test_cut_off_weights(folder):
+def test_truncated_weights_are_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
-    fails(folder, "can't be read")
+    assert_load_fails(folder, "can't be read")
 
 
-def test_cut_off_config(folder):
+def test_a_truncated_config_is_refused(folder):
     path = folder / "config.json"
     path.write_text(path.read_text()[:40])
-    fails(folder, "can't be read")
+    assert_load_fails(folder, "can't be read")
 
 
-def test_nan(folder):
-    def spoil(weights):
+def test_weights_with_nan_are_refused_by_name(folder):
+    def set_nan(weights):
         weights["transformer.h.1.mlp.c_fc.weight"][0, 0] = float("nan")
 
-    edit_weights(folder, spoil)
-    fails(folder, r"transformer.h.1.mlp.c_fc.weight holds NaN")
+    edit_weights(folder, set_nan)
+    assert_load_fails(folder, r"transformer.h.1.mlp.c_fc.weight holds NaN")
 
 
-def test_other_architecture(folder):
+def test_another_architecture_is_refused(folder):
     LlamaConfig(vocab_size=300).save_pretrained(folder)
-    fails(folder, "model_type 'llama'")
+    assert_load_fails(folder, "model_type 'llama'")
 
 
-def test_weights_of_another_model(folder):
+def test_missing_and_unexpected_weights_are_refused_by_name(folder):
     edit_weights(folder, lambda weights: weights.pop("transformer.h.2.ln_1.weight"))
-    fails(folder, "missing keys such as transformer.h.2.ln_1.weight")
+    assert_load_fails(folder, "missing keys such as transformer.h.2.ln_1.weight")
     edit_weights(
         folder,
         lambda w: w.update(
             {"transformer.h.2.ln_1.weight": torch.ones(32), "projector.1.weight": torch.ones(4, 4)}
         ),
     )
-    fails(folder, "unexpected keys such as projector.1.weight")
+    assert_load_fails(folder, "unexpected keys such as projector.1.weight")
 
 
 def publish(name, folder, dtype):
-    """A small checkpoint as the hub has them: shards with an index, tied heads left out, ids of -100."""
-    model, tokenizer = RANDOM[name](**({"tie_word_embeddings": True} if name == "colar" else {}))
+    """A small checkpoint as on the hub: sharded, without tied output layers, with ids of -100."""
+    values = {"tie_word_embeddings": True} if name == "colar" else {}
+    model, tokenizer = RANDOM[name](**values)
     for key in model.special_tokens:
         setattr(model.config, key, -100)
     model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
@@ -142,10 +139,10 @@ def publish(name, folder, dtype):
 
 
 def weights_of(folder):
-    found = {}
+    weights = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
+        weights |= load_file(path)
+    return weights
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -159,14 +156,14 @@ def test_published_checkpoints_load_sample_score_and_save_unchanged(name, dtype,
     assert model.config.end_latent_token_id == tokenizer.convert_tokens_to_ids(end)
     prompts = model.encode(tokenizer, ["How many?", "A shirt costs 9 dollars."])
     for sampling in (Sampling("noise", noise_std=0.3), Sampling("dropout", dropout_p=0.2)):
-        found = sample(model, Request(prompts, [0, 1], 3, 4, 6, 1, sampling))
-        assert torch.isfinite(found.thoughts).all()
-    judge = random_judge(model)
-    judge.save_pretrained(tmp_path / "rm")
-    loaded = load_reward_model(tmp_path / "rm", model, tokenizer, dtype)
+        sampled = sample(model, Request(prompts, [0, 1], 3, 4, 6, 1, sampling))
+        assert torch.isfinite(sampled.thoughts).all()
+    random_reward_model(model).save_pretrained(tmp_path / "rm")
+    reward_model = load_reward_model(tmp_path / "rm", model, tokenizer, dtype)
     ids = torch.tensor([prompts[0]])
-    scores = loaded(ids, torch.ones_like(ids), found.thoughts[:1], found.num_thoughts[:1])
-    assert scores.shape == (1, 3, found.thoughts.shape[2])
+    thoughts, num_thoughts = sampled.thoughts[:1], sampled.num_thoughts[:1]
+    scores = reward_model(ids, torch.ones_like(ids), thoughts, num_thoughts)
+    assert scores.shape == (1, 3, thoughts.shape[2])
     model.save_pretrained(tmp_path / "again")
     before, after = weights_of(tmp_path / "model"), weights_of(tmp_path / "again")
     assert before.keys() == after.keys()
@@ -175,46 +172,44 @@ def test_published_checkpoints_load_sample_score_and_save_unchanged(name, dtype,
     assert config["model_type"] == ("llama" if kind == "colar" else "gpt2")
 
 
-def test_the_published_names_of_projector_and_latent_head(tmp_path):
+def test_projector_and_latent_head_have_the_published_keys(tmp_path):
     publish("codi", tmp_path / "codi", torch.float32)
     publish("colar", tmp_path / "colar", torch.float32)
-    assert {f"projector.{k}.{part}" for k in (1, 3, 4) for part in ("weight", "bias")} == {
-        key for key in weights_of(tmp_path / "codi") if not key.startswith("transformer.")
-    }
-    head = {
-        f"lt_head.{k}.{part}"
-        for k in ("fc.0", "fc.2", "fc.3", "mean")
-        for part in ("weight", "bias")
-    }
-    assert head == {k for k in weights_of(tmp_path / "colar") if not k.startswith("model.")}
+    projector = {f"projector.{k}.{part}" for k in (1, 3, 4) for part in ("weight", "bias")}
+    keys = {key for key in weights_of(tmp_path / "codi") if not key.startswith("transformer.")}
+    assert keys == projector
+    layers = ("fc.0", "fc.2", "fc.3", "mean")
+    latent_head = {f"lt_head.{k}.{part}" for k in layers for part in ("weight", "bias")}
+    keys = {key for key in weights_of(tmp_path / "colar") if not key.startswith("model.")}
+    assert keys == latent_head
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "message"),
+    ("name", "model_type", "message"),
     [
         ("codi", "coconut", "says CODI, not COCONUT"),
-        ("colar", "codi", "model_type 'llama'"), ("codi", "colar", "model_type 'gpt2'"),
+        ("colar", "codi", "model_type 'llama'"),
+        ("codi", "colar", "model_type 'gpt2'"),
     ],
-)  # fmt: skip
-def test_a_checkpoint_of_another_backbone(name, asked, message, tmp_path):
+)
+def test_a_checkpoint_of_another_backbone_is_refused(name, model_type, message, tmp_path):
     publish(name, tmp_path / "x", torch.float32)
-    with pytest.raises(UserError, match=message):
-        load_backbone(asked, str(tmp_path / "x"))
+    with raises_user_error(message):
+        load_backbone(model_type, str(tmp_path / "x"))
 
 
-def test_a_plain_llama_is_no_colar(tmp_path):
+def test_a_llama_without_a_latent_head_is_no_colar(tmp_path):
     publish("colar", tmp_path / "x", torch.float32)
     path = tmp_path / "x/config.json"
     config = json.loads(path.read_text())
     config.pop("latent_embedding_std")
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config\.json lacks latent_embedding_std"):
+    with raises_user_error("config.json lacks latent_embedding_std"):
         load_backbone("colar", str(tmp_path / "x"))
 
 
-def test_tokenizer_without_special_tokens(folder):
-    path = folder / "tokenizer.json"
-    path.write_text(path.read_text().replace("<|end-latent|>", "<|other|>"))
-    config = folder / "tokenizer_config.json"
-    config.write_text(config.read_text().replace("<|end-latent|>", "<|other|>"))
-    fails(folder, r"lacks <\|end-latent\|>")
+def test_a_tokenizer_without_special_tokens_is_refused(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace("<|end-latent|>", "<|other|>"))
+    assert_load_fails(folder, r"lacks <\|end-latent\|>")

@@ -8,8 +8,10 @@ import pytest
 from utils import metrics
 from utils.answers import after_hash, parse_number
 
+pytestmark = pytest.mark.quick
 
-def test_pass_at_k_is_the_share_of_subsets_with_a_hit():
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
     for n in range(1, 8):
         for c in range(n + 1):
             for k in range(1, n + 1):
@@ -30,24 +32,27 @@ def test_pass_at_k_is_exact_for_large_n():
     ("predictions", "vote"),
     [
         ([1.0, 2.0, 2.0], 2.0),
-        ([3.0, 2.0, 2.0, 3.0], 3.0),  # a tie goes to the first that occurred
-        ([None, None, None, 5.0], 5.0),  # the unparsable take no part, however many
+        ([3.0, 2.0, 2.0, 3.0], 3.0),  # a tie goes to the first
+        ([None, None, None, 5.0], 5.0),  # unparsable answers do not vote
         ([None, None], None),
-        ([0.0, -0.0, 1.0], 0.0),  # one number
+        ([0.0, -0.0, 1.0], 0.0),  # they are equal
     ],
 )
-def test_majority_vote(predictions, vote):
+def test_majority_vote_ignores_unparsable_answers_and_breaks_ties_by_order(predictions, vote):
     assert metrics.majority_vote(predictions) == vote
 
 
-def test_summary_by_hand():
+def test_summary_of_two_questions_by_hand():
     pools = [([1.0, 2.0, 1.0, None], 1.0), ([3.0, 3.0, 4.0, 4.0], 4.0)]
     summary = metrics.summarize(pools, [1, 4])
     value = {n: {name: m["value"] for name, m in row.items()} for n, row in summary.items()}
     assert value["1"] == {
-        "pass@1": 50.0, "coverage": 50.0, "voting_accuracy": 50.0, "mean_accuracy": 50.0,
+        "pass@1": 50.0,
+        "coverage": 50.0,
+        "voting_accuracy": 50.0,
+        "mean_accuracy": 50.0,
         "unparsable": 0.0,
-    }  # fmt: skip
+    }
     assert value["4"]["coverage"] == 100.0
     assert value["4"]["voting_accuracy"] == 50.0
     assert value["4"]["mean_accuracy"] == 50.0
@@ -59,7 +64,7 @@ def test_summary_by_hand():
         metrics.summarize(pools, [5])
 
 
-def test_bootstrap_interval_is_that_of_a_share():
+def test_bootstrap_interval_is_the_normal_one_for_a_large_share():
     values = np.repeat([0.0, 1.0], [700, 300])
     low, high = metrics.bootstrap_interval(values)
     half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
@@ -68,7 +73,7 @@ def test_bootstrap_interval_is_that_of_a_share():
     assert metrics.bootstrap_interval(values) == (low, high)
 
 
-def test_powers_of_two():
+def test_powers_of_two_end_with_n_itself():
     assert metrics.powers_of_two(1) == [1]
     assert metrics.powers_of_two(64) == [1, 2, 4, 8, 16, 32, 64]
     assert metrics.powers_of_two(48) == [1, 2, 4, 8, 16, 32, 48]
@@ -88,10 +93,10 @@ def test_powers_of_two():
         ("### 1_000", None),
     ],
 )
-def test_answers(text, number):
+def test_an_answer_is_a_plain_number_after_the_hashes(text, number):
     assert after_hash(text) == number
 
 
-def test_parse_number_takes_json_answers():
+def test_parse_number_reads_the_answers_of_data_files():
     assert parse_number("1,000") == 1000.0
     assert parse_number("-3.5") == -3.5

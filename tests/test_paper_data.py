@@ -1,4 +1,4 @@
-"""python -m src.prepare_data paper: converters, counts, hub and raw files."""
+"""python -m src.prepare_data paper: conversion, counts, sources."""
 
 import json
 
@@ -7,10 +7,12 @@ import pytest
 
 from src import prepare_data
 from tests.commands import ROOT, command, run_here
+from tests.conftest import raises_user_error
 from utils import benchmarks
 from utils.benchmarks import BENCHMARKS, convert
 from utils.datasets import load_dataset
-from utils.errors import UserError
+
+pytestmark = pytest.mark.quick
 
 RAW = ROOT.parent / "shared/data"
 COUNTS = {"gsm_test": 2, "gsm_valid": 2, "gsm_train": 1, "gsm_hard": 2, "multiarith": 2}
@@ -22,9 +24,10 @@ GSM = [
     {"question": "No steps?", "answer": "#### -3"},
 ]
 HARD = [
-    {"input": "Large?", "code": "", "target": 9867630.0}, {"input": "Part?", "code": "", "target": 0.5},
+    {"input": "Large?", "code": "", "target": 9867630.0},
+    {"input": "Part?", "code": "", "target": 0.5},
     {"input": "20% of 7871124 people think horse", "code": "", "target": 1.0},
-]  # fmt: skip
+]
 MULTI = [
     {"input": "One?", "target": 1},
     {"input": "Two?", "target": 2},
@@ -34,57 +37,67 @@ AUG = [{"question": "How?", "steps": ["<<1+1=2>>"], "answer": "2"}]
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """The benchmarks, with the counts of the rows above."""
+def small_benchmarks(monkeypatch):
+    """The benchmarks expect the numbers of rows above."""
     counted = {name: (COUNTS[name], *rest[1:]) for name, rest in BENCHMARKS.items()}
     monkeypatch.setattr(benchmarks, "BENCHMARKS", counted)
     monkeypatch.setattr(prepare_data, "BENCHMARKS", counted)
 
 
 @pytest.fixture
-def source(tmp_path, small):
+def source(tmp_path, small_benchmarks):
+    """A folder of small raw files."""
     folder = tmp_path / "raw"
     folder.mkdir()
     files = {
-        "gsm8k_test": GSM, "gsm8k_train": [*GSM, *GSM], "gsmhardv2": HARD, "multiarith": MULTI,
+        "gsm8k_test": GSM,
+        "gsm8k_train": [*GSM, *GSM],
+        "gsmhardv2": HARD,
+        "multiarith": MULTI,
         "gsm8k_aug_train": AUG,
-    }  # fmt: skip
+    }
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "gsm8k_aug_valid_indices.json").write_text("[3, 0]")
     return folder
 
 
-def test_the_rules(source):
-    test = convert("gsm_test", source)
-    assert test[0] == {
+def test_raw_rows_become_questions_steps_and_answers(source):
+    gsm_test = convert("gsm_test", source)
+    assert gsm_test[0] == {
         "question": "How many?",
         "steps": ["<<2*3=6>>", "<<6+1,000=1006>>"],
         "answer": "1006",
     }
-    assert test[1] == {"question": "No steps?", "steps": [], "answer": "-3"}
+    assert gsm_test[1] == {"question": "No steps?", "steps": [], "answer": "-3"}
     assert [row["question"] for row in convert("gsm_valid", source)] == ["No steps?", "How many?"]
     assert [row["answer"] for row in convert("gsm_hard", source)] == ["9867630", "0.5"]
     assert [row["question"] for row in convert("multiarith", source)] == ["One?", "Two?"]
     assert convert("gsm_train", source) == AUG
 
 
-def test_the_hub_gives_the_same(source, monkeypatch):
+def test_hub_and_raw_files_give_the_same_rows(source, monkeypatch):
     multi = [{"question": row["input"], "final_ans": str(row["target"])} for row in MULTI]
     sets = {
-        ("openai/gsm8k", "main", "test"): GSM, ("whynlp/gsm8k-aug", None, "train"): AUG,
+        ("openai/gsm8k", "main", "test"): GSM,
+        ("whynlp/gsm8k-aug", None, "train"): AUG,
         ("reasoning-machines/gsm-hard", None, "train"): HARD,
         ("ChilleD/MultiArith", None, "train+test"): multi,
-    }  # fmt: skip
-    load = lambda hub, config, split: datasets.Dataset.from_list(sets[hub, config, split])  # noqa: E731
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    }
+
+    def load_from_hub(name, config, split):
+        return datasets.Dataset.from_list(sets[name, config, split])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_from_hub)
     for name in ("gsm_test", "gsm_train", "gsm_hard", "multiarith"):
         assert convert(name) == convert(name, source)
 
 
-def test_the_files_are_data_files_and_are_kept(source, tmp_path, monkeypatch, capsys):
-    where = ("--source", str(source), "--output_dir", str(tmp_path / "data"), "--train")
-    monkeypatch.setattr("sys.argv", ["prepare_data", "paper", *where])
+def test_written_files_are_data_files_and_are_not_written_again(
+    source, tmp_path, monkeypatch, capsys
+):
+    flags = ("--source", str(source), "--output_dir", str(tmp_path / "data"), "--train")
+    monkeypatch.setattr("sys.argv", ["prepare_data", "paper", *flags])
     prepare_data.main()
     for name, count in COUNTS.items():
         assert len(load_dataset(tmp_path / "data" / f"{name}.json")) == count
@@ -107,25 +120,23 @@ def test_the_files_are_data_files_and_are_kept(source, tmp_path, monkeypatch, ca
         ("gsm8k_aug_valid_indices.json", "[99]", "names rows that"),
     ],
 )
-def test_faults_are_one_clear_line(source, file, content, message):
+def test_a_faulty_raw_file_is_a_one_line_error_that_names_it(source, file, content, message):
     (source / file).unlink()
     if content is not None:
         (source / file).write_text(content)
-    with pytest.raises(UserError, match=message) as error:
+    with raises_user_error(file, match=message):
         convert("gsm_valid" if "indices" in file else "gsm_test", source)
-    assert file in str(error.value)
-    assert "\n" not in str(error.value)
 
 
-def test_without_a_network_the_mend_is_named(tmp_path):
-    done = run_here(command("prepare_data", "paper", "--output_dir", tmp_path))
-    assert done.returncode == 2
-    assert "--source" in done.stderr.splitlines()[-1]
+def test_without_a_network_the_error_names_the_flag_for_raw_files(tmp_path):
+    result = run_here(command("prepare_data", "paper", "--output_dir", tmp_path))
+    assert result.returncode == 2
+    assert "--source" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.skipif(not RAW.is_dir(), reason="needs the publishers' raw files")
 @pytest.mark.parametrize("name", ["gsm_test", "gsm_valid", "gsm_hard", "multiarith"])
-def test_the_publishers_files(name):
+def test_the_publishers_raw_files_convert(name):
     rows = convert(name, RAW)
     assert len(rows) == BENCHMARKS[name][0]
     assert all(row["question"] and float(row["answer"]) is not None for row in rows)

@@ -1,4 +1,4 @@
-"""Rollouts, candidates and beams against plain ways to compute them."""
+"""Rollouts, answer likelihoods and beam search against plain ways to compute them."""
 
 from dataclasses import replace
 
@@ -6,222 +6,260 @@ import pytest
 import torch
 
 from src.models.latent_rm import thought_mask
-from src.sampling import memory, rng, rollouts
+from src.sampling import memory, rollouts
 from src.sampling.engine import sample
 from src.sampling.rollouts import annotate
-from src.sampling.samplers import _NOISE_SITE, Sampling
+from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.beam_search import beam_search
-from tests.conftest import random_judge
-from tests.reference import continue_one, key_of, rollout_key, thought_of
+from tests.conftest import random_reward_model
+from tests.reference import (
+    continue_one,
+    ends_thinking,
+    key_of,
+    noise_of,
+    rollout_key,
+    thought_of,
+)
 
 PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
+T, A, SEED = 4, 5, 5
 NOISE = Sampling("noise", noise_std=0.5)
-DROPOUT = Sampling("dropout", dropout_p=0.3)
 SAMPLERS = {
     "noise": NOISE,
-    "dropout": DROPOUT,
+    "dropout": Sampling("dropout", dropout_p=0.3),
     "dropout_embedding": Sampling("dropout", dropout_p=0.3, dropout_embedding=True),
     "dropout_shared_prompt": Sampling("dropout", dropout_p=0.3, dropout_prompt=False),
 }
+NO_EMBEDDING = ["noise", "dropout", "dropout_shared_prompt"]
 
 
-def request(sampling, n=3, questions=slice(None), **changes):
-    settings = {"latent_length": 4, "max_new_tokens": 5, "seed": 5} | changes
-    return Request(PROMPTS[questions], QUESTIONS[questions], n, sampling=sampling, **settings)
+def request(sampling, n=3, questions=slice(None)):
+    return Request(PROMPTS[questions], QUESTIONS[questions], n, T, A, SEED, sampling)
 
 
-def sample_with_likelihoods(model, asked, parse):
-    trajectories, state = sample_with_state(model, asked)
-    pool = LikelihoodPool(model, parse, len(asked.prompts))
-    pool.add(asked, state, trajectories)
-    return trajectories, pool.likelihoods()
-
-
-def odd(q, ids):
-    """A judge that random answers please about as often as not."""
+def is_right(q, ids):
+    """An arbitrary rule, by which random answers are right about as often as not."""
     return sum(ids) % 3 == 1
 
 
+def parse(ids):
+    """The number in an answer: its length, or None for an empty one."""
+    return len(ids) or None
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_labels_are_those_of_plain_completions(backbone, name):
-    """Prompt and prefix computed anew for every completion, one by one."""
-    model, sampling, m = backbone[0], SAMPLERS[name], 3
-    found = annotate(model, request(sampling), m, odd)
-    assert not found.skipped.all()
-    keeps_dropping = replace(sampling, dropout_answer=True)
-    for q, prompt in enumerate(PROMPTS):
+def test_labels_equal_those_of_plain_rollouts(backbone, name):
+    """The plain rollouts compute prompt and prefix anew, one by one."""
+    model, sampling, m = backbone[0], SAMPLERS[name], 2
+    labelled = annotate(model, request(sampling), m, is_right)
+    trajectories = labelled.trajectories
+    assert not labelled.skipped.all()
+    for q in range(len(PROMPTS)):
         for n in range(3):
-            key, thoughts = key_of(5, QUESTIONS[q], n), found.trajectories.thoughts[q, n]
-            assert odd(q, found.trajectories.tokens[q][n]) == found.corrects[q, n]
-            if found.skipped[q]:
+            assert is_right(q, trajectories.tokens[q][n]) == labelled.corrects[q, n]
+            if labelled.skipped[q]:
                 continue
-            length = int(found.trajectories.num_thoughts[q, n])
-            assert not found.estimations[q, n, length:].any()
-            for t in range(1, length + 1):
-                prefix, right = list(thoughts[:t]), 0
-                for k in range(m):
-                    new_key = rollout_key(key, t, k)
-                    right += odd(
-                        q,
-                        continue_one(model, prompt, prefix, key, new_key, 4, 5, keeps_dropping)[1],
-                    )
-                assert found.estimations[q, n, t - 1] == pytest.approx(right / m)
+            length = int(trajectories.num_thoughts[q, n])
+            thoughts = trajectories.thoughts[q, n, :length]
+            labels = plain_labels(model, sampling, q, n, thoughts, m)
+            assert labelled.estimations[q, n, :length].tolist() == pytest.approx(labels)
+            assert not labelled.estimations[q, n, length:].any()
+
+
+def plain_labels(model, sampling, q, n, thoughts, m):
+    """The share of right rollouts, of ``m``, from each prefix of thoughts (T, D)."""
+    sampling = replace(sampling, dropout_answer=True)  # rollouts keep dropout to their end
+    key, labels = key_of(SEED, QUESTIONS[q], n), []
+    for t in range(1, len(thoughts) + 1):
+        right = 0
+        for k in range(m):
+            prefix, new_key = list(thoughts[:t]), rollout_key(key, t, k)
+            _, ids = continue_one(model, PROMPTS[q], prefix, key, new_key, T, A, sampling)
+            right += is_right(q, ids)
+        labels.append(right / m)
+    return labels
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_labels_do_not_depend_on_the_batch_or_the_memory(backbone, name, monkeypatch):
-    whole = annotate(backbone[0], request(SAMPLERS[name]), 5, odd)
-    monkeypatch.setitem(memory.WORK_BYTES, "cpu", 7 * 70_000)  # some 7 rows
+    whole = annotate(backbone[0], request(SAMPLERS[name]), 5, is_right)
+    monkeypatch.setitem(memory.WORK_BYTES, "cpu", 7 * 70_000)  # about 7 rows
     for q in range(3):
-        alone = annotate(backbone[0], request(SAMPLERS[name], questions=slice(q, q + 1)), 5, odd)
+        one_question = request(SAMPLERS[name], questions=slice(q, q + 1))
+        alone = annotate(backbone[0], one_question, 5, is_right)
         assert torch.equal(alone.corrects[0], whole.corrects[q])
         longest = alone.estimations.shape[2]
         assert torch.equal(alone.estimations[0], whole.estimations[q, :, :longest])
         assert not whole.estimations[q, :, longest:].any()
 
 
-def test_trajectories_are_those_of_the_engine(backbone):
-    found = annotate(backbone[0], request(NOISE), 2, odd).trajectories
-    plain = sample(backbone[0], request(NOISE))
-    assert found.tokens == plain.tokens
-    assert torch.equal(found.thoughts, plain.thoughts)
+def test_annotation_labels_the_trajectories_of_the_engine(backbone):
+    annotated = annotate(backbone[0], request(NOISE), 2, is_right).trajectories
+    sampled = sample(backbone[0], request(NOISE))
+    assert annotated.tokens == sampled.tokens
+    assert torch.equal(annotated.thoughts, sampled.thoughts)
 
 
 def test_no_rollouts_are_spent_where_all_or_none_are_right(backbone, monkeypatch):
     monkeypatch.setattr(rollouts, "_roll_out", None)
     for outcome in (True, False):
-        found = annotate(backbone[0], request(NOISE), 4, lambda q, ids, right=outcome: right)
-        assert found.skipped.all()
-    without = annotate(backbone[0], request(NOISE), 0, odd)
-    assert not without.skipped.any()
-    there = thought_mask(without.trajectories.num_thoughts, without.estimations.shape[2])
-    assert torch.equal(without.estimations, (without.corrects[..., None] & there).float())
+        labelled = annotate(backbone[0], request(NOISE), 4, lambda q, ids, right=outcome: right)
+        assert labelled.skipped.all()
+    by_outcome = annotate(backbone[0], request(NOISE), 0, is_right)
+    assert not by_outcome.skipped.any()
+    exists = thought_mask(by_outcome.trajectories.num_thoughts, by_outcome.estimations.shape[2])
+    assert torch.equal(by_outcome.estimations, (by_outcome.corrects[..., None] & exists).float())
 
 
-@pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
+def sample_with_likelihoods(model, request):
+    """The Trajectories of a request and the AnswerLikelihoods of its questions."""
+    trajectories, state = sample_with_state(model, request)
+    pool = LikelihoodPool(model, parse, len(request.prompts))
+    pool.add(request, state, trajectories)
+    return trajectories, pool.likelihoods()
+
+
+@pytest.mark.parametrize("name", NO_EMBEDDING)
 @pytest.mark.parametrize("answer", [False, True])
-def test_candidates_have_the_model_s_own_probabilities(backbone, name, answer, monkeypatch):
-    """Against one plain forward over the whole text; with dropout in the answer only their order."""
-    model = backbone[0]
-    sampling = replace(SAMPLERS[name], dropout_answer=answer) if name != "noise" else NOISE
-    parse = lambda ids: len(ids) or None  # noqa: E731  a number for every answer but the empty one
-    asked = request(sampling)
-    trajectories, found = sample_with_likelihoods(model, asked, parse)
-    assert trajectories.tokens == sample(model, asked).tokens
+def test_answer_likelihoods_do_not_depend_on_the_batch_or_the_memory(
+    backbone, name, answer, monkeypatch
+):
+    model, sampling = backbone[0], SAMPLERS[name]
+    if name != "noise":
+        sampling = replace(sampling, dropout_answer=answer)
+    trajectories, likelihoods = sample_with_likelihoods(model, request(sampling))
+    assert trajectories.tokens == sample(model, request(sampling)).tokens
     monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)  # a row at a time
-    for q, candidates in enumerate(found):
-        answers = trajectories.tokens[q]
-        assert candidates.answers == list(dict.fromkeys(parse(ids) for ids in answers if ids))
-        alone = sample_with_likelihoods(model, request(sampling, questions=slice(q, q + 1)), parse)[
-            1
-        ][0]
-        torch.testing.assert_close(alone.log_probs, candidates.log_probs, rtol=1e-4, atol=1e-4)
-        if name != "noise":
-            continue
-        for k, number in enumerate(candidates.answers):
-            first = next(n for n, ids in enumerate(answers) if parse(ids) == number)
-            text = answers[first] + [model.config.eos_token_id] * trajectories.finished[q][first]
+    for q, whole in enumerate(likelihoods):
+        numbers = [parse(ids) for ids in trajectories.tokens[q] if ids]
+        assert whole.answers == list(dict.fromkeys(numbers))
+        one_question = request(sampling, questions=slice(q, q + 1))
+        _, (alone,) = sample_with_likelihoods(model, one_question)
+        torch.testing.assert_close(alone.log_probs, whole.log_probs, rtol=1e-4, atol=1e-4)
+
+
+def test_answer_likelihoods_equal_a_plain_forward_over_the_whole_text(backbone):
+    model = backbone[0]
+    trajectories, likelihoods = sample_with_likelihoods(model, request(NOISE))
+    for q, of_question in enumerate(likelihoods):
+        numbers = [parse(ids) for ids in trajectories.tokens[q]]
+        for k, number in enumerate(of_question.answers):
+            first = numbers.index(number)
+            end_of_text = [model.config.eos_token_id] * trajectories.finished[q][first]
+            text = trajectories.tokens[q][first] + end_of_text
             for n in range(3):
                 length = int(trajectories.num_thoughts[q, n])
-                x = torch.cat((
-                    model.embed(torch.tensor(PROMPTS[q])), trajectories.thoughts[q, n, :length],
-                    model.embed(torch.tensor([model.config.end_latent_token_id, *text[:-1]])),
-                ))  # fmt: skip
-                logits = model(inputs_embeds=x[None]).logits[0, -len(text) :].log_softmax(-1)
-                plain = logits.gather(1, torch.tensor(text)[:, None]).sum()
+                thoughts = trajectories.thoughts[q, n, :length]
+                plain = plain_log_prob(model, PROMPTS[q], thoughts, text)
                 torch.testing.assert_close(
-                    candidates.log_probs[n, k], plain.float(), rtol=1e-3, atol=1e-3
+                    of_question.log_probs[n, k], plain.float(), rtol=1e-3, atol=1e-3
                 )
 
 
-def test_candidates_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):
-    parse = lambda ids: len(ids) or None  # noqa: E731
-    small = sample_with_likelihoods(backbone[0], request(NOISE, n=2), parse)[1]
-    large = sample_with_likelihoods(backbone[0], request(NOISE, n=6), parse)[1]
+@torch.no_grad()
+def plain_log_prob(model, prompt, thoughts, text):
+    """log p(text | prompt, thoughts), by one forward pass of the Hugging Face model."""
+    answer = [model.config.end_latent_token_id, *text[:-1]]
+    parts = (model.embed(torch.tensor(prompt)), thoughts, model.embed(torch.tensor(answer)))
+    logits = model(inputs_embeds=torch.cat(parts)[None]).logits[0, -len(text) :]
+    return logits.log_softmax(-1).gather(1, torch.tensor(text)[:, None]).sum()
+
+
+def test_answer_likelihoods_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):
+    _, small = sample_with_likelihoods(backbone[0], request(NOISE, n=2))
+    _, large = sample_with_likelihoods(backbone[0], request(NOISE, n=6))
     for a, b in zip(small, large, strict=True):
         count = len(a.answers)
         assert b.answers[:count] == a.answers
         torch.testing.assert_close(b.log_probs[:2, :count], a.log_probs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
-def test_one_beam_with_one_candidate_is_sample_0(backbone, name):
+@pytest.mark.parametrize("name", NO_EMBEDDING)
+def test_one_beam_with_one_proposal_is_sample_0(backbone, name):
     model, sampling = backbone[0], SAMPLERS[name]
-    beams = beam_search(model, random_judge(model), request(sampling), 1, 1)
-    plain = sample(model, request(sampling, n=1))
-    assert beams.trajectories.tokens == plain.tokens
-    torch.testing.assert_close(beams.trajectories.thoughts, plain.thoughts, rtol=1e-4, atol=1e-4)
+    beams = beam_search(model, random_reward_model(model), request(sampling), 1, 1).trajectories
+    sampled = sample(model, request(sampling, n=1))
+    assert beams.tokens == sampled.tokens
+    torch.testing.assert_close(beams.thoughts, sampled.thoughts, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["noise", "dropout", "dropout_shared_prompt"])
+@pytest.mark.parametrize("name", NO_EMBEDDING)
 @pytest.mark.parametrize("shape", [(1, 4), (2, 3), (4, 1)])
-def test_beams_do_not_depend_on_the_batch_and_carry_their_scores(backbone, name, shape):
-    """The survivors' scores are the reward model's on their thoughts: caches moved with the beams."""
-    model, sampling, rm = backbone[0], SAMPLERS[name], random_judge(backbone[0])
+def test_beams_do_not_depend_on_the_batch_and_carry_their_rewards(backbone, name, shape):
+    """Rewards that differ from the reward model's would mean that caches and beams are mixed up."""
+    model, sampling, rm = backbone[0], SAMPLERS[name], random_reward_model(backbone[0])
     whole = beam_search(model, rm, request(sampling), *shape)
     for q, prompt in enumerate(PROMPTS):
-        alone = request(sampling, questions=slice(q, q + 1))
-        found = beam_search(model, rm, alone, *shape)
-        assert found.trajectories.tokens[0] == whole.trajectories.tokens[q]
-        thoughts, ids = whole.trajectories.thoughts[q : q + 1], torch.tensor([prompt])
-        with torch.no_grad():
-            lengths = whole.trajectories.num_thoughts[q : q + 1]
-            scores = rm(ids, torch.ones_like(ids), thoughts, lengths)  # (1, B, T)
-        torch.testing.assert_close(scores[0].float(), whole.rewards[q], rtol=1e-3, atol=1e-3)
-        totals = whole.rewards[q].sum(1)
-        assert torch.equal(totals, totals.sort(descending=True).values)
+        one_question = request(sampling, questions=slice(q, q + 1))
+        alone = beam_search(model, rm, one_question, *shape)
+        assert alone.trajectories.tokens[0] == whole.trajectories.tokens[q]
+        thoughts = whole.trajectories.thoughts[q : q + 1]
+        lengths = whole.trajectories.num_thoughts[q : q + 1]
+        rewards = rewards_of(rm, prompt, thoughts, lengths)  # (1, B, T)
+        torch.testing.assert_close(rewards[0].float(), whole.rewards[q], rtol=1e-3, atol=1e-3)
+        scores = whole.rewards[q].sum(1)
+        assert torch.equal(scores, scores.sort(descending=True).values)
+
+
+@torch.no_grad()
+def rewards_of(rm, prompt, thoughts, lengths=None):
+    ids = torch.tensor([prompt])
+    return rm(ids, torch.ones_like(ids), thoughts, lengths)
 
 
 @pytest.mark.parametrize("score_by", ["sum", "mean"])
-def test_beam_search_keeps_the_best_at_every_step(backbone, score_by):
-    """Against a plain search that computes every prefix anew; beams that have ended stay as they are."""
-    model, rm, (b, c) = backbone[0], random_judge(backbone[0]), (3, 3)
-    rm.classifier.bias.data -= 1.5  # a thought costs on average: short beams stand a chance
-    beams = beam_search(model, rm, request(NOISE), b, c, score_by)
+def test_beam_search_keeps_the_best_proposals_of_every_step(backbone, score_by):
+    """Against a plain search, which computes every prefix anew."""
+    model, rm, shape = backbone[0], random_reward_model(backbone[0]), (3, 3)
+    # A thought costs something on average, so that beams which end early are kept, too.
+    rm.classifier.bias.data -= 1.5
+    beams = beam_search(model, rm, request(NOISE), *shape, score_by).trajectories
     ended_early = False
-    for q, prompt in enumerate(PROMPTS):
-        keys = torch.stack([key_of(5, QUESTIONS[q], slot) for slot in range(b * c)])
-        prefixes = [(0.0, [], False)]  # score, thoughts, ended
-        for step in range(1, 5):
-            scored = []
-            for beam, (score, prefix, ended) in enumerate(prefixes):
-                slots = range(b * c) if step == 1 else range(beam * c, (beam + 1) * c)
-                if ended:
-                    scored.append((score, prefix, True))
-                    continue
-                for slot in slots:
-                    grown = _grown(model, prompt, prefix, keys[slot], step)
-                    if grown is None:  # it ends here, and so do its fellows: the noise comes after
-                        scored.append((score, prefix, True))
-                        break
-                    scored.append((_judged(rm, prompt, grown, score_by), grown, False))
-            prefixes = sorted(scored, key=lambda found: -found[0])[:b]
-        for n, (_, plain, _) in enumerate(prefixes):
-            length = int(beams.trajectories.num_thoughts[q, n])
+    for q in range(len(PROMPTS)):
+        for n, plain in enumerate(plain_beams(model, rm, q, shape, score_by)):
+            length = int(beams.num_thoughts[q, n])
             assert length == len(plain)
-            thoughts = beams.trajectories.thoughts[q, n, :length]
+            thoughts = beams.thoughts[q, n, :length]
             torch.testing.assert_close(thoughts, torch.stack(plain), rtol=1e-3, atol=1e-3)
-            ended_early |= length < 4
+            ended_early |= length < T
     assert ended_early == model.stops_itself
 
 
-@torch.no_grad()
-def _grown(model, prompt, prefix, key, step):
-    """The prefix and its next thought under the given key, or None where the model ends its thinking."""
-    x = torch.cat((model.embed(torch.tensor(prompt)), *(h[None] for h in prefix)))
-    body = model.model if model.stops_itself else model.transformer
-    hidden = body(inputs_embeds=x[None]).last_hidden_state[0, -1]
-    end = model.config.end_latent_token_id
-    if model.stops_itself and prefix and int(model.lm_head(hidden).argmax()) == end:
-        return None
-    noise = rng.normal(rng.fold(key, step), _NOISE_SITE, len(hidden))
-    return [*prefix, thought_of(model, hidden) + 0.5 * noise]
+def plain_beams(model, rm, q, shape, score_by):
+    """The thoughts of the best beams of question ``q``, the best first."""
+    num_beams, num_candidates = shape
+    slots = range(num_beams * num_candidates)
+    keys = torch.stack([key_of(SEED, QUESTIONS[q], slot) for slot in slots])
+    beams = [(0.0, [], False)]  # score, thoughts, ended
+    for step in range(1, T + 1):
+        proposals = []
+        for b, beam in enumerate(beams):
+            own = slots if step == 1 else slots[b * num_candidates : (b + 1) * num_candidates]
+            proposals += proposals_of(model, rm, q, beam, keys[list(own)], step, score_by)
+        beams = sorted(proposals, key=lambda proposal: -proposal[0])[:num_beams]
+    return [thoughts for _, thoughts, _ in beams]
+
+
+def proposals_of(model, rm, q, beam, keys, step, score_by):
+    """The beam with one more thought under each of ``keys``; a beam that has ended is its own."""
+    score, prefix, ended = beam
+    hidden = hidden_after(model, PROMPTS[q], prefix)
+    if ended or (prefix and ends_thinking(model, hidden)):
+        return [(score, prefix, True)]
+    proposals = []
+    for key in keys:
+        thought = thought_of(model, hidden) + 0.5 * noise_of(key, step, len(hidden))
+        thoughts = [*prefix, thought.detach()]
+        rewards = rewards_of(rm, PROMPTS[q], torch.stack(thoughts)[None, None])
+        score = float(rewards.sum() if score_by == "sum" else rewards.mean())
+        proposals.append((score, thoughts, False))
+    return proposals
 
 
 @torch.no_grad()
-def _judged(rm, prompt, thoughts, score_by):
-    ids = torch.tensor([prompt])
-    scores = rm(ids, torch.ones_like(ids), torch.stack(thoughts)[None, None])
-    return float(scores.sum() if score_by == "sum" else scores.mean())
+def hidden_after(model, prompt, thoughts):
+    """The final hidden state (D,) after a prompt and thoughts, by the Hugging Face model."""
+    x = torch.cat((model.embed(torch.tensor(prompt)), *(thought[None] for thought in thoughts)))
+    return model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]

@@ -1,4 +1,4 @@
-"""The tables of finished runs: whatever lies in a folder, gains by hand, and a summary that is short."""
+"""The tables of finished runs: src.collect_results, gains, costs, the summary."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from src.runs.tables import SUMMARY_LINES, choice_frame, finished_runs, summary
-from tests.commands import command, run_here
+from tests.commands import assert_success, command, run_here
 from utils import records
 from utils.metrics import trajectory_score
 
@@ -16,34 +16,29 @@ NOISE = ("--sampling_by", "noise")
 BEAMS = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
 
 
+BEST = ("--num_return_sequences", 4, "--report_n", 1, 2, 4)
+RUNS = {
+    "greedy": ("infer_gpt2", *DATA, "--do_sample", "false"),
+    "sampled": ("infer_gpt2", *DATA, *NOISE, "--n_samples", 4),
+    "best": ("infer_gpt2_rm", *DATA, *NOISE, *BEST),
+    "beams": ("infer_gpt2_rm", *DATA, *NOISE, *BEAMS),
+}
+# Folders that hold no finished run: their config.json (None: there is none) and metrics.json.
+NO_RUNS = {
+    "checkpoint": ('{"model_type": "gpt2"}', '{"steps": 3}'),
+    "other": (None, "{}"),
+    "number": ("5", "[]"),
+    "empty": ('{"settings": {}}', '{"by_n": {}}'),
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A greedy run, a pool, a choosing run and beams, and things that are no runs."""
+    """Runs of every kind, one without its records, and folders that are no runs."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, line in {
-        "greedy": ("infer_gpt2", *DATA, "--do_sample", "false"),
-        "sampled": ("infer_gpt2", *DATA, *NOISE, "--n_samples", 4),
-        "best": (
-            "infer_gpt2_rm",
-            *DATA,
-            *NOISE,
-            "--num_return_sequences",
-            4,
-            "--report_n",
-            1,
-            2,
-            4,
-        ),
-        "beams": ("infer_gpt2_rm", *DATA, *NOISE, *BEAMS),
-    }.items():
-        done = run_here(command(*line, "--output_dir", folder / name))
-        assert done.returncode == 0, done.stderr
-    (folder / "checkpoint").mkdir()
-    (folder / "checkpoint/config.json").write_text('{"model_type": "gpt2"}')
-    (folder / "checkpoint/metrics.json").write_text('{"steps": 3}')
-    for name, config, metrics in (
-        ("other", None, "{}"), ("number", "5", "[]"), ("empty", '{"settings": {}}', '{"by_n": {}}'),
-    ):  # fmt: skip
+    for name, line in RUNS.items():
+        assert_success(run_here(command(*line, "--output_dir", folder / name)))
+    for name, (config, metrics) in NO_RUNS.items():
         (folder / name).mkdir()
         (folder / name / "metrics.json").write_text(metrics)
         if config:
@@ -53,82 +48,79 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_whatever_lies_there_is_tabled(folder):
-    done = run_here(command("collect_results", folder))
-    assert done.returncode == 0, done.stderr
-    said = done.stderr.splitlines()  # of what can't be tabled a line each
-    assert (
-        len(said) == 2
-        and "empty/config.json: lacks" in said[0]
-        and "records are missing" in said[1]
-    )
+def test_collect_results_tables_every_finished_run_and_warns_of_damaged_ones(folder):
+    result = assert_success(run_here(command("collect_results", folder)))
+    warnings = result.stderr.splitlines()
+    assert len(warnings) == 2
+    assert "empty/config.json: lacks" in warnings[0]
+    assert "records are missing" in warnings[1]
     sampled, chosen = (pd.read_csv(folder / f"{name}.csv") for name in ("results", "choices"))
     assert set(sampled["sampler"]) == {"greedy", "noise"}
     assert set(chosen["method"]) == {
-        "majority", "best_of_n", "weighted_vote", "bayesian_vote", "bayesian_geometric", "reward_bayesian",
+        "majority",
+        "best_of_n",
+        "weighted_vote",
+        "bayesian_vote",
+        "bayesian_geometric",
+        "reward_bayesian",
         "beam_search",
-    }  # fmt: skip
+    }
     assert sorted(set(chosen["N"])) == ["1", "2", "2 x 2", "4"]
     for name in ("results.md", "choices.md", "accuracy.md"):
-        assert str(folder / name) in done.stdout
+        assert str(folder / name) in result.stdout
         assert (folder / name).read_text().startswith("| ")
 
 
-def test_gains_are_paired_with_greedy_and_vote(folder):
+def test_gains_are_differences_to_greedy_and_to_the_vote(folder):
     frame = choice_frame(finished_runs(folder))
-    found = {name: records.read(folder / name) for name in ("greedy", "best", "beams")}
+    runs = {name: records.read(folder / name) for name in ("greedy", "best", "beams")}
 
-    def right(name, key):
-        return sum(record[key] == float(record["answer"]) for record in found[name].values())
+    def percent(name):
+        run = runs[name].values()
+        return 100 * sum(record["vote"] == float(record["answer"]) for record in run) / len(run)
 
-    greedy = sum(record["correct"][0] for record in found["greedy"].values())
+    right = [record["correct"][0] for record in runs["greedy"].values()]
+    greedy = 100 * sum(right) / len(right)
     beams = frame[frame["method"] == "beam_search"].iloc[0]
-    assert beams["accuracy"] == pytest.approx(100 * right("beams", "vote") / 12, abs=0.01)
-    assert beams["greedy_gain"] == pytest.approx(
-        100 * (right("beams", "vote") - greedy) / 12, abs=0.01
-    )
+    assert beams["accuracy"] == pytest.approx(percent("beams"), abs=0.01)
+    assert beams["greedy_gain"] == pytest.approx(percent("beams") - greedy, abs=0.01)
+    # 2 x 2 beams are compared to the vote of 4 trajectories.
+    assert beams["gain"] == pytest.approx(percent("beams") - percent("best"), abs=0.01)
     vote = frame[(frame["method"] == "majority") & (frame["N"] == "4")].iloc[0]
-    assert vote["greedy_gain"] == pytest.approx(
-        100 * (right("best", "vote") - greedy) / 12, abs=0.01
-    )
-    gain = (
-        100 * (right("beams", "vote") - right("best", "vote")) / 12
-    )  # of 2 x 2 against the vote of 4
-    assert beams["gain"] == pytest.approx(gain, abs=0.01)
+    assert vote["greedy_gain"] == pytest.approx(percent("best") - greedy, abs=0.01)
 
 
-def test_what_a_smaller_pool_costs_is_measured(folder):
+def test_costs_grow_with_n_and_with_what_a_method_needs(folder):
     frame = choice_frame(finished_runs(folder))
     votes = frame[frame["method"] == "majority"].set_index("N")
     assert votes.loc[["1", "2", "4"], "trajectories"].tolist() == [1, 2, 4]
     assert votes.loc[["1", "2", "4"], "latent_passes"].tolist() == [6, 12, 24]
     times = votes.loc[["1", "2", "4"], "ms"].tolist()
     assert 0 < times[0] < times[1] < times[2]
-    of_four = frame[frame["N"] == "4"].set_index("method")["ms"]
-    assert of_four["majority"] < of_four["best_of_n"] < of_four["reward_bayesian"]
+    ms = frame[frame["N"] == "4"].set_index("method")["ms"]
+    assert ms["majority"] < ms["best_of_n"] < ms["reward_bayesian"]
 
 
-def test_the_summary_is_short(folder):
+def test_the_summary_names_what_differs_and_leaves_out_lines_beyond_its_limit(folder):
     frame = choice_frame(finished_runs(folder))
     lines = summary(frame)
     assert lines[0].split()[:3] == ["benchmark", "sampler", "N"]
     assert [line.split()[3] for line in lines[1:-1]] == ["2", "4"]
-    apart = summary(pd.concat([frame, frame.assign(questions=9, prm="other")]))
-    assert apart[0].split()[:3] == ["model", "benchmark", "questions"]
-    assert len(apart) == 1 + 4 + 1 and any(line.startswith("other") for line in apart)
+    two_models = summary(pd.concat([frame, frame.assign(questions=9, prm="other")]))
+    assert two_models[0].split()[:3] == ["model", "benchmark", "questions"]
+    assert len(two_models) == 1 + 4 + 1
+    assert any(line.startswith("other") for line in two_models)
     many = pd.concat([frame.assign(benchmark=f"set{k}") for k in range(40)])
     for part in (many, many[many["benchmark"] < "set14"]):
         assert 2 < len(summary(part)) <= SUMMARY_LINES
     assert "30 more such lines are left out" in summary(many)[-1]
-    largest = summary(many[many["benchmark"].isin([f"set{k}" for k in range(6)])])
-    assert {line.split()[3] for line in largest[1:-1]} == {
-        "4"
-    }  # the smaller pools are left out first
+    six = summary(many[many["benchmark"].isin([f"set{k}" for k in range(6)])])
+    assert {line.split()[3] for line in six[1:-1]} == {"4"}  # smaller pools are left out first
 
 
-def test_a_pool_that_grows_is_the_pool_at_once(folder, tmp_path):
+def test_a_pool_that_grows_equals_one_sampled_at_once(folder, tmp_path):
     line = ("infer_gpt2_rm", *DATA, *NOISE, "--num_return_sequences", 4, "--report_n", 4)
-    assert run_here(command(*line, "--output_dir", tmp_path / "once")).returncode == 0
+    assert_success(run_here(command(*line, "--output_dir", tmp_path / "once")))
     grown, once = (records.read(path) for path in (folder / "best", tmp_path / "once"))
     for i, record in once.items():
         for key in ("texts", "predictions", "candidates", "vote"):
@@ -138,24 +130,23 @@ def test_a_pool_that_grows_is_the_pool_at_once(folder, tmp_path):
                 assert one == pytest.approx(other, abs=2e-3)
 
 
-def test_one_rule_makes_a_score():
-    """The answer's reward is added whole, whether the rewards of the thoughts are summed or averaged."""
+@pytest.mark.quick
+def test_a_score_is_the_sum_or_mean_of_rewards_plus_the_answer_s_reward():
     assert trajectory_score(6.0, 3, "sum", -1.0) == 5.0
     assert trajectory_score(6.0, 3, "mean", -1.0) == 1.0
     assert trajectory_score(6.0, 3, "mean") == 2.0
 
 
 @pytest.mark.parametrize("score_by", ["sum", "mean"])
-def test_beams_and_pools_score_alike(score_by, tmp_path):
-    """One beam with one proposal is sample 0: it has the score that best-of-1 gives it."""
+def test_a_single_beam_has_the_score_of_best_of_1(score_by, tmp_path):
+    """One beam with one proposal is sample 0."""
     one = (*BEAMS[:2], "--num_beams", 1, "--num_beam_candidates", 1)
     for name, mode in (("beam", one), ("best", ("--num_return_sequences", 1))):
         line = ("infer_gpt2_rm", *DATA, *NOISE, *mode, "--score_by", score_by)
-        assert run_here(command(*line, "--output_dir", tmp_path / name)).returncode == 0
+        assert_success(run_here(command(*line, "--output_dir", tmp_path / name)))
     beam, best = (records.read(tmp_path / name) for name in ("beam", "best"))
     for i in beam:
         assert beam[i]["scores"][0] == pytest.approx(best[i]["scores"][0], abs=2e-3)
         assert beam[i]["answer_scores"] == pytest.approx(best[i]["answer_scores"], abs=2e-3)
-    assert (
-        json.loads((tmp_path / "beam/config.json").read_text())["settings"]["score_by"] == score_by
-    )
+    config = json.loads((tmp_path / "beam/config.json").read_text())
+    assert config["settings"]["score_by"] == score_by

@@ -7,8 +7,8 @@ check_splits() {
   local split
   for split in $1; do
     [ -f "data/$split.json" ] || {
-      echo "error: SPLITS: data/$split.json: no such file; data/tiny_*.json are shipped, the paper's come" \
-        "with \`python -m src.prepare_data paper\`" >&2
+      echo "error: SPLITS: data/$split.json: no such file; data/tiny_*.json are shipped, the" \
+        "paper's come with \`python -m src.prepare_data paper\`" >&2
       exit 2
     }
   done
@@ -28,7 +28,8 @@ check_backbone() {
 # NPROC: one process per GPU; without a GPU one per core, at most four.
 choose_processes() {
   if [ -z "${NPROC:-}" ]; then
-    NPROC=$(python -c 'import os, torch; print(torch.cuda.device_count() or min(4, os.cpu_count()))')
+    local count='torch.cuda.device_count() or min(4, os.cpu_count())'
+    NPROC=$(python -c "import os, torch; print($count)")
   fi
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 }
@@ -135,8 +136,9 @@ _sample_cell() { # sampler, and its dropout_p or noise_std
   local name="{sampler}-n$most-seed$seed${LIMIT:+-first$LIMIT}" flags
   flags=$(sampler_flags "$1" "$2") || exit 2
   # shellcheck disable=SC2086  # NS and flags are lists
-  add_cell "$command" --model_type "${model%%:*}" --model_id "${model#*:}" --data_path "data/$split.json" \
-    --n_samples "$most" --report_n $NS --batch_size "$BATCH_SIZE" --seed "$seed" \
+  add_cell "$command" --model_type "${model%%:*}" --model_id "${model#*:}" \
+    --data_path "data/$split.json" --n_samples "$most" --report_n $NS \
+    --batch_size "$BATCH_SIZE" --seed "$seed" \
     ${LIMIT:+--limit "$LIMIT"} --output_dir "$OUTPUT_DIR/${model##*/}/$split/$name" \
     $flags
 }
