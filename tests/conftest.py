@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import GPT2Config, LlamaConfig
 
 from src.models.coconut import COCONUT
@@ -92,6 +93,14 @@ def save_random_checkpoint(name, folder):
     """A small random checkpoint of a backbone, in float32, as the commands load it."""
     model, tokenizer = RANDOM[name](**LONG[name])
     return save_checkpoint(folder, model.float(), tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps device and precision for a whole process; a test must not see another's."""
+    yield
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
