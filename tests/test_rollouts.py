@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.models.latent_rm import thought_mask
+from src.sampling.trajectories import thought_mask
 from src.sampling import memory, rollouts
 from src.sampling.engine import sample
 from src.sampling.rollouts import annotate

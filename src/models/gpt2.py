@@ -7,7 +7,7 @@ from src.models.kv_cache import split_heads
 
 
 class GPT2Decoder(Decoder):
-    """Mixin of the models that hold a GPT2Model, ``self.transformer``."""
+    """Mixin of the models that hold a GPT2Model, ``self.transformer``; hooks: see Decoder."""
 
     def __init__(self, config):
         """Raises ValueError for the rare GPT-2 variants that this forward pass does not compute."""

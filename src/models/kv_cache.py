@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from src.sampling.trajectories import thought_mask
+
 
 @dataclass
 class PrefixCache:
@@ -112,22 +114,18 @@ class SuffixCache:
         masked = None if self.masked is None else self.masked[rows, :length]
         return SuffixCache(buffer, length, masked)
 
-    @staticmethod
-    def merge(parts):
-        """One cache from ``parts``, pairs of an index tensor of rows and the cache of these rows.
+    def write(self, rows, part):
+        """Copies the cache ``part`` of the given rows, an index tensor, to these rows."""
+        self.buffer[:, :, rows, :, : part.length] = part.buffer[..., : part.length, :]
+        self.length = part.length
 
-        The first part has all rows. Every part continues rows of the one before it.
-        """
-        (_, merged), *later = parts
-        for rows, part in later:
-            merged.buffer[:, :, rows, :, : part.length] = part.buffer[..., : part.length, :]
-            merged.length = part.length
-        return merged
+    def crop(self, length):
+        """Forgets the positions after ``length``, as in transformers' DynamicCache."""
+        self.length = length
 
     def mask(self, num_positions):
         """From now on row r attends only to its first ``num_positions[r]`` (R,) positions."""
-        positions = torch.arange(self.length, device=num_positions.device)
-        masked = positions >= num_positions[:, None]  # (R, T)
+        masked = ~thought_mask(num_positions, self.length)  # (R, T)
         self.masked = masked if bool(masked.any()) else None
         # Masked positions may hold NaN, and 0 * NaN is NaN: zero them.
         self.buffer[..., : self.length, :].masked_fill_(masked[:, None, :, None], 0)

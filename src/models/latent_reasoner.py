@@ -16,6 +16,10 @@ from utils.config import typed
 # Keywords of from_pretrained that say where the files are.
 _LOCATION = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
+_SAMPLING_KEYWORDS = {
+    "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask"
+}  # fmt: skip
+
 
 @dataclass
 class LatentGenerateOutput:
@@ -131,10 +135,10 @@ class LatentReasoner:
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
         ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers.
-        ``sampling``, for do_sample: dropout_p, noise_std and the other fields of
-        src.sampling.samplers.Sampling. None is the checkpoint's default (generation_config.json).
-        Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on
-        impossible settings, TypeError on unknown keywords.
+        ``sampling``, for do_sample: dropout_p, noise_std, dropout_prompt, dropout_answer and
+        dropout_mask (src.sampling.samplers.Sampling). None is the checkpoint's default. Returns the
+        sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on impossible
+        settings, TypeError on unknown keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         question_ids = range(len(input_ids)) if question_ids is None else question_ids
@@ -155,6 +159,9 @@ class LatentReasoner:
 
     def _sampling(self, method, given):
         """The Sampling of ``generate``: the checkpoint's defaults, and what is given."""
+        unknown = given.keys() - _SAMPLING_KEYWORDS
+        if unknown:
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         values = self.defaults.sampling() | {"dropout_embedding": False}  # that is annotation's
         return Sampling(method, **values | {k: v for k, v in given.items() if v is not None})
 

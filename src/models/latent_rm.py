@@ -12,6 +12,7 @@ from src.models.codi import new_projector
 from src.models.gpt2 import GPT2Decoder
 from src.models.kv_cache import DynamicSuffixCache
 from src.models.llama import LlamaDecoder
+from src.sampling.trajectories import thought_mask
 
 
 class LatentRM:
@@ -118,11 +119,6 @@ class LlamaLatentRM(LatentRM, LlamaDecoder, LlamaPreTrainedModel):
 
 
 LATENT_RMS = {cls.config_class.model_type: cls for cls in (GPT2LatentRM, LlamaLatentRM)}
-
-
-def thought_mask(num_thoughts, most):
-    """Which of ``most`` thoughts exist, (..., T) bool, for num_thoughts (...)."""
-    return torch.arange(most, device=num_thoughts.device) < num_thoughts[..., None]
 
 
 def insert_after_thoughts(thoughts, answers, num_thoughts):

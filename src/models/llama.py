@@ -8,7 +8,7 @@ from src.sampling.samplers import MLP
 
 
 class LlamaDecoder(Decoder):
-    """Mixin of the models that hold a LlamaModel, ``self.model``."""
+    """Mixin of the models that hold a LlamaModel, ``self.model``; hooks: see Decoder."""
 
     dropout_sites = (MLP,)  # as in the release, which has no dropout after the embedding either
 

@@ -182,25 +182,28 @@ def _check_generator(given, config, backbone):
 
 
 class Loader:
-    """Loads models onto one device and keeps the last of each kind, for the next run of a sweep."""
+    """Loads models onto one device and keeps the last ones, for the next run of a sweep."""
 
     def __init__(self, device):
         self.device = device
-        self._kept = {}  # kind: (arguments, what was loaded)
+        self._kept = {}  # "backbone" or "reward model": (its key, what was loaded)
 
     def backbone(self, model_type, model_id, dtype):
         """``load_backbone``."""
-        return self._once("backbone", load_backbone, model_type, model_id, dtype)
+        key = (model_type, model_id, dtype)
+        if self._kept.get("backbone", (None,))[0] != key:
+            self._kept.clear()  # frees the memory first; a reward model belongs to its backbone
+            self._kept["backbone"] = (key, load_backbone(*key, self.device))
+        return self._kept["backbone"][1]
 
-    def reward_model(self, prm_id, backbone, tokenizer, dtype):
-        """``load_reward_model``."""
-        return self._once("reward model", load_reward_model, prm_id, backbone, tokenizer, dtype)
-
-    def _once(self, kind, load, *arguments):
-        if self._kept.get(kind, (None,))[0] != arguments:
-            self._kept.pop(kind, None)  # frees its memory first
-            self._kept[kind] = (arguments, load(*arguments, self.device))
-        return self._kept[kind][1]
+    def reward_model(self, prm_id, dtype):
+        """``load_reward_model`` for the backbone that was loaded last."""
+        if self._kept.get("reward model", (None,))[0] != (prm_id, dtype):
+            self._kept.pop("reward model", None)
+            _, backbone = self._kept["backbone"]
+            model = load_reward_model(prm_id, *backbone, dtype, self.device)
+            self._kept["reward model"] = ((prm_id, dtype), model)
+        return self._kept["reward model"][1]
 
 
 def _damaged(given, error):

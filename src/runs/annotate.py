@@ -22,7 +22,8 @@ class Annotation(Job):
     def __init__(self, arguments, processes, loader):
         super().__init__(arguments, processes, loader)
         self.n_shards = math.ceil(len(self.rows) / arguments.shard_size)
-        self.seen = self.labelled = self.right = 0  # questions so far, and their shares
+        # Of this process: questions, labelled ones, and the sum of their shares of right answers.
+        self.seen = self.labelled = self.right = 0
 
     def fingerprint(self):
         data_path = self.arguments.data_path
@@ -52,7 +53,7 @@ class Annotation(Job):
 
     def open(self):
         super().open()
-        if self.processes.is_main_process:  # until all shards are there again
+        if self.processes.is_main_process:  # Job.complete has a barrier before any shard is written
             (self.folder / shards.MANIFEST).unlink(missing_ok=True)
 
     def work_on(self, unit):

@@ -4,14 +4,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 from src.models import BACKBONES
 from src.models.loading import checkpoint_defaults, default_backbone, default_reward_model
 from src.models.precision import DTYPES, fastest_format
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
-from utils.config import check_seed
+from utils.config import check_seed, typed
+from utils.errors import UserError
 
 SAMPLER_FLAGS = {
     "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
@@ -48,17 +49,12 @@ class SamplingArguments:
     where it has none. Raises ValueError on impossible combinations.
     """
 
-    model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
-    model_id: str | None = _flag(None, MODEL_ID, aliases=["--generator_id"])
     model_dtype: str = _flag(
         "float32", "number format; auto: bfloat16 where it is fast", ("auto", *DTYPES)
     )
     data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
     batch_size: int = _flag(8, "questions a batch")
     limit: int | None = _flag(None, "only the first so many questions")
-    n_samples: int | None = _flag(
-        None, "trajectories N a question, default 64", aliases=["--num_return_sequences"]
-    )
     latent_length: int | None = _flag(
         None,
         "thoughts T, CoLaR: at most; default: the checkpoint's",
@@ -78,10 +74,19 @@ class SamplingArguments:
         False, "true: accept that over a tenth of the questions hold words unknown to the model"
     )
     overwrite: bool = _flag(False, "true: first remove what the output folder holds")
+    model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
+    model_id: str | None = _flag(None, MODEL_ID, aliases=["--generator_id"])
+    n_samples: int | None = _flag(
+        None, "trajectories N a question, default 64", aliases=["--num_return_sequences"]
+    )
 
     architecture: ClassVar = None  # which backbones the command takes, None: all
     sampler_flags: ClassVar = SAMPLER_FLAGS
-    free: ClassVar = ("batch_size", "allow_unknown", "overwrite")  # they do not change the results
+    not_in_fingerprint: ClassVar = (
+        "batch_size",
+        "allow_unknown",
+        "overwrite",
+    )  # they do not change the results
 
     def _resolve(self, do_sample=True):
         """Fills in the defaults; raises ValueError on impossible values."""
@@ -171,7 +176,9 @@ class SamplingArguments:
 
     def result_settings(self):
         """What determines the samples: a run may be resumed under these settings only."""
-        return {key: value for key, value in asdict(self).items() if key not in self.free}
+        return {
+            key: value for key, value in asdict(self).items() if key not in self.not_in_fingerprint
+        }
 
 
 def report_sizes(report_n, n_samples):
@@ -195,7 +202,7 @@ class InferenceArguments(SamplingArguments):
     save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
 
     architecture: ClassVar = "gpt2"
-    free: ClassVar = (*SamplingArguments.free, "report_n", "output_dir")
+    not_in_fingerprint: ClassVar = (*SamplingArguments.not_in_fingerprint, "report_n", "output_dir")
 
     def __post_init__(self):
         if self.n_samples is None:
@@ -227,14 +234,14 @@ class AnnotationArguments(SamplingArguments):
     n_samples: int = _flag(8, "trajectories n a question", aliases=["--num_return_sequences"])
     n_samples_per_step: int = _flag(64, "rollouts M from every thought; 0: labels are the outcome")
     dropout_embedding: bool | None = _flag(
-        None, "dropout after the embedding too, default true, CoLaR has none"
+        None, "dropout after the embedding too; default: the checkpoint's; CoLaR has none"
     )
     shard_size: int = _flag(64, "questions a file")
 
     sampler_flags: ClassVar = SAMPLER_FLAGS | {
         "dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")
     }
-    free: ClassVar = (*SamplingArguments.free, "save_path", "name")
+    not_in_fingerprint: ClassVar = (*SamplingArguments.not_in_fingerprint, "save_path", "name")
 
     def __post_init__(self):
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
@@ -268,8 +275,14 @@ class RewardArguments(SamplingArguments):
     output_dir: str | None = _flag(None, OUTPUT_DIR)
 
     architecture: ClassVar = "gpt2"
-    free: ClassVar = (*SamplingArguments.free, "report_n", "output_dir")
-    beside_pool: ClassVar = (*free, "prm_id", "prm_mode", "pool", "score_by")  # flags with --pool
+    not_in_fingerprint: ClassVar = (*SamplingArguments.not_in_fingerprint, "report_n", "output_dir")
+    allowed_with_pool: ClassVar = (
+        *not_in_fingerprint,
+        "prm_id",
+        "prm_mode",
+        "pool",
+        "score_by",
+    )  # flags with --pool
 
     def __post_init__(self):
         if self.pool is not None and self.prm_mode == "best_of_n":
@@ -307,26 +320,36 @@ class RewardArguments(SamplingArguments):
         """The settings under which the pool was sampled; a flag that contradicts it is an error."""
         defaults = {field.name: field.default for field in fields(self)}
         for name, default in defaults.items():
-            if name not in self.beside_pool and getattr(self, name) != default:
+            if name not in self.allowed_with_pool and getattr(self, name) != default:
                 raise ValueError(f"--{name} has no effect with --pool: leave it out")
         try:
             text = (Path(self.pool) / "config.json").read_text(encoding="utf-8")
-            sampled = json.loads(text)["settings"]
-            for name in defaults.keys() & sampled.keys() - set(self.free):
-                setattr(self, name, sampled[name])
-            do_sample, save_latents = sampled["do_sample"], sampled["save_latents"]
-        except (OSError, ValueError, KeyError, TypeError):
+            sampled = _typed_settings(json.loads(text)["settings"])
+        except (OSError, ValueError, KeyError, TypeError, UserError):
             raise ValueError(
                 f"--pool {self.pool}: no run there; sample one, src.infer_gpt2 --save_latents true"
             ) from None
-        if not do_sample:
+        for name in defaults.keys() & sampled.keys():
+            setattr(self, name, sampled[name])
+        if not sampled["do_sample"]:
             raise ValueError(
                 f"--pool {self.pool}: one greedy trajectory a question, nothing to choose from"
             )
-        if not save_latents:
+        if not sampled["save_latents"]:
             raise ValueError(
                 f"--pool {self.pool}: sampled without --save_latents true; sample it again"
             )
+
+
+def _typed_settings(settings):
+    """The settings of a run of src.infer_gpt2. Raises an error where they are not whole."""
+    kinds = get_type_hints(InferenceArguments)
+    names = [
+        f.name
+        for f in fields(InferenceArguments)
+        if f.name not in InferenceArguments.not_in_fingerprint
+    ]
+    return {name: typed(settings[name], kinds[name], name) for name in names}
 
 
 @dataclass

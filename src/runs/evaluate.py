@@ -1,7 +1,7 @@
 """Evaluation on a data file: sampling and voting, best-of-N, beam search.
 
-A method answers a batch of questions: method(evaluation, batch) returns their records. METHODS has
-one for each way to run.
+MODES has a function for each way to answer a batch of questions: function(evaluation, batch)
+returns their records.
 """
 
 import json
@@ -43,7 +43,7 @@ class Evaluation(Job):
     """
 
     outputs = (*records.PATTERNS, "latents/*.safetensors", "metrics.json")
-    method = "sample"
+    mode = "sample"  # a key of MODES
 
     def __init__(self, arguments, processes, loader):
         super().__init__(arguments, processes, loader)
@@ -80,7 +80,7 @@ class Evaluation(Job):
         return [batch for batch in batches if any(i not in self.done for i in batch)]
 
     def work_on(self, unit):
-        new = [r for r in METHODS[self.method](self, unit) if r["idx"] not in self.done]
+        new = [r for r in MODES[self.mode](self, unit) if r["idx"] not in self.done]
         records.append(self.folder, self.processes.process_index, new)
         self.computed += len(unit)
         self.answered += len(new)
@@ -134,7 +134,7 @@ class RewardEvaluation(Evaluation):
             self.pool = read_pool(arguments.pool, self.run_folder.fingerprint)
 
     @property
-    def method(self):
+    def mode(self):
         return "saved_pool" if self.arguments.pool else self.arguments.prm_mode
 
     def fingerprint(self):
@@ -142,16 +142,20 @@ class RewardEvaluation(Evaluation):
         return super().fingerprint() | {"prm_sha256": sha256(files)}
 
     def prepare(self):
-        super().prepare()
+        if self.mode != "saved_pool":
+            super().prepare()
+        elif self.prompts is None:  # those of the pool, whose files are thus found to be there
+            paths = [records.latents_path(self.arguments.pool, i) for i in range(len(self.pool))]
+            self.prompts = [_read_latents(path)["input_ids"].numpy() for path in paths]
         self.reward_model()
 
     def reward_model(self):
         """The LatentRM, after a check that it suits the backbone."""
-        arguments, backbone = self.arguments, self.backbone()
-        return self.loader.reward_model(arguments.prm_id, *backbone, arguments.model_dtype)
+        self.backbone()
+        return self.loader.reward_model(self.arguments.prm_id, self.arguments.model_dtype)
 
     def measure(self, all_records):
-        if self.method == "beam_search":
+        if self.mode == "beam_search":
             return measure_beams(all_records, self.arguments.num_beams)
         return measure(all_records, self.arguments.report_n, self.arguments.score_by)
 
@@ -162,8 +166,8 @@ class RewardEvaluation(Evaluation):
 def sample_and_vote(evaluation, batch):
     """Records of a pool that is sampled at once."""
     arguments = evaluation.arguments
-    trajectories, columns = _sample_pool(evaluation, batch, [arguments.n_samples])
-    new = _new_records(evaluation, batch, trajectories, columns)
+    trajectories, fields = _sample_pool(evaluation, batch, [arguments.n_samples])
+    new = _new_records(evaluation, batch, trajectories, fields)
     if arguments.save_latents:
         for q, record in enumerate(new):
             _save_latents(evaluation, record, trajectories, q)
@@ -201,12 +205,12 @@ def search_beams(evaluation, batch):
         trajectories = beams.trajectories
         if reward_model.scores_answer:  # the search has scored the thoughts, not the answers
             eos = model.config.eos_token_id
-            columns = score_trajectories(reward_model, request.prompts, trajectories, eos)
+            fields = score_trajectories(reward_model, request.prompts, trajectories, eos)
         else:
-            columns = {"scores": rewards_of_thoughts(beams.rewards, trajectories.num_thoughts)}
+            fields = {"scores": rewards_of_thoughts(beams.rewards, trajectories.num_thoughts)}
     counter.update(latent_steps=beams.num_forward_passes)
     count_answers(counter, trajectories)
-    new = _new_records(evaluation, batch, trajectories, columns)
+    new = _new_records(evaluation, batch, trajectories, fields)
     for record in new:
         scores = trajectory_scores(record, arguments.score_by)
         record["vote"] = best_of_n(record["predictions"], scores)
@@ -222,18 +226,18 @@ def score_saved_pool(evaluation, batch):
         if latents["corrects"].tolist() != record["correct"]:
             raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
         with timed(counter, "seconds"), timed(counter, "reward_seconds"):
-            columns = score_pools(
+            fields = score_pools(
                 evaluation.reward_model(),
-                [latents["input_ids"].tolist()],
+                [evaluation.prompts[i].tolist()],
                 latents["latent_embeds"][None],
                 latents["latent_lengths"][None],
                 [latents["answer_ids"]],
             )
-        new.append(record | {key: values[0] for key, values in columns.items()})
+        new.append(record | {key: values[0] for key, values in fields.items()})
     return new
 
 
-METHODS = {
+MODES = {
     "sample": sample_and_vote,
     "best_of_n": sample_and_score,
     "beam_search": search_beams,
@@ -241,14 +245,14 @@ METHODS = {
 }
 
 
-def _new_records(evaluation, batch, trajectories, columns):
+def _new_records(evaluation, batch, trajectories, fields):
     """What samples.jsonl holds of each question of a batch."""
     model, tokenizer = evaluation.backbone()
     new = []
     for q, i in enumerate(batch):
         texts = tokenizer.batch_decode(trajectories.tokens[q], skip_special_tokens=True)
         record = _record(i, evaluation.rows[i], texts, model.parse_answer)
-        new.append(record | {key: values[q] for key, values in columns.items()})
+        new.append(record | {key: values[q] for key, values in fields.items()})
     return new
 
 
@@ -299,11 +303,9 @@ def read_pool(folder, fingerprint):
     for key, what in (("data_sha256", "question file"), ("model_sha256", "backbone")):
         if config.get(key) != fingerprint[key]:
             raise UserError(f"--pool {folder}: its {what} has changed since; sample the pool again")
-    pool = records.read(folder)
-    if sorted(pool) != list(range(config["questions"])):
-        raise UserError(
-            f"--pool {folder}: {len(pool)} of {config['questions']} questions; finish it first"
-        )
+    pool, total = records.read(folder), config.get("questions", 0)
+    if not pool or sorted(pool) != list(range(total)):
+        raise UserError(f"--pool {folder}: {len(pool)} of {total} questions; finish it first")
     return [pool[i] for i in sorted(pool)]
 
 

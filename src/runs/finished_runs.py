@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+from src.runs.run_folder import current_names
 from utils import records
 from utils.errors import UserError, warn
 
-# Settings in which two runs over the same questions may differ for a paired difference: to a pool
-# of the same sampler, and (all but these) to greedy.
+# Settings in which beams may differ from the pool that they are compared with.
 _CHOICE = {
     "prm_id", "prm_mode", "n_samples", "pool", "bayesian_vote", "num_beams", "num_beam_candidates",
     "score_by",
 }  # fmt: skip
+# Settings that a run shares with the greedy run that it is compared with.
 _SAME_MODEL = ("model_dtype", "limit", "latent_length", "max_new_tokens")
 
 
@@ -28,7 +29,7 @@ class FinishedRun:
             read_json(folder / "config.json"),
             read_json(folder / "metrics.json"),
         )
-        self.settings = self.config["settings"]
+        self.settings = current_names(self.config["settings"])
         self.chooses = "prm_mode" in self.settings
         self.beams = self.settings.get("prm_mode") == "beam_search"
         self.records = records.read(self.folder)
@@ -69,6 +70,7 @@ class FinishedRun:
 
 
 def read_json(path):
+    """The content of a run's json file. Raises UserError when it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

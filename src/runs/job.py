@@ -22,8 +22,9 @@ class Job:
     A subclass gives ``outputs``, patterns of the files that it writes, and:
     finished: whether nothing is left to do; trajectories: how many are still to be sampled, by all
     processes together; units(): the work that is left, lists of questions (their indices), in the
-    same order on every process; work_on(unit): does it and returns the running metrics, a line;
-    finish(): closes the run and returns its metrics on the first process; report(metrics).
+    same order on every process; work_on(unit): processes one unit and returns a line of running
+    metrics; finish(): closes the run and returns its metrics on the first process;
+    report(metrics): prints them.
 
     Raises UserError when data, model or folder can't be used.
     """
@@ -56,7 +57,8 @@ class Job:
         if self.prompts is None:
             prompts = encode_questions(model, tokenizer, self.rows)
             check_lengths(prompts, model, args.latent_length, args.max_new_tokens, args.data_path)
-            check_words(prompts, self.rows, model, tokenizer, args.data_path, args.allow_unknown)
+            files = (args.model_id, args.data_path)
+            check_words(prompts, self.rows, model, tokenizer, *files, args.allow_unknown)
             self.prompts = prompts
 
     @property
@@ -100,7 +102,8 @@ class Job:
         return self.finish()
 
     def open(self):
-        """Prepares the folder."""
+        """Creates the folder; with --overwrite true removes the old run first. All processes call
+        it, and it ends in a barrier."""
         self.run_folder.open(self.processes, self.arguments.batch_size, self.outputs)
 
     def _work_through(self, units):

@@ -29,7 +29,7 @@ def check_lengths(prompts, model, latent_length, max_new_tokens, data_path):
         raise UserError(f"{data_path}: row {longest}: {error}") from None
 
 
-def check_words(prompts, rows, model, tokenizer, data_path, allow_unknown):
+def check_words(prompts, rows, model, tokenizer, model_id, data_path, allow_unknown):
     """Raises UserError where more than UNKNOWN_SHARE of the questions hold unknown words.
 
     A smaller share, or any with ``allow_unknown``, gives a warning.
@@ -39,7 +39,7 @@ def check_words(prompts, rows, model, tokenizer, data_path, allow_unknown):
         return
     word = unknown_word(tokenizer, model.format_prompt(rows[unknown[0]]["question"]))
     share = f"{data_path}: {len(unknown)} of {len(rows)} questions"
-    fault = f"{share} hold words that {model.name_or_path} does not know, such as {word!r}"
+    fault = f"{share} hold words that {model_id} does not know, such as {word!r}"
     if len(unknown) <= UNKNOWN_SHARE * len(rows) or allow_unknown:
         warn(fault)
         return

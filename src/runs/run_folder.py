@@ -24,6 +24,16 @@ def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
     }
 
 
+def current_names(settings):
+    """The settings of a config.json, where runs before 2026-11-26 had other names for some."""
+    names = {"generator_type": "model_type", "generator_id": "model_id"}
+    renamed = {names.get(key, key): value for key, value in settings.items()}
+    if "num_return_sequences" in renamed:
+        beams = (renamed.get("num_beams") or 0) * (renamed.get("num_beam_candidates") or 0)
+        renamed["n_samples"] = renamed.pop("num_return_sequences") or beams
+    return renamed
+
+
 class RunFolder:
     """The folder of one run; ``open`` creates it.
 
@@ -45,8 +55,8 @@ class RunFolder:
             return
         try:
             old = json.loads(config.read_text(encoding="utf-8"))
-            old_settings = old["settings"]
-        except (ValueError, TypeError, KeyError):
+            old_settings = current_names(old["settings"])
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(
                 f"{config}: not the config.json of a run; choose another folder"
             ) from None

@@ -161,7 +161,8 @@ def collect(folder):
 
 
 def _markdown(table):
-    rows = [table.columns, ["---"] * len(table.columns), *table.fillna("").values]
+    cells = table.astype(object).fillna("")
+    rows = [cells.columns, ["---"] * len(cells.columns), *cells.values]
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
@@ -191,10 +192,12 @@ def _by_run(frame):
     """A line a sampling run: coverage and vote for each N, in percent ± half of the interval."""
     frame = _with_sampler(frame)
     cells = {title: _with_half(frame, name) for name, title in SHOWN.items()}
-    table = frame[[*SHOWN_RUN, "folder", "N"]].assign(**cells, seconds=frame["seconds"].fillna(""))
-    table = table.set_index([*SHOWN_RUN, "seconds", "folder", "N"]).unstack("N", sort=False)
+    run = [*SHOWN_RUN, "folder"]
+    table = frame[[*run, "N"]].assign(**cells).set_index([*run, "N"]).unstack("N", sort=False)
     table = table.sort_index(axis=1)
     table.columns = [f"{title} @{n}" for title, n in table.columns]
+    seconds = frame.groupby(run, sort=False)["seconds"].first()
+    table["seconds"] = seconds.map("{:.10g}".format, na_action="ignore")
     return _markdown(table.reset_index().drop(columns="folder"))
 
 

@@ -50,6 +50,11 @@ class State:
         """Whether several rows read one cached prompt."""
         return self.prefix.num_groups < len(self)
 
+    def write_suffix(self, rows, part):
+        """Copies the suffix of ``part``, a copy of the given rows that went on, to these rows."""
+        if part is not self:
+            self.suffix.write(rows, part.suffix)
+
     def select(self, rows, groups=None, length=None, extra=None):
         """A copy of the given rows, an index tensor; rows may repeat.
 
@@ -82,12 +87,12 @@ def think(model, request):
     request.check(model.config.max_position_embeddings)
     state = start(model, request)
     first = state.thought
-    state, thoughts = continue_thinking(model, request, state, 1)
+    thoughts = continue_thinking(model, request, state, 1)
     return state, torch.stack([first, *thoughts], dim=1)
 
 
 def decode(model, request, state, thoughts):
-    """The Trajectories of what ``think`` returned; leaves the state as it was."""
+    """The Trajectories of what ``think`` returned. The state stays as it is."""
     shape = (len(request.prompts), request.n_samples)
     tokens, finished = decode_answers(model, request, state)
     return Trajectories(
@@ -106,7 +111,9 @@ def start(model, request):
     """The State of all R rows at their first thought."""
     rng_keys = _row_keys(request, model.device)
     hidden, prefix, prompt_lengths = _read_prompts(model, request, rng_keys)
-    suffix = model.new_cache(len(rng_keys), request.latent_length)
+    # The end-of-thinking token is read, the last answer token is not.
+    positions = request.latent_length + request.max_new_tokens
+    suffix = model.new_cache(len(rng_keys), positions)
     thought = add_noise(request.sampling, model.to_thought(hidden), rng_keys, 1)  # (R, D)
     num_thoughts = torch.ones_like(prompt_lengths)
     return State(thought, rng_keys, prompt_lengths, num_thoughts, prefix, suffix)
@@ -150,9 +157,9 @@ def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
 
 
 def continue_thinking(model, request, state, first):
-    """The latent phase from thought number ``first``, which is ``state.thought``, to its end.
+    """Advances ``state`` from thought number ``first``, which is its next input, to the answer.
 
-    Returns the State at the end and the thoughts after the first, (R, D) each. Advances ``state``.
+    Returns the thoughts after the first, (R, D) each.
     """
     if model.stops_itself:
         return _think_until_stop(model, request, state, first)
@@ -163,7 +170,7 @@ def continue_thinking(model, request, state, first):
         state.thought = add_noise(request.sampling, thought, state.rng_keys, step + 1)  # (R, D)
         thoughts.append(state.thought)
     state.num_thoughts = torch.full_like(state.num_thoughts, request.latent_length)
-    return state, thoughts
+    return thoughts
 
 
 def _think_until_stop(model, request, state, first):
@@ -171,8 +178,7 @@ def _think_until_stop(model, request, state, first):
 
     ``active`` holds the rows ``rows`` of the state; finished ones are dropped once they are many.
     """
-    active, rows = state, state.all_rows
-    parts, thoughts, step = [], [], first  # parts: the caches before each drop
+    active, rows, thoughts, step = state, state.all_rows, [], first
     alive = torch.ones_like(rows, dtype=torch.bool)
     num_thoughts = torch.zeros_like(state.num_thoughts)
     for step in range(first, request.latent_length + 1):
@@ -187,12 +193,12 @@ def _think_until_stop(model, request, state, first):
         active.thought = thought
         kept = _unfinished(active, alive)
         if kept is not None:
-            parts.append((rows, active.suffix))
+            state.write_suffix(rows, active)
             active, rows, alive = active.select(*kept), rows[kept[0]], alive[kept[0]]
-    suffix = active.suffix.merge([*parts, (rows, active.suffix)])
-    suffix.mask(num_thoughts)
-    lengths = state.prompt_lengths
-    return State(None, state.rng_keys, lengths, num_thoughts, state.prefix, suffix), thoughts
+    state.write_suffix(rows, active)
+    state.suffix.mask(num_thoughts)
+    state.thought, state.num_thoughts = None, num_thoughts
+    return thoughts
 
 
 def ends_thinking(model, hidden):
@@ -211,10 +217,10 @@ def read_thought(model, sampling, state, step):
 def decode_answers(model, request, state):
     """Greedy decoding after the forced end-of-thinking token; finished rows are dropped.
 
-    Returns R lists of token ids, and whether each came to its end-of-text. Leaves ``state`` as it
-    was.
+    Returns R lists of token ids, and whether each came to its end-of-text. The state stays as it
+    is: what the answer adds to its suffix cache is cropped in the end.
     """
-    rows, active = state.all_rows, state.select(state.all_rows, extra=request.max_new_tokens + 1)
+    active, rows, length = state, state.all_rows, state.suffix.length
     x, positions = answer_start(model, active)  # (R, S, D), (R, S)
     written = rows.new_zeros(len(rows), request.max_new_tokens)
     count = torch.zeros_like(rows)
@@ -232,6 +238,7 @@ def decode_answers(model, request, state):
             active = active.select(*kept)
             rows, token, positions, alive = (x[kept[0]] for x in (rows, token, positions, alive))
         x, positions = model.embed(token)[:, None], positions[:, -1:] + 1
+    state.suffix.crop(length)
     unfinished = set(rows[alive].tolist())
     tokens = [ids[:n].tolist() for ids, n in zip(written.cpu(), count.tolist(), strict=True)]
     return tokens, [r not in unfinished for r in range(len(tokens))]

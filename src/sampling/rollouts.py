@@ -13,7 +13,7 @@ import torch
 from src.sampling import rng
 from src.sampling.engine import continue_thinking, decode, decode_answers, think
 from src.sampling.memory import rows_within
-from src.sampling.trajectories import Trajectories
+from src.sampling.trajectories import Trajectories, thought_mask
 
 _ROLLOUT = 1 << 41  # folded into a trajectory's key, so that its rollouts draw numbers of their own
 
@@ -45,8 +45,8 @@ def annotate(model, request, n_rollouts, is_right):
     corrects = torch.tensor(
         [[is_right(q, ids) for ids in answers] for q, answers in enumerate(trajectories.tokens)]
     )  # (Q, N)
-    thought_mask = torch.arange(thoughts.shape[1]) < trajectories.num_thoughts[..., None]
-    estimations = (corrects[..., None] & thought_mask).float()  # (Q, N, T)
+    mask = thought_mask(trajectories.num_thoughts, thoughts.shape[1])  # (Q, N, T)
+    estimations = (corrects[..., None] & mask).float()  # (Q, N, T)
     skipped = torch.zeros(len(corrects), dtype=torch.bool)
     if n_rollouts:
         skipped = corrects.all(1) | ~corrects.any(1)
@@ -102,37 +102,39 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
         # Without dropout nothing is random after the last thought: one rollout tells all.
         random = step < length or request.sampling.uses_dropout
         count = n_rollouts if random else 1
-        right = _count_right(
-            model, request, part, thoughts[rows, step - 1], step, count, is_right, rows
-        )
+        part.thought = thoughts[rows, step - 1]
+        questions = (rows // request.n_samples).tolist()
+        right = _count_right(model, request, part, step, count, is_right, questions)
         has_thought = (part.num_thoughts >= step).cpu()  # rollouts of missing thoughts are ignored
         shares[rows.cpu(), step - 1] = right / count * has_thought
     return shares.unflatten(0, (-1, request.n_samples))
 
 
-def _count_right(model, request, state, thought, step, n_rollouts, is_right, rows):
-    """How many of the rollouts of each row (R,) are right, whose thought ``step`` is (R, D)."""
-    questions = (rows // request.n_samples).tolist()
-    right = torch.zeros(len(rows))
+def _count_right(model, request, state, step, n_rollouts, is_right, questions):
+    """How many rollouts are right (R',), of each row of the state, which is at thought ``step``.
+
+    questions: R' question numbers of the request.
+    """
+    right = torch.zeros(len(questions))
     at_once = rows_within(model, request.latent_length + request.max_new_tokens)
-    rollouts = torch.arange(n_rollouts, device=thought.device)
-    for members in rollouts.split(max(1, at_once // len(rows))):
-        answers = iter(_rollout_answers(model, request, state, thought, step, members))
-        for r, q in enumerate(questions):
-            right[r] += sum(is_right(q, next(answers)) for _ in members)
+    chunk = max(1, at_once // len(questions))
+    for first in range(0, n_rollouts, chunk):
+        count = min(chunk, n_rollouts - first)
+        answers = iter(_rollout_answers(model, request, state, step, first, count))
+        for row, q in enumerate(questions):
+            right[row] += sum(is_right(q, next(answers)) for _ in range(count))
     return right
 
 
-def _rollout_answers(model, request, state, thought, step, members):
-    """Answers of the rollouts ``members`` of every row, R * len(members) lists of ids.
+def _rollout_answers(model, request, state, step, first, count):
+    """Answers of ``count`` rollouts of every row, R' * count lists of ids.
 
-    They continue from thought number ``step``, (R, D).
+    They continue from the state's thought, number ``step``. first: the number of the first rollout.
     """
-    repeat = state.all_rows.repeat_interleave(len(members))
-    branch = state.select(repeat, length=step - 1, extra=request.latent_length - step + 1)
-    branch.thought = thought[repeat]
-    branch.rng_keys = rng.fold(
-        rng.fold(branch.rng_keys, _ROLLOUT + step), members.repeat(len(state))
-    )
-    branch, _ = continue_thinking(model, request, branch, step)
+    repeat = state.all_rows.repeat_interleave(count)
+    numbers = torch.arange(first, first + count, device=repeat.device).repeat(len(state))
+    new_positions = request.latent_length - step + 1 + request.max_new_tokens
+    branch = state.select(repeat, length=step - 1, extra=new_positions)
+    branch.rng_keys = rng.fold(rng.fold(branch.rng_keys, _ROLLOUT + step), numbers)
+    continue_thinking(model, request, branch, step)
     return decode_answers(model, request, branch)[0]

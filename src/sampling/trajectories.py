@@ -1,4 +1,4 @@
-"""What is sampled, and what comes of it.
+"""Request: what to sample. Trajectories: the result.
 
 Q questions, N trajectories of each, T latent thoughts, A answer tokens, D model width.
 """
@@ -99,6 +99,11 @@ class Trajectories:
             concatenate_lists([part.tokens for part in parts]),
             concatenate_lists([part.finished for part in parts]),
         )
+
+
+def thought_mask(num_thoughts, most):
+    """Which of ``most`` thoughts exist, (..., T) bool, for num_thoughts (...)."""
+    return torch.arange(most, device=num_thoughts.device) < num_thoughts[..., None]
 
 
 def concatenate_lists(parts):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from src.sampling.engine import answer_start, decode, read_answer, think
+from src.sampling.engine import State, answer_start, decode, read_answer, think
 from src.sampling.memory import rows_within
-from src.sampling.trajectories import pad_right
+from src.sampling.trajectories import Request, pad_right
 
 
 @dataclass
@@ -43,8 +43,8 @@ class _Part:
     log_probs: for each question a list of (n, K') tensors, side by side.
     """
 
-    request: object
-    state: object
+    request: Request
+    state: State
     hidden: torch.Tensor
     log_probs: list
 

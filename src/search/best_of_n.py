@@ -42,12 +42,12 @@ def sample_pool(model, request, sizes, counters, parse=None, reward_model=None):
         num_forward_passes = int((parts[-1].num_thoughts + model.stops_itself).sum())
         counter.update(latent_steps=num_forward_passes)
         count_answers(counter, parts[-1])
-    columns = (
+    fields = (
         {key: concatenate_lists([r[key] for r in rewards]) for key in rewards[0]} if rewards else {}
     )
     if likelihoods is not None:
-        columns |= _likelihood_columns(likelihoods)
-    return Trajectories.concatenate(parts), columns
+        fields |= _likelihood_fields(likelihoods)
+    return Trajectories.concatenate(parts), fields
 
 
 def _sample(model, request, likelihoods, counter):
@@ -62,7 +62,7 @@ def _sample(model, request, likelihoods, counter):
     return trajectories
 
 
-def _likelihood_columns(likelihoods):
+def _likelihood_fields(likelihoods):
     of_questions = likelihoods.likelihoods()
     return {
         "candidates": [question.answers for question in of_questions],
@@ -103,10 +103,10 @@ def score_pools(reward_model, prompts, thoughts, num_thoughts, answer_ids):
         members = [_score(reward_model, ids, mask, *part) for part in zip(*pool, strict=True)]
         scores.append(torch.cat(members, dim=1))
     scores = torch.cat(scores)  # (Q, N, T), or (Q, N, T + 1) with the answer's
-    columns = {"scores": rewards_of_thoughts(scores[..., :steps], num_thoughts)}
+    fields = {"scores": rewards_of_thoughts(scores[..., :steps], num_thoughts)}
     if scores.shape[2] > steps:
-        columns["answer_scores"] = rounded(scores[..., steps])
-    return columns
+        fields["answer_scores"] = rounded(scores[..., steps])
+    return fields
 
 
 def _score(reward_model, *inputs):

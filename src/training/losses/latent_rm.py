@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.latent_rm import log_prob, thought_mask
+from src.models.latent_rm import log_prob
+from src.sampling.trajectories import thought_mask
 from src.training.curriculum import DIGITS
 from src.training.losses.coconut import DIGIT_CLASSES
 
