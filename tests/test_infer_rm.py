@@ -28,6 +28,7 @@ from tests.commands import (
 from tests.conftest import random_latent_rm
 from utils import records
 
+QUESTIONS = json.loads(Path("data/tiny_valid.json").read_text())
 LIMIT, N = 14, 6
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", LIMIT)
 SAMPLER = ("--sampling_by", "noise", "--noise_std", 0.8, "--max_new_tokens", 8)
@@ -288,6 +289,8 @@ def _damage(folder, fault):
         (folder / "questions.json").write_text(text.replace("pens", "cups").replace("boys", "men"))
     if fault == "latents":
         (folder / "pool/latents/000001.safetensors").write_bytes(b"no")
+    if fault == "settings":
+        edit_json(folder / "pool/config.json", settings=["n_samples"])
     if fault == "swapped":
         lines = samples_of(folder / "pool")
         lines[2]["correct"] = [not right for right in lines[2]["correct"]]
@@ -302,6 +305,7 @@ def _damage(folder, fault):
     [
         ("questions", "question file"),
         ("latents", "latents"),
+        ("settings", "no run there"),
         ("swapped", "samples.jsonl"),
         ("cut", "2 of 4"),
     ],
@@ -311,6 +315,44 @@ def test_a_damaged_pool_is_a_one_line_error(small_pool, prm, tmp_path, fault, pa
     flags = ("--prm_id", prm, "--pool", small_pool / "pool", "--output_dir", tmp_path / "out")
     result = run_here(command("infer_gpt2_rm", *flags))
     assert_one_line_error(result, part, after_progress=True)
+    if fault != "swapped":  # found before any work
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_pool_with_words_unknown_to_the_model_is_scored(prm, tmp_path):
+    """Whoever sampled it has accepted them."""
+    rows = [row | {"question": row["question"] + " Janet?"} for row in QUESTIONS[:2]]
+    (tmp_path / "odd.json").write_text(json.dumps(rows))
+    flags = ("--data_path", tmp_path / "odd.json", "--allow_unknown", "true", *SAMPLER)
+    pool = ("--n_samples", 2, "--save_latents", "true", "--output_dir", tmp_path / "pool")
+    assert run_here(infer_command(*flags, *pool)).returncode == 0
+    flags = ("--prm_id", prm, "--pool", tmp_path / "pool", "--output_dir", tmp_path / "x")
+    assert_success(run_here(command("infer_gpt2_rm", *flags)))
+
+
+def test_a_run_under_the_former_names_of_its_settings_is_continued(whole, prm, tmp_path):
+    """Until 2026-11-26 --model_type was --generator_type here, and beams had no n_samples."""
+    for name, mode in MODES.items():
+        folder = shutil.copytree(whole[name], tmp_path / name)
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        settings["generator_type"] = settings.pop("model_type")
+        settings["generator_id"] = settings.pop("model_id")
+        n_samples = settings.pop("n_samples")
+        settings["num_return_sequences"] = n_samples if name == "best_of_n" else None
+        edit_json(folder / "config.json", settings=settings)
+        line = rm_command(prm, mode, "--output_dir", folder, "--batch_size", 4)
+        assert_success(run_here(line))
+        assert outputs(folder) == outputs(whole[name])
+
+
+def test_costs_after_an_interruption_are_those_of_the_questions_computed(whole, prm, tmp_path):
+    folder = shutil.copytree(whole["best_of_n"], tmp_path / "x")
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    (folder / "samples.jsonl").write_text("".join(lines[:-1]))
+    line = rm_command(prm, BEST, "--output_dir", folder, "--batch_size", LIMIT)
+    assert_success(run_here(line))
+    cost = json.loads((folder / "metrics.json").read_text())["speed"]["per_question"]
+    assert cost[str(N)]["trajectories"] == N
 
 
 def test_the_reward_model_reads_the_prompt_ids_that_were_sampled_from(pool_of_four):

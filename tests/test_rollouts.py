@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.sampling.trajectories import thought_mask
 from src.sampling import memory, rollouts
 from src.sampling.engine import sample
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
-from src.sampling.trajectories import Request
+from src.sampling.trajectories import Request, thought_mask
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.beam_search import beam_search
 from tests.conftest import random_reward_model

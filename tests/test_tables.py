@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from src.runs.tables import SUMMARY_LINES, choice_frame, finished_runs, summary
-from tests.commands import assert_success, command, run_here
+from tests.commands import assert_success, command, edit_json, run_here
 from utils import records
 from utils.metrics import trajectory_score
 
@@ -46,6 +46,16 @@ def folder(tmp_path_factory):
     shutil.copytree(folder / "best", folder / "lost")
     (folder / "lost/samples.jsonl").unlink()
     return folder
+
+
+def test_runs_that_differ_in_another_setting_have_a_line_each(folder, tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(folder / "sampled", tmp_path / name)
+    settings = json.loads((tmp_path / "other/config.json").read_text())["settings"]
+    edit_json(tmp_path / "other/config.json", settings=settings | {"latent_length": 5})
+    assert_success(run_here(command("collect_results", tmp_path)))
+    table = (tmp_path / "results.md").read_text().splitlines()
+    assert len(table) == 2 + 2 and table[2] == table[3]
 
 
 def test_collect_results_tables_every_finished_run_and_warns_of_damaged_ones(folder):
