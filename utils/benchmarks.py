@@ -95,10 +95,9 @@ def _from_hub(name, hub, config, split):
         return load_dataset(hub, config, split=split)
     except Exception as error:  # the hub's errors share no base class
         reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{name}: {hub} can't be fetched from the hub ({type(error).__name__}: {reason}); "
-            "give a folder with the raw files by --source"
-        ) from None
+        fault = f"{hub} can't be fetched from the hub ({type(error).__name__}: {reason})"
+        mend = "give a folder with the raw files by --source"
+        raise UserError(f"{name}: {fault}; {mend}") from None
 
 
 def _from_files(source, name, raw):
@@ -118,15 +117,13 @@ def _lines(path):
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UserError(
-            f"{path}: can't be read ({reason}); --source names the folder of raw files"
-        ) from None
+        fault = f"{path}: can't be read ({reason})"
+        raise UserError(f"{fault}; --source names the folder of raw files") from None
 
 
 def _parsed(path, text, number):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: line {number + 1} is not valid JSON ({error.msg}); is it cut off?"
-        ) from None
+        fault = f"{path}: line {number + 1} is not valid JSON ({error.msg})"
+        raise UserError(f"{fault}; is it cut off?") from None

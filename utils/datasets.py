@@ -21,9 +21,8 @@ def load_dataset(path):
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); is the file cut off? Fetch it again"
-        ) from None
+        fault = f"{path}: not valid JSON ({error})"
+        raise UserError(f"{fault}; is the file cut off? Fetch it again") from None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: must be a non-empty JSON list of questions")
     for i, row in enumerate(rows):

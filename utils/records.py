@@ -35,9 +35,8 @@ def _records(path):
             record = json.loads(line)
             yield record["idx"], record
         except (ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{path}: line {number} is damaged; remove the line and run again"
-            ) from None
+            fault = f"{path}: line {number} is damaged"
+            raise UserError(f"{fault}; remove the line and run again") from None
 
 
 def read(folder):

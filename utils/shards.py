@@ -82,18 +82,15 @@ class Pool:
             self.labelled += _labelled_questions(self._check_shard(entry))
         self.labelled.sort(key=lambda labelled: labelled[1])
         if len(self.labelled) != self.manifest["labelled"]:
-            raise UserError(
-                f"{self.folder}: {len(self.labelled)} labelled questions, manifest.json says "
-                f"{self.manifest['labelled']}; annotate again"
-            )
+            fault = f"{len(self.labelled)} labelled questions"
+            expected = f"manifest.json says {self.manifest['labelled']}"
+            raise UserError(f"{self.folder}: {fault}, {expected}; annotate again")
 
     def _check_questions(self):
         path = self.manifest["data_path"]
         if not Path(path).is_file() or sha256([path]) != self.manifest["data_sha256"]:
-            raise UserError(
-                f"{self.folder}: made from {path}, which has changed or is gone; restore that file "
-                "or annotate again"
-            )
+            fault = f"made from {path}, which has changed or is gone"
+            raise UserError(f"{self.folder}: {fault}; restore that file or annotate again")
 
     def _check_shard(self, entry):
         path = self.folder / entry["name"]
@@ -138,19 +135,16 @@ def _labelled_questions(path):
     for idx in indices:
         lacking = [key for key in _KEYS if f"{idx}.{key}" not in names]
         if lacking:
-            raise UserError(
-                f"{path}: question {idx} has no {lacking[0]}: not a pool of this version; "
-                "annotate again"
-            )
+            fault = f"question {idx} has no {lacking[0]}: not a pool of this version"
+            raise UserError(f"{path}: {fault}; annotate again")
     return [(path, idx) for idx in indices]
 
 
 def _manifest(folder):
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(
-            f"{folder}: no finished pool there (manifest.json); make one with src.annotate_data"
-        )
+        fault = "no finished pool there (manifest.json)"
+        raise UserError(f"{folder}: {fault}; make one with src.annotate_data")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         manifest["shards"], manifest["labelled"], manifest["data_path"]

@@ -267,10 +267,8 @@ def _read_weights(cls, folder, given, dtype):
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             name = sorted(map(str, info[kind]))[0]
-            raise UserError(
-                f"{given}: not a {cls.__name__} checkpoint: {kind.replace('_', ' ')} such "
-                f"as {name}; choose another checkpoint"
-            )
+            fault = f"not a {cls.__name__} checkpoint: {kind.replace('_', ' ')} such as {name}"
+            raise UserError(f"{given}: {fault}; choose another checkpoint")
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise UserError(f"{given}: {name} holds NaN or infinity; fetch the checkpoint again")

@@ -82,11 +82,7 @@ class SamplingArguments:
 
     architecture: ClassVar = None  # which backbones the command takes, None: all
     sampler_flags: ClassVar = SAMPLER_FLAGS
-    not_in_fingerprint: ClassVar = (
-        "batch_size",
-        "allow_unknown",
-        "overwrite",
-    )  # they do not change the results
+    volatile: ClassVar = ("batch_size", "allow_unknown", "overwrite")  # no effect on results
 
     def _resolve(self, do_sample=True):
         """Fills in the defaults; raises ValueError on impossible values."""
@@ -116,10 +112,8 @@ class SamplingArguments:
             raise ValueError(f"--model_type must be one of {known}, not {self.model_type!r}")
         architecture = BACKBONES[self.model_type].config_class.model_type
         if self.architecture not in (None, architecture):
-            raise ValueError(
-                f"--model_type {self.model_type} is a {architecture} backbone: use the command "
-                f"with {architecture} in its name"
-            )
+            fault = f"--model_type {self.model_type} is a {architecture} backbone"
+            raise ValueError(f"{fault}: use the command with {architecture} in its name")
 
     def _resolve_sampler(self, do_sample, checkpoint):
         """Fills in the sampler's defaults; a flag that would have no effect is an error."""
@@ -176,9 +170,7 @@ class SamplingArguments:
 
     def result_settings(self):
         """What determines the samples: a run may be resumed under these settings only."""
-        return {
-            key: value for key, value in asdict(self).items() if key not in self.not_in_fingerprint
-        }
+        return {key: value for key, value in asdict(self).items() if key not in self.volatile}
 
 
 def report_sizes(report_n, n_samples):
@@ -202,7 +194,7 @@ class InferenceArguments(SamplingArguments):
     save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
 
     architecture: ClassVar = "gpt2"
-    not_in_fingerprint: ClassVar = (*SamplingArguments.not_in_fingerprint, "report_n", "output_dir")
+    volatile: ClassVar = (*SamplingArguments.volatile, "report_n", "output_dir")
 
     def __post_init__(self):
         if self.n_samples is None:
@@ -241,7 +233,7 @@ class AnnotationArguments(SamplingArguments):
     sampler_flags: ClassVar = SAMPLER_FLAGS | {
         "dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")
     }
-    not_in_fingerprint: ClassVar = (*SamplingArguments.not_in_fingerprint, "save_path", "name")
+    volatile: ClassVar = (*SamplingArguments.volatile, "save_path", "name")
 
     def __post_init__(self):
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
@@ -249,9 +241,8 @@ class AnnotationArguments(SamplingArguments):
         self._resolve()
         has_it = BACKBONES[self.model_type].paper_defaults.dropout_embedding
         if self.dropout_embedding and not has_it:
-            raise ValueError(
-                f"--dropout_embedding true: {self.model_type} has no such dropout; leave it out"
-            )
+            fault = f"{self.model_type} has no such dropout"
+            raise ValueError(f"--dropout_embedding true: {fault}; leave it out")
         self.name = self.name or self.run_name
 
     @property
@@ -275,14 +266,8 @@ class RewardArguments(SamplingArguments):
     output_dir: str | None = _flag(None, OUTPUT_DIR)
 
     architecture: ClassVar = "gpt2"
-    not_in_fingerprint: ClassVar = (*SamplingArguments.not_in_fingerprint, "report_n", "output_dir")
-    allowed_with_pool: ClassVar = (
-        *not_in_fingerprint,
-        "prm_id",
-        "prm_mode",
-        "pool",
-        "score_by",
-    )  # flags with --pool
+    volatile: ClassVar = (*SamplingArguments.volatile, "report_n", "output_dir")
+    allowed_with_pool: ClassVar = (*volatile, "prm_id", "prm_mode", "pool", "score_by")
 
     def __post_init__(self):
         if self.pool is not None and self.prm_mode == "best_of_n":
@@ -294,9 +279,7 @@ class RewardArguments(SamplingArguments):
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
         elif self.dropout_mask == "trajectory":
-            raise ValueError(
-                "--dropout_mask trajectory: beams draw anew at every step; leave it out"
-            )
+            raise ValueError("--dropout_mask trajectory: beams draw at every step; leave it out")
         default = f"outputs/{Path(self.prm_id).name}-{self.run_name}"
         self.output_dir = self._named(self.output_dir or default)
 
@@ -305,9 +288,8 @@ class RewardArguments(SamplingArguments):
         other = next(mode for mode in PRM_MODES if mode != self.prm_mode)
         for name in MODE_DEFAULTS[other]:
             if getattr(self, name) is not None:
-                raise ValueError(
-                    f"--{name} has no effect with --prm_mode {self.prm_mode}: leave it out"
-                )
+                mode = f"--prm_mode {self.prm_mode}"
+                raise ValueError(f"--{name} has no effect with {mode}: leave it out")
         for name, value in MODE_DEFAULTS[self.prm_mode].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -326,29 +308,23 @@ class RewardArguments(SamplingArguments):
             text = (Path(self.pool) / "config.json").read_text(encoding="utf-8")
             sampled = _typed_settings(json.loads(text)["settings"])
         except (OSError, ValueError, KeyError, TypeError, UserError):
-            raise ValueError(
-                f"--pool {self.pool}: no run there; sample one, src.infer_gpt2 --save_latents true"
-            ) from None
+            mend = "sample one, src.infer_gpt2 --save_latents true"
+            raise ValueError(f"--pool {self.pool}: no run there; {mend}") from None
         for name in defaults.keys() & sampled.keys():
             setattr(self, name, sampled[name])
         if not sampled["do_sample"]:
-            raise ValueError(
-                f"--pool {self.pool}: one greedy trajectory a question, nothing to choose from"
-            )
+            fault = "one greedy trajectory a question, nothing to choose from"
+            raise ValueError(f"--pool {self.pool}: {fault}")
         if not sampled["save_latents"]:
-            raise ValueError(
-                f"--pool {self.pool}: sampled without --save_latents true; sample it again"
-            )
+            fault = "sampled without --save_latents true; sample it again"
+            raise ValueError(f"--pool {self.pool}: {fault}")
 
 
 def _typed_settings(settings):
     """The settings of a run of src.infer_gpt2. Raises an error where they are not whole."""
-    kinds = get_type_hints(InferenceArguments)
-    names = [
-        f.name
-        for f in fields(InferenceArguments)
-        if f.name not in InferenceArguments.not_in_fingerprint
-    ]
+    cls = InferenceArguments
+    kinds = get_type_hints(cls)
+    names = [field.name for field in fields(cls) if field.name not in cls.volatile]
     return {name: typed(settings[name], kinds[name], name) for name in names}
 
 

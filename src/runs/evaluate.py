@@ -49,9 +49,8 @@ class Evaluation(Job):
         super().__init__(arguments, processes, loader)
         self.done = {} if arguments.overwrite else records.read(self.folder)
         if not set(self.done) <= set(range(len(self.rows))):
-            raise UserError(
-                f"{self.folder}: holds samples of other questions; use --overwrite true"
-            )
+            fault = "holds samples of other questions"
+            raise UserError(f"{self.folder}: {fault}; use --overwrite true")
         self.counters = defaultdict(Counter)
         self.computed = 0  # questions of this process and session, those done before included
         self.answered = self.voted = self.covered = 0  # new ones
@@ -97,24 +96,15 @@ class Evaluation(Job):
             return None
         done = records.gather(self.folder)
         if sorted(done) != list(range(len(self.rows))):
-            raise UserError(
-                f"{self.folder}: {len(done)} of {len(self.rows)} questions are done; run again to "
-                "go on"
-            )
+            fault = f"{len(done)} of {len(self.rows)} questions are done"
+            raise UserError(f"{self.folder}: {fault}; run again to go on")
         measures = self.measure([done[i] for i in sorted(done)])
-        metrics = {"questions": len(done)} | measures | {"speed": self._speed(sessions)}
-        write_json(self.folder / "metrics.json", metrics)
+        path, speed = self.folder / "metrics.json", speed_of(sessions)
+        if not speed and path.exists():  # nothing was left to answer: keep the last session's
+            speed = json.loads(path.read_text(encoding="utf-8"))["speed"]
+        metrics = {"questions": len(done)} | measures | {"speed": speed}
+        write_json(path, metrics)
         return metrics
-
-    def _speed(self, sessions):
-        """Speed of the session that answered last, from (questions, counters) of each process.
-
-        A session that had nothing to answer keeps the speed in metrics.json.
-        """
-        if not sum(questions for questions, _ in sessions):
-            path = self.folder / "metrics.json"
-            return json.loads(path.read_text(encoding="utf-8"))["speed"] if path.exists() else {}
-        return speed_of(sessions)
 
     def measure(self, all_records):
         return measure(all_records, self.arguments.report_n)
@@ -310,11 +300,13 @@ def read_pool(folder, fingerprint):
 
 
 def speed_of(sessions):
-    """The "speed" of metrics.json, from (questions, counters) of each process.
+    """The "speed" of metrics.json, from (questions, counters) of each process; {} for no question.
 
     per_question: {size of the pool: what a question costs}, all steps up to that size.
     """
     questions = sum(count for count, _ in sessions)
+    if not questions:
+        return {}
     counters = [by_size for _, by_size in sessions]
     seconds = max(sum(counter["seconds"] for counter in by_size.values()) for by_size in counters)
     total, cost = Counter(), {}

@@ -36,9 +36,8 @@ class FinishedRun:
         try:
             self.columns, self.model_key = self._columns(), self._model_key()
         except KeyError as error:
-            raise UserError(
-                f"{folder}/config.json: lacks {error}; remove the folder or run again"
-            ) from None
+            fault = f"{folder}/config.json: lacks {error}"
+            raise UserError(f"{fault}; remove the folder or run again") from None
         if len(self.records) != self.metrics["questions"]:
             raise UserError(f"{folder}/{records.NAME}: records are missing; run its command again")
 

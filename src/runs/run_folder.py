@@ -57,9 +57,8 @@ class RunFolder:
             old = json.loads(config.read_text(encoding="utf-8"))
             old_settings = current_names(old["settings"])
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(
-                f"{config}: not the config.json of a run; choose another folder"
-            ) from None
+            fault = "not the config.json of a run"
+            raise UserError(f"{config}: {fault}; choose another folder") from None
         if not self.overwrite:
             self._compare(old, old_settings)
 
@@ -68,10 +67,8 @@ class RunFolder:
         other = [f"--{k}" for k, v in new["settings"].items() if old_settings.get(k) != v]
         other += [key for key in new if key != "settings" and old.get(key) != new[key]]
         if other:
-            raise UserError(
-                f"{self.path} holds a run with another {other[0]}; choose another folder or "
-                "--overwrite true"
-            )
+            fault = f"{self.path} holds a run with another {other[0]}"
+            raise UserError(f"{fault}; choose another folder or --overwrite true")
 
     def open(self, processes, batch_size, outputs):
         """Creates the folder and its config.json. All processes call it.

@@ -42,9 +42,8 @@ class Sampling:
 
     def __post_init__(self):
         if self.method not in (None, *SAMPLERS):
-            raise ValueError(
-                f"sampling_by must be one of {', '.join(SAMPLERS)}, not {self.method!r}"
-            )
+            names = ", ".join(SAMPLERS)
+            raise ValueError(f"sampling_by must be one of {names}, not {self.method!r}")
         if not 0 <= self.dropout_p < 1:
             raise ValueError(f"dropout_p must be in [0, 1), not {self.dropout_p}")
         if not 0 <= self.noise_std < float("inf"):

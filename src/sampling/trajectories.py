@@ -36,9 +36,8 @@ class Request:
     def check(self, max_positions):
         """Raises ValueError when this can't be sampled by a model of so many positions."""
         if len(self.question_ids) != len(self.prompts):
-            raise ValueError(
-                f"{len(self.prompts)} prompts, but {len(self.question_ids)} question ids"
-            )
+            ids = f"{len(self.question_ids)} question ids"
+            raise ValueError(f"{len(self.prompts)} prompts, but {ids}")
         if self.n_samples > 1 and self.sampling.method is None:
             raise ValueError("without sampling all trajectories are equal: ask for one sample")
         if min(self.n_samples, self.latent_length, self.max_new_tokens) < 1:
