@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's evaluation of the GPT-2 backbones: every model, benchmark, sampler, sampler
-# parameter and seed.
+# parameter and seed. One greedy run of every model and benchmark is the reference.
 #
 #   ./run_tests.sh                  the bundled models on the bundled benchmarks
 #   PROFILE=paper ./run_tests.sh    the published checkpoints on the paper's benchmarks

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's evaluation of the LLaMA backbone, CoLaR: every model, benchmark, sampler, sampler
-# parameter and seed.
+# parameter and seed. One greedy run of every model and benchmark is the reference.
 #
 #   ./run_tests_llama.sh                  the bundled model on the bundled benchmarks
 #   PROFILE=paper ./run_tests_llama.sh    the published checkpoint on the paper's benchmarks

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.runs.commands import COMMANDS
 from src.training.backbone_recipe import Recipe
 from src.training.reward_recipe import load_recipe
 from tests.commands import ENVIRONMENT, ROOT
 from utils.benchmarks import BENCHMARKS
+from utils.cli import parse_flags
 from utils.config import load_yaml
 
 pytestmark = pytest.mark.quick
-RECIPES = sorted((ROOT / "training_args").glob("*.yaml"))
+FILES = sorted((ROOT / "training_args").glob("*.yaml"))
+RECIPES = [path for path in FILES if path.name.startswith(("train_", "backbone_"))]
+FLAGS = [path for path in FILES if path not in RECIPES]  # of commands, for --config
 SHIPPED = {f"data/tiny_{name}.json" for name in ("test", "valid", "multi", "hard")}
 PAPER = {f"data/{name}.json" for name in BENCHMARKS}
 
@@ -39,6 +43,18 @@ def test_a_shipped_recipe_loads_and_names_its_command(path):
         recipe = load_yaml(path, Recipe)
         assert {recipe.train, recipe.valid, *recipe.held_out} <= SHIPPED | PAPER | {"tiny"}
     assert yaml.safe_load(path.read_text())["mixed_precision"] == "auto"
+
+
+@pytest.mark.parametrize("path", FLAGS, ids=lambda path: path.name)
+def test_a_shipped_file_of_flags_is_one_of_the_command_that_it_names(path):
+    name, flags = re.search(
+        rf"python -m (src\.\w+) (--config .*{path.name})", comments(path)
+    ).groups()
+    arguments = parse_flags(COMMANDS[name].arguments, name, "", flags.split())
+    assert arguments.data_path in SHIPPED
+    values = yaml.safe_load(path.read_text())
+    values["output_dir"] = values["output_dir"].format(sampler=arguments.sampler_name)
+    assert {key: getattr(arguments, key) for key in values} == values
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def sweep(tmp_path):
 
 @pytest.fixture
 def small_sweep(tmp_path):
-    """The settings of a sweep of two cells over six questions, for a backbone."""
+    """The settings of a sweep over six questions, for a backbone: noise, dropout and greedy."""
 
     def settings(backbone):
         checkpoint = save_random_checkpoint(backbone, tmp_path / "checkpoint")
@@ -69,22 +69,23 @@ def test_a_sweep_tables_every_sampler_and_n(script, sweep, small_sweep, tmp_path
     result = assert_success(sweep(script, **small_sweep(RUNS[script])))
     rows = read_csv(tmp_path / "out/results.csv")
     cells = {(r["benchmark"], r["sampler"], r["dropout_p"], r["noise_std"], r["N"]) for r in rows}
-    assert cells == {
+    assert cells == {("tiny_valid", "greedy", "", "", "1")} | {
         ("tiny_valid", *sampler, n)
         for sampler in (("dropout", "0.1", ""), ("noise", "", "0.5"))
         for n in ("1", "4")
     }
+    assert all((row["vote_greedy_gain"] == "") == (row["sampler"] == "greedy") for row in rows)
     for row in rows:
         assert float(row["coverage_low"]) <= float(row["coverage"]) <= float(row["coverage_high"])
     table = (tmp_path / "out/results.md").read_text()
-    assert table.count("\n") == 2 + 2  # a line for each run
+    assert table.count("\n") == 2 + 3  # a line for each run
     first = next(row for row in rows if row["sampler"] == "dropout" and row["N"] == "4")
     half = (float(first["coverage_high"]) - float(first["coverage_low"])) / 2
     assert f"| {float(first['coverage']):.1f} ±{half:.1f} |" in table
     assert table in result.stdout
     lines = result.stdout.splitlines()
     assert lines[0].startswith(RUNS[script])
-    assert "2 cells: about" in lines[1]
+    assert "3 cells: about" in lines[1]
 
 
 @pytest.mark.parametrize("script", RUNS)
@@ -96,9 +97,18 @@ def test_a_repeated_sweep_runs_only_what_is_missing(script, sweep, small_sweep, 
     lost, content = paths[0], paths[0].read_text()
     shutil.rmtree(lost.parent)
     result = assert_success(sweep(script, **settings))
+    assert len(paths) == 3
     assert "1 cell: about" in result.stdout
     assert lost.read_text() == content
     assert all(path.stat().st_mtime_ns == times[path] for path in paths[1:])
+
+
+def test_a_sweep_of_many_seeds_has_one_greedy_cell_a_model_and_benchmark(sweep, small_sweep):
+    settings = small_sweep("coconut") | {"SPLITS": "tiny_valid tiny_multi", "SEEDS": "1 2"}
+    assert_success(sweep("run_tests.sh", **settings | {"NOISE_STDS": "", "NS": "1"}))
+    cells = (Path(settings["OUTPUT_DIR"]) / "cells.txt").read_text().splitlines()
+    greedy = [cell for cell in cells if "--do_sample false" in cell]
+    assert len(cells) == 2 + 2 * 2 and len(greedy) == 2
 
 
 @pytest.mark.parametrize(

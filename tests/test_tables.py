@@ -6,10 +6,10 @@ import shutil
 import pandas as pd
 import pytest
 
-from src.runs.tables import SUMMARY_LINES, choice_frame, finished_runs, summary
+from src.runs.tables import SUMMARY_LINES, choice_frame, collect, finished_runs, summary
 from tests.commands import assert_success, command, edit_json, run_here
 from utils import records
-from utils.metrics import trajectory_score
+from utils.metrics import summarize, trajectory_score
 
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", 12)
 NOISE = ("--sampling_by", "noise")
@@ -98,6 +98,71 @@ def test_gains_are_differences_to_greedy_and_to_the_vote(folder):
     assert beams["gain"] == pytest.approx(percent("beams") - percent("best"), abs=0.01)
     vote = frame[(frame["method"] == "majority") & (frame["N"] == "4")].iloc[0]
     assert vote["greedy_gain"] == pytest.approx(percent("best") - greedy, abs=0.01)
+
+
+# Answers to four questions whose right answer is 1. Greedy solves the first question, a vote of
+# three also the second.
+GREEDY = [[1], [2], [2], [None]]
+POOLS = [[1, 1, 2], [2, 1, 1], [2, 2, 1], [2, 2, 2]]
+
+
+def write_run(folder, predictions, model="a", **settings):
+    """A finished sampling run with these predictions, greedy unless a sampler is given."""
+    sizes = [1, len(predictions[0])]
+    settings = {
+        "model_id": model,
+        "data_path": "data/x.json",
+        "sampling_by": None,
+        "noise_std": None,
+        "seed": 1,
+        "model_dtype": "float32",
+        "limit": None,
+        "latent_length": 6,
+        "max_new_tokens": 8,
+    } | settings
+    files = {
+        "config": {"settings": settings, "model_sha256": model, "data_sha256": "x"},
+        "metrics": {
+            "questions": len(predictions),
+            "by_n": summarize([(pool, 1) for pool in predictions], sizes),
+            "speed": {},
+        },
+    }
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    lines = [{"idx": i, "answer": "1", "predictions": p} for i, p in enumerate(predictions)]
+    (folder / records.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.quick
+def test_the_vote_is_compared_with_greedy_at_every_n(tmp_path):
+    noise = {"sampling_by": "noise", "noise_std": 0.5}
+    write_run(tmp_path / "greedy", GREEDY)
+    write_run(tmp_path / "sampled", POOLS, **noise)
+    write_run(tmp_path / "other_model", POOLS, "b", **noise)
+    write_run(tmp_path / "other_length", POOLS, **noise | {"latent_length": 5})
+    collect(tmp_path)
+    frame = pd.read_csv(tmp_path / "results.csv").set_index("folder")
+    ends = ["vote_greedy_gain", "vote_greedy_gain_low", "vote_greedy_gain_high"]
+    for name in ("greedy", "other_model", "other_length"):
+        assert frame.loc[[str(tmp_path / name)], ends].isna().all(axis=None)
+    # One of four questions is gained. Of four draws with chance 1/4, 32 % hold none of it and 5 %
+    # hold it three times, so that the middle 95 % reach from 0 to 75 %.
+    gains = frame.loc[str(tmp_path / "sampled"), ["N", *ends]]
+    assert gains.to_numpy().tolist() == [[1, 0, 0, 0], [3, 25, 0, 75]]
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[0].count("vote over greedy") == 1 and "| vote over greedy @3 |" in lines[0]
+    assert [line.split(" | ")[-2] for line in lines[2:]].count("+25.0 [0.0, 75.0]") == 1
+    assert sum("[" in line for line in lines) == 1
+
+
+@pytest.mark.quick
+def test_without_greedy_the_table_has_no_gain_over_it(tmp_path):
+    write_run(tmp_path / "sampled", POOLS, sampling_by="noise", noise_std=0.5)
+    collect(tmp_path)
+    assert pd.read_csv(tmp_path / "results.csv")["vote_greedy_gain"].isna().all()
+    assert "greedy" not in (tmp_path / "results.md").read_text()
 
 
 def test_costs_grow_with_n_and_with_what_a_method_needs(folder):

@@ -1,4 +1,4 @@
-"""YAML files to typed dataclasses: unknown, duplicate and missing keys are errors."""
+"""YAML files to typed values and dataclasses: unknown, duplicate and missing keys are errors."""
 
 import dataclasses
 import hashlib

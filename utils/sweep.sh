@@ -114,7 +114,7 @@ evaluate() {
 
 # sample_cells COMMAND: a cell for every model of MODELS, benchmark of SPLITS, seed of SEEDS, and
 # value of DROPOUT_PS and of NOISE_STDS, at the largest of NS. If DROPOUT_PS or NOISE_STDS is unset:
-# each checkpoint's own value.
+# each checkpoint's own value. And one greedy cell for every model and benchmark, the reference.
 sample_cells() {
   local command=$1 model split seed p s most
   most=$(largest "$NS") || exit 2
@@ -122,6 +122,7 @@ sample_cells() {
     model=${model%/}
     check_backbone "${model%%:*}"
     for split in $SPLITS; do
+      _greedy_cell
       for seed in $SEEDS; do
         if [ -z "${DROPOUT_PS+set}" ]; then _sample_cell dropout ""; fi
         for p in ${DROPOUT_PS-}; do _sample_cell dropout "$p"; done
@@ -133,12 +134,19 @@ sample_cells() {
 }
 
 _sample_cell() { # sampler, and its dropout_p or noise_std
-  local name="{sampler}-n$most-seed$seed${LIMIT:+-first$LIMIT}" flags
+  local flags
   flags=$(sampler_flags "$1" "$2") || exit 2
   # shellcheck disable=SC2086  # NS and flags are lists
+  _cell "{sampler}-n$most-seed$seed" --n_samples "$most" --report_n $NS --seed "$seed" $flags
+}
+
+_greedy_cell() { # without a seed, which has no effect on it
+  _cell greedy --do_sample false
+}
+
+_cell() { # name, then the flags that are not common to all cells of a model and benchmark
+  local name="$1${LIMIT:+-first$LIMIT}"
   add_cell "$command" --model_type "${model%%:*}" --model_id "${model#*:}" \
-    --data_path "data/$split.json" --n_samples "$most" --report_n $NS \
-    --batch_size "$BATCH_SIZE" --seed "$seed" \
-    ${LIMIT:+--limit "$LIMIT"} --output_dir "$OUTPUT_DIR/${model##*/}/$split/$name" \
-    $flags
+    --data_path "data/$split.json" --batch_size "$BATCH_SIZE" ${LIMIT:+--limit "$LIMIT"} \
+    --output_dir "$OUTPUT_DIR/${model##*/}/$split/$name" "${@:2}"
 }

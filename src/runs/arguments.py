@@ -172,6 +172,14 @@ class SamplingArguments:
         """What determines the samples: a run may be resumed under these settings only."""
         return {key: value for key, value in asdict(self).items() if key not in self.volatile}
 
+    def flags(self):
+        """The flags that give this run again, {name: value}.
+
+        Without those that have no value, and without ``overwrite``, which would remove the run.
+        """
+        values = asdict(self).items()
+        return {key: value for key, value in values if value is not None and key != "overwrite"}
+
 
 def report_sizes(report_n, n_samples):
     """The sorted sizes of the pool to report. Raises ValueError when one is impossible."""
@@ -297,6 +305,15 @@ class RewardArguments(SamplingArguments):
                 self._at_least(name, 1)
         if self.prm_mode == "beam_search":
             self.n_samples = self.num_beams * self.num_beam_candidates
+
+    def flags(self):
+        """Also without what follows from the pool or the beams, which can't be given with them."""
+        flags = super().flags()
+        if self.pool is not None:
+            return {key: flags[key] for key in flags if key in self.allowed_with_pool}
+        if self.prm_mode == "beam_search":
+            del flags["n_samples"]
+        return flags
 
     def _take_from_pool(self):
         """The settings under which the pool was sampled; a flag that contradicts it is an error."""

@@ -8,10 +8,13 @@ from pathlib import Path
 import accelerate
 import torch
 import transformers
+import yaml
 
 from src.models.loading import checkpoint_files
 from utils.errors import UserError
-from utils.files import is_temporary, remove_temporary, sha256, write_json
+from utils.files import is_temporary, remove_temporary, sha256, write_json, write_text
+
+FLAGS = "flags.yaml"
 
 
 def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
@@ -87,9 +90,15 @@ class RunFolder:
             )
         processes.wait_for_everyone()
 
+    def save_flags(self, flags):
+        """Writes the flags {name: value}, a file that --config reads."""
+        comment = "# The flags of this run; --config with this file gives it again.\n"
+        text = yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
+        write_text(self.path / FLAGS, comment + text)
+
     def _remove(self, outputs):
         """Removes the old run; config.json, which identifies the folder, goes last."""
-        for pattern in (*outputs, "config.json"):
+        for pattern in (*outputs, FLAGS, "config.json"):
             for path in self.path.glob(pattern):
                 path.unlink()
 

@@ -36,13 +36,18 @@ SUMMARY_LINES = 12
 
 
 def sampling_frame(runs):
-    """A row for each N of each sampling run: its measures, with the ends of their intervals."""
-    rows = []
+    """A row for each N of each sampling run: its measures, with the ends of their intervals.
+
+    ``vote_greedy_gain`` is the paired difference of the vote to greedy; empty without a greedy run.
+    """
+    rows, greedy = [], _greedy_runs(runs)
     for run in runs:
+        base = None if run.greedy else greedy.get(run.model_key)
         for n, summary in run.metrics["by_n"].items():
             row = run.columns | {"N": int(n)}
             for name in MEASURES:
                 row |= _interval(name, summary[name])
+            row |= _interval("vote_greedy_gain", _vote_over_greedy(run, int(n), base))
             rows.append(row | {"seconds": run.metrics["speed"].get("seconds")})
     return pd.DataFrame(rows).sort_values([*RUN, "N"], ignore_index=True)
 
@@ -51,9 +56,28 @@ def _interval(name, measure):
     return {name: measure["value"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
 
 
+def _greedy_runs(runs):
+    return {run.model_key: run for run in runs if run.greedy}
+
+
+def _vote_over_greedy(run, n, greedy):
+    """The paired difference of the vote of N trajectories to greedy, NaN without a greedy run."""
+    if greedy is None:
+        return dict.fromkeys(("value", "low", "high"), float("nan"))
+    return _paired(run.records, _votes(run, n), _greedy_answers(greedy))
+
+
+def _votes(run, n):
+    return {i: majority_vote(record["predictions"][:n]) for i, record in run.records.items()}
+
+
+def _greedy_answers(run):
+    return {i: record["predictions"][0] for i, record in run.records.items()}
+
+
 def choice_frame(runs):
     """A row for each N and method of each choosing run: accuracy, gains, cost of a question."""
-    greedy = {run.model_key: run for run in runs if run.greedy}
+    greedy = _greedy_runs(runs)
     choosing = [run for run in runs if run.chooses]
     by_size = sorted(choosing, key=lambda run: run.metrics["n_samples"])
     pools = {run.pool_key(): run for run in by_size if not run.beams}  # the largest of each key
@@ -99,16 +123,15 @@ def _gain_over_vote(run, pool, n):
     """The paired difference of the best beam to the vote of as many trajectories, or None."""
     if pool is None or pool.metrics["n_samples"] < n:
         return None
-    samples = pool.records
-    votes = {i: majority_vote(samples[i]["predictions"][:n]) for i in samples}
-    return _paired(run.records, {i: beam["vote"] for i, beam in run.records.items()}, votes)
+    answers = {i: beam["vote"] for i, beam in run.records.items()}
+    return _paired(run.records, answers, _votes(pool, n))
 
 
 def _gains_over_greedy(run, n, greedy):
     """{method: its paired difference to one greedy trajectory}; empty without a greedy run."""
     if greedy is None:
         return {}
-    base = {i: record["predictions"][0] for i, record in greedy.records.items()}
+    base = _greedy_answers(greedy)
     if run.beams:
         votes = {i: record["vote"] for i, record in run.records.items()}
         return {"beam_search": _paired(run.records, votes, base)}
@@ -189,13 +212,20 @@ def _with_sampler(frame):
 
 
 def _by_run(frame):
-    """A line a sampling run: coverage and vote for each N, in percent ± half of the interval."""
+    """A line a sampling run: coverage and vote for each N, in percent ± half of the interval.
+
+    The gain of the vote over greedy is shown for the largest N only.
+    """
     frame = _with_sampler(frame)
     cells = {title: _with_half(frame, name) for name, title in SHOWN.items()}
     run = [*SHOWN_RUN, "folder"]
     table = frame[[*run, "N"]].assign(**cells).set_index([*run, "N"]).unstack("N", sort=False)
     table = table.sort_index(axis=1)
     table.columns = [f"{title} @{n}" for title, n in table.columns]
+    largest = frame[frame["N"] == frame["N"].max()].set_index(run)
+    if largest["vote_greedy_gain"].notna().any():
+        gains = _gains(largest, "vote_greedy_gain")
+        table[f"vote over greedy @{frame['N'].max()}"] = gains
     seconds = frame.groupby(run, sort=False)["seconds"].first()
     table["seconds"] = seconds.map("{:.10g}".format, na_action="ignore")
     return _markdown(table.reset_index().drop(columns="folder"))
