@@ -1,0 +1,137 @@
+"""The numbers that src/runs/figures.py draws, in percent, each with its 95 % interval."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from src.runs.tables import with_sampler
+from utils.metrics import majority_vote, measured
+from utils.records import gold_of
+
+# The settings that tell one sampler from another. Runs that differ in the seed alone are averaged.
+_SAMPLER = (
+    "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
+    "latent_length", "max_new_tokens", "model_dtype",
+)  # fmt: skip
+
+
+@dataclass
+class Curves:
+    """Coverage and majority vote of one sampler on one benchmark.
+
+    sampler: its kind, its parameter, and its label. sizes: the K values of N.
+    coverage, vote (K, 3): value and the ends of its interval.
+    """
+
+    sampler: tuple
+    sizes: list
+    coverage: np.ndarray
+    vote: np.ndarray
+
+
+@dataclass
+class CoveragePanel:
+    """The curves of one model on one benchmark. greedy: the accuracies of its greedy runs."""
+
+    title: str
+    curves: list
+    greedy: list
+
+
+def groups_of(runs, key):
+    """{key(run): its runs}, in the order of their first occurrence."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups
+
+
+def model_of(run):
+    return run.columns["model"], run.config["model_sha256"]
+
+
+def benchmark_of(run):
+    return run.columns["benchmark"], run.config["data_sha256"], run.columns["questions"]
+
+
+def sampler_of(run):
+    return tuple(run.settings.get(name) for name in _SAMPLER)
+
+
+def sampler_labels(runs):
+    """{sampler_of(run): label}, such as ``noise_std 0.8``, as tables show it.
+
+    Samplers of one label get the settings in which they differ, as ``, latent_length 5``.
+    """
+    keys = {sampler_of(run): run.columns for run in runs}
+    table = with_sampler(pd.DataFrame(list(keys.values())))
+    labels = dict(zip(keys, table["sampler"], strict=True))
+    for label in set(labels.values()):
+        same = [key for key in keys if labels[key] == label]
+        differ = [k for k in range(len(_SAMPLER)) if len({key[k] for key in same}) > 1]
+        for key in same:
+            labels[key] = ", ".join([label, *(f"{_SAMPLER[k]} {key[k]}" for k in differ)])
+    return labels
+
+
+def coverage_panels(runs):
+    """{model: its CoveragePanels}: from sampling runs, and from the pools of choosing runs."""
+    pools = [run for run in runs if not run.greedy and not run.beams]
+    return {
+        model: [
+            _coverage_panel(on_benchmark, sampler_labels(of_model), runs)
+            for on_benchmark in groups_of(of_model, benchmark_of).values()
+        ]
+        for model, of_model in groups_of(pools, model_of).items()
+    }
+
+
+def title_of(run):
+    return f"{run.columns['benchmark']}, {run.columns['questions']} questions"
+
+
+def _coverage_panel(pools, labels, runs):
+    by_sampler = groups_of(pools, sampler_of)
+    curves = [_curves(labels[key], same) for key, same in by_sampler.items()]
+    curves.sort(key=lambda curve: curve.sampler)
+    return CoveragePanel(title_of(pools[0]), curves, greedy_accuracies(pools, runs))
+
+
+def greedy_accuracies(pools, runs):
+    """The different accuracies of the greedy runs that belong to some pools."""
+    keys = {run.model_key for run in pools}
+    greedy = [run for run in runs if run.greedy and run.model_key in keys]
+    return sorted({run.metrics["by_n"]["1"]["voting_accuracy"]["value"] for run in greedy})
+
+
+def _curves(label, pools):
+    """The curves of one sampler: the mean over seeds of each question, then over questions."""
+    largest = {}  # of two pools with one seed the smaller one is the head of the larger
+    for run in sorted(pools, key=lambda run: run.metrics["n_samples"]):
+        largest[run.settings["seed"]] = run
+    limit = min(run.metrics["n_samples"] for run in largest.values())
+    sizes = sorted({int(n) for run in pools for n in run.metrics["by_n"] if int(n) <= limit})
+    settings = pools[0].settings
+    parameter = settings["dropout_p" if settings["sampling_by"] == "dropout" else "noise_std"]
+    points = []
+    for n in sizes:
+        hits = np.mean([_hits(run, n) for run in largest.values()], axis=0)  # (Q, 2) of (S, Q, 2)
+        points.append([interval(hits[:, 0]), interval(hits[:, 1])])
+    coverage, vote = np.array(points).swapaxes(0, 1)  # (K, 3) each
+    return Curves((settings["sampling_by"], parameter, label), sizes, coverage, vote)
+
+
+def _hits(run, n):
+    """Whether the first n answers cover the right one, and whether their vote is right, (Q, 2)."""
+    hits = []
+    for _, record in sorted(run.records.items()):
+        head, gold = record["predictions"][:n], gold_of(record)
+        hits.append((float(gold in head), float(majority_vote(head) == gold)))
+    return hits
+
+
+def interval(values):
+    """[value, low, high] of the mean of some values (Q,), in percent."""
+    measure = measured(values)
+    return [measure["value"], measure["low"], measure["high"]]

@@ -1,0 +1,195 @@
+"""Figures of finished runs: what sampling covers, what a method costs, where it gains.
+
+A figure is a matplotlib Figure without window or global state, so no display is needed.
+"""
+
+import math
+import re
+from pathlib import Path
+
+from src.runs.figure_data import coverage_panels
+from src.runs.finished_runs import finished_runs
+from utils.errors import UserError
+from utils.files import atomic_path
+
+WIDTH, ROW_HEIGHT, COLUMNS = 7.0, 2.5, 3  # inches; panels in a row
+FORMATS = ("png", "pdf")
+# The colours of Okabe and Ito, which colour-blind readers can tell apart. One each method.
+METHOD_COLORS = {
+    "majority": "#000000",
+    "best_of_n": "#0072B2",
+    "weighted_vote": "#D55E00",
+    "bayesian_vote": "#56B4E9",
+    "reward_bayesian": "#CC79A7",
+    "beam_search": "#009E73",
+}
+# A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
+SAMPLER_HUES = {"dropout": ("#8CCBF0", "#003E66"), "noise": ("#F2B63D", "#7A2E00")}
+GREY = "#777777"
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+def _matplotlib():
+    """The library, loaded only where something is drawn: it takes half a second."""
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        mend = "pip install -r requirements.txt"
+        raise UserError(f"matplotlib can't be loaded ({error}): {mend}") from None
+    return matplotlib
+
+
+def plot(folders):
+    """Draws all figures of the runs below some folders, into ``figures`` of the first one.
+
+    Returns the paths. Raises UserError where there is nothing to draw, or no matplotlib.
+    """
+    runs = {run.folder.resolve(): run for folder in folders for run in finished_runs(folder)}
+    with _matplotlib().rc_context(STYLE):
+        figures = draw(list(runs.values()))
+        if not figures:
+            names = ", ".join(map(str, folders))
+            raise UserError(f"{names}: nothing to draw, only greedy runs; sample some answers")
+        target = Path(folders[0]) / "figures"
+        return [path for name, figure in figures.items() for path in _save(figure, target / name)]
+
+
+def draw(runs):
+    """{name of its file: Figure} of some finished runs."""
+    figures, covered = {}, coverage_panels(runs)
+    colors = sampler_colors(
+        curve.sampler
+        for of_model in covered.values()
+        for panel in of_model
+        for curve in panel.curves
+    )
+    for (model, _), panels in covered.items():
+        figures[_free_name(f"coverage {model}", figures)] = coverage_figure(model, panels, colors)
+    return figures
+
+
+def _free_name(text, taken):
+    """A file's name made of some text, numbered where other figures have it."""
+    name = re.sub(r"[^\w.]+", "-", text).strip("-")
+    same = sum(other.partition("--")[0] == name for other in taken)
+    return f"{name}--{same + 1}" if same else name
+
+
+def _save(figure, path):
+    """Writes one figure in all formats; returns the paths."""
+    paths = [path.with_name(f"{path.name}.{ending}") for ending in FORMATS]
+    for written, ending in zip(paths, FORMATS, strict=True):
+        undated = {"CreationDate": None} if ending == "pdf" else None  # the same file again
+        with atomic_path(written) as temporary:
+            figure.savefig(temporary, format=ending, dpi=150, metadata=undated)
+    return paths
+
+
+def sampler_colors(samplers):
+    """{label: colour} of samplers (kind, parameter, label): hue by kind, shade by rank."""
+    samplers, colors = sorted(set(samplers)), {}
+    for kind, ends in SAMPLER_HUES.items():
+        labels = [label for other, _, label in samplers if other == kind]
+        for rank, label in enumerate(labels):
+            colors[label] = _between(*ends, (rank + 0.5) / len(labels))
+    return colors
+
+
+def _between(start, end, share):
+    """The colour at a share of the way between two colours, ``#rrggbb``."""
+    pairs = [(int(start[k : k + 2], 16), int(end[k : k + 2], 16)) for k in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in pairs)
+
+
+def panel_grid(title, count, columns=COLUMNS):
+    """A Figure of ``count`` panels, at most ``columns`` in a row, and its axes in order."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    size = (WIDTH, ROW_HEIGHT * rows + 0.5)
+    figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
+
+
+def coverage_figure(model, panels, colors):
+    """Coverage (solid), majority vote (dashed) and greedy (dotted) against N, a panel a benchmark.
+
+    With one sampler the lines carry their names; with several there is a legend.
+    """
+    labels = {curve.sampler[-1]: None for panel in panels for curve in panel.curves}
+    only = next(iter(labels)) if len(labels) == 1 else None
+    figure, axes = panel_grid(f"{model}, {only}" if only else model, len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        axis.set_title(panel.title)
+        for curve in panel.curves:
+            color = colors[curve.sampler[-1]]
+            _band(axis, curve.sizes, curve.coverage, color, "-")
+            _band(axis, curve.sizes, curve.vote, color, "--")
+        for accuracy in panel.greedy:
+            axis.axhline(accuracy, color=GREY, linestyle=":", zorder=1)
+        _axis_of_sizes(axis, sorted({n for curve in panel.curves for n in curve.sizes}))
+    axes[0].set_ylabel("questions, %")
+    if only:
+        _name_lines(axes[-1], panels[-1], colors[only])
+    else:
+        _legend(figure, {label: (colors[label], "-") for label in colors if label in labels})
+    return figure
+
+
+def _band(axis, x, points, color, style):
+    """A line through points (K, 3), with a band from low to high."""
+    axis.plot(x, points[:, 0], style, color=color, marker="o")
+    axis.fill_between(x, points[:, 1], points[:, 2], color=color, alpha=0.12, linewidth=0)
+
+
+def _axis_of_sizes(axis, sizes):
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(n) for n in sizes])
+    axis.minorticks_off()
+    axis.set_xlabel("trajectories N")
+
+
+def _name_lines(axis, panel, color):
+    """The names of one sampler's lines, right of the axis."""
+    curve = panel.curves[0]
+    lines = [
+        (curve.coverage[-1, 0], "coverage", color),
+        (curve.vote[-1, 0], "majority vote", color),
+    ]
+    lines += [(accuracy, "greedy", GREY) for accuracy in panel.greedy]
+    low, high = axis.get_ylim()
+    gap, free = 0.08 * (high - low), low
+    for y, name, shade in sorted(lines):
+        y = max(y, free)
+        axis.annotate(name, (1.02, y), xycoords=("axes fraction", "data"), color=shade, va="center")
+        free = y + gap
+
+
+def _legend(figure, entries):
+    """One legend below the panels: {label: (colour, style)}."""
+    from matplotlib.lines import Line2D
+
+    entries |= {"coverage": (GREY, "-"), "majority vote": (GREY, "--"), "greedy": (GREY, ":")}
+    handles = [Line2D([], [], color=color, linestyle=style) for color, style in entries.values()]
+    columns = min(len(entries), 4)
+    figure.legend(handles, entries, loc="outside lower center", ncols=columns)
