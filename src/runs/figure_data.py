@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.runs.tables import with_sampler
+from src.runs.tables import choice_frame, reward_model_name, with_sampler
 from utils.metrics import majority_vote, measured
 from utils.records import gold_of
 
@@ -36,6 +36,23 @@ class CoveragePanel:
 
     title: str
     curves: list
+    greedy: list
+
+
+@dataclass
+class CostPanel:
+    """What each method reaches on one benchmark, and at which cost.
+
+    methods: {method: (K, 5)} by growing cost: latent forward passes and milliseconds a question,
+    accuracy and the ends of its interval. coverage (K, 3): the same costs and the pool's coverage.
+    proposals: num_beams times num_beam_candidates of the beams, all values. greedy: as in
+    CoveragePanel.
+    """
+
+    title: str
+    methods: dict
+    coverage: np.ndarray
+    proposals: list
     greedy: list
 
 
@@ -135,3 +152,44 @@ def interval(values):
     """[value, low, high] of the mean of some values (Q,), in percent."""
     measure = measured(values)
     return [measure["value"], measure["low"], measure["high"]]
+
+
+def comparisons(runs):
+    """{title: {panel's title: choosing runs of one benchmark and seed}}, a title a reward model.
+
+    A title names the reward model and the sampler. It covers the pools and the beams.
+    """
+    choosing = [run for run in runs if run.chooses]
+    titled = {}
+    for of_model in groups_of(choosing, model_of).values():
+        labels = sampler_labels(of_model)
+        for run in of_model:
+            title = f"{reward_model_name(run.settings)}, {labels[sampler_of(run)]}"
+            titled.setdefault((title, model_of(run)), []).append(run)
+    return {key: _by_panel(same) for key, same in titled.items()}
+
+
+def _by_panel(runs):
+    """{title: runs of one benchmark and seed}; the seed is in the title where there are several."""
+    seeds = {run.settings["seed"] for run in runs}
+    seed = (lambda run: f", seed {run.settings['seed']}") if len(seeds) > 1 else (lambda run: "")
+    panels = groups_of(runs, lambda run: (benchmark_of(run), run.settings["seed"]))
+    return {title_of(same[0]) + seed(same[0]): same for same in panels.values()}
+
+
+def cost_panel(title, choosing, runs):
+    """The CostPanel of some runs; None where no cost was measured (a saved pool)."""
+    frame = choice_frame(choosing)
+    if "latent_passes" not in frame:
+        return None
+    frame = frame.dropna(subset="latent_passes").drop_duplicates(["method", "N"])
+    frame = frame.sort_values(["latent_passes", "ms"])
+    columns = ["latent_passes", "ms", "accuracy", "accuracy_low", "accuracy_high"]
+    methods = {
+        method: rows[columns].to_numpy(dtype=float)
+        for method, rows in frame.groupby("method", observed=True)
+    }
+    votes, beams = frame[frame["method"] == "majority"], frame[frame["method"] == "beam_search"]
+    coverage = votes[[*columns[:2], "coverage"]].to_numpy(dtype=float)
+    proposals = sorted(set(beams["budget"]))
+    return CostPanel(title, methods, coverage, proposals, greedy_accuracies(choosing, runs))

@@ -7,7 +7,7 @@ import math
 import re
 from pathlib import Path
 
-from src.runs.figure_data import coverage_panels
+from src.runs.figure_data import comparisons, cost_panel, coverage_panels
 from src.runs.finished_runs import finished_runs
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -26,6 +26,8 @@ METHOD_COLORS = {
 # A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
 SAMPLER_HUES = {"dropout": ("#8CCBF0", "#003E66"), "noise": ("#F2B63D", "#7A2E00")}
 GREY = "#777777"
+GREEDY_LOOK = {"color": GREY, "linestyle": ":", "zorder": 1}
+COVERAGE_LOOK = {"color": "#BBBBBB", "linestyle": "-", "linewidth": 3, "zorder": 1}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -82,6 +84,11 @@ def draw(runs):
     )
     for (model, _), panels in covered.items():
         figures[_free_name(f"coverage {model}", figures)] = coverage_figure(model, panels, colors)
+    for (title, _), by_panel in comparisons(runs).items():
+        costs = [cost_panel(name, choosing, runs) for name, choosing in by_panel.items()]
+        costs = [panel for panel in costs if panel]
+        if costs:
+            figures[_free_name(f"cost {title}", figures)] = cost_figure(title, costs)
     return figures
 
 
@@ -118,14 +125,17 @@ def _between(start, end, share):
     return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in pairs)
 
 
-def panel_grid(title, count, columns=COLUMNS):
-    """A Figure of ``count`` panels, at most ``columns`` in a row, and its axes in order."""
+def panel_grid(title, count, columns=COLUMNS, **share):
+    """A Figure of ``count`` panels, at most ``columns`` in a row, and its axes in order.
+
+    share: which axes share a scale, as matplotlib's ``subplots`` takes it.
+    """
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     size = (WIDTH, ROW_HEIGHT * rows + 0.5)
     figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    axes = figure.subplots(rows, columns, squeeze=False, **share).flatten()
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
@@ -143,23 +153,29 @@ def coverage_figure(model, panels, colors):
         axis.set_title(panel.title)
         for curve in panel.curves:
             color = colors[curve.sampler[-1]]
-            _band(axis, curve.sizes, curve.coverage, color, "-")
-            _band(axis, curve.sizes, curve.vote, color, "--")
+            _curve(axis, curve.sizes, curve.coverage, color, "-")
+            _curve(axis, curve.sizes, curve.vote, color, "--")
         for accuracy in panel.greedy:
-            axis.axhline(accuracy, color=GREY, linestyle=":", zorder=1)
+            axis.axhline(accuracy, **GREEDY_LOOK)
         _axis_of_sizes(axis, sorted({n for curve in panel.curves for n in curve.sizes}))
     axes[0].set_ylabel("questions, %")
     if only:
         _name_lines(axes[-1], panels[-1], colors[only])
     else:
-        _legend(figure, {label: (colors[label], "-") for label in colors if label in labels})
+        entries = {label: (colors[label], "-") for label in colors if label in labels}
+        entries |= {"coverage": (GREY, "-"), "majority vote": (GREY, "--"), "greedy": (GREY, ":")}
+        _legend(figure, {name: {"color": c, "linestyle": s} for name, (c, s) in entries.items()})
     return figure
 
 
-def _band(axis, x, points, color, style):
+def _curve(axis, x, points, color, style):
     """A line through points (K, 3), with a band from low to high."""
     axis.plot(x, points[:, 0], style, color=color, marker="o")
-    axis.fill_between(x, points[:, 1], points[:, 2], color=color, alpha=0.12, linewidth=0)
+    _band(axis, x, points[:, 1], points[:, 2], color)
+
+
+def _band(axis, x, low, high, color):
+    axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def _axis_of_sizes(axis, sizes):
@@ -186,10 +202,64 @@ def _name_lines(axis, panel, color):
 
 
 def _legend(figure, entries):
-    """One legend below the panels: {label: (colour, style)}."""
+    """One legend below the panels. entries: {label: how its line looks}."""
     from matplotlib.lines import Line2D
 
-    entries |= {"coverage": (GREY, "-"), "majority vote": (GREY, "--"), "greedy": (GREY, ":")}
-    handles = [Line2D([], [], color=color, linestyle=style) for color, style in entries.values()]
+    handles = [Line2D([], [], **look) for look in entries.values()]
     columns = min(len(entries), 4)
-    figure.legend(handles, entries, loc="outside lower center", ncols=columns)
+    figure.legend(handles, list(entries), loc="outside lower center", ncols=columns)
+
+
+COSTS = ("latent forward passes a question", "milliseconds a question")
+
+
+def cost_figure(title, panels):
+    """Accuracy of every method against its cost, a row a benchmark; coverage is the ceiling."""
+    columns = len(COSTS)
+    figure, axes = panel_grid(title, columns * len(panels), columns, sharex="col", sharey="row")
+    for panel, pair in zip(panels, axes.reshape(-1, columns), strict=True):
+        pair[0].set_title(panel.title)
+        pair[0].set_ylabel("questions answered, %")
+        for cost, axis in enumerate(pair):
+            _draw_costs(axis, panel, cost)
+    for axis, label in zip(axes[-columns:], COSTS, strict=True):
+        axis.set_xlabel(label)
+        _log_axis(axis)
+    shown = [m for m in METHOD_COLORS if any(m in panel.methods for panel in panels)]
+    budgets = sorted({n for panel in panels for n in panel.proposals})
+    names = {
+        "majority": "majority, 95 % band",
+        "beam_search": f"beam_search, {' or '.join(map(str, budgets))} proposals",
+    }
+    entries = {names.get(method, method): method_look(method) for method in shown}
+    _legend(figure, entries | {"coverage": COVERAGE_LOOK, "greedy": GREEDY_LOOK})
+    return figure
+
+
+def _draw_costs(axis, panel, cost):
+    """One panel. Only the vote has a band: those of all methods would hide each other."""
+    axis.plot(panel.coverage[:, cost], panel.coverage[:, 2], **COVERAGE_LOOK)
+    for method, points in panel.methods.items():
+        if method in METHOD_COLORS:
+            axis.plot(points[:, cost], points[:, 2], **method_look(method))
+        if method == "majority":
+            _band(axis, points[:, cost], points[:, 3], points[:, 4], METHOD_COLORS[method])
+    for accuracy in panel.greedy:
+        axis.axhline(accuracy, **GREEDY_LOOK)
+
+
+def _log_axis(axis):
+    """A log axis with plain numbers at 1, 3, 10, 30 .."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def method_look(method):
+    """How a method looks in every figure. Beams of one budget are no curve: they get no line."""
+    beams = method == "beam_search"
+    color, marker = METHOD_COLORS[method], "D" if beams else "o"
+    return {"color": color, "marker": marker, "linestyle": "none" if beams else "-"}
