@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.runs.tables import choice_frame, reward_model_name, with_sampler
+from src.runs.tables import choice_frame, paired_difference, reward_model_name, with_sampler
+from src.search.voting import aggregate
+from utils.datasets import load_dataset
+from utils.errors import UserError, warn
+from utils.files import sha256
 from utils.metrics import majority_vote, measured
 from utils.records import gold_of
 
@@ -14,6 +18,7 @@ _SAMPLER = (
     "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
     "latent_length", "max_new_tokens", "model_dtype",
 )  # fmt: skip
+MOST_STEPS = 6  # longer problems are counted with these
 
 
 @dataclass
@@ -54,6 +59,21 @@ class CostPanel:
     coverage: np.ndarray
     proposals: list
     greedy: list
+
+
+@dataclass
+class GainPanel:
+    """Gains over greedy at the largest N on one benchmark, by the number of a problem's steps.
+
+    size: this N. steps: {number of steps, at most MOST_STEPS: problems}, K of them.
+    gains: {method: (K, 3)} in points. overall: {method: its gain over all problems}.
+    """
+
+    title: str
+    size: int
+    steps: dict
+    gains: dict
+    overall: dict
 
 
 def groups_of(runs, key):
@@ -150,7 +170,10 @@ def _hits(run, n):
 
 def interval(values):
     """[value, low, high] of the mean of some values (Q,), in percent."""
-    measure = measured(values)
+    return ends_of(measured(values))
+
+
+def ends_of(measure):
     return [measure["value"], measure["low"], measure["high"]]
 
 
@@ -193,3 +216,55 @@ def cost_panel(title, choosing, runs):
     coverage = votes[[*columns[:2], "coverage"]].to_numpy(dtype=float)
     proposals = sorted(set(beams["budget"]))
     return CostPanel(title, methods, coverage, proposals, greedy_accuracies(choosing, runs))
+
+
+def gain_panel(title, choosing, runs):
+    """The GainPanel of the largest pool among some runs, or None.
+
+    There is none without a pool, without greedy answers to the same questions, without steps in
+    the data, or where the data file is not the one that was answered, which gives a warning.
+    """
+    pools = [run for run in choosing if not run.beams]
+    pool = max(pools, key=lambda run: run.metrics["n_samples"], default=None)
+    keys = {run.model_key: run for run in runs if run.greedy}
+    if pool is None or pool.model_key not in keys:
+        return None
+    try:
+        steps = steps_of(pool)
+    except UserError as error:
+        warn(f"no gains by steps: {error}")
+        return None
+    if not any(steps.values()):
+        return None
+    base = {i: record["predictions"][0] for i, record in keys[pool.model_key].records.items()}
+    size, score_by = pool.metrics["n_samples"], pool.settings["score_by"]
+    chosen = pd.DataFrame({i: aggregate(r, size, score_by) for i, r in pool.records.items()}).T
+    groups = {n: [i for i in pool.records if steps[i] == n] for n in sorted(set(steps.values()))}
+
+    def gain(method, questions):
+        records = {i: pool.records[i] for i in questions}
+        return ends_of(paired_difference(records, chosen[method], base))
+
+    gains = {m: np.array([gain(m, group) for group in groups.values()]) for m in chosen}
+    overall = {method: gain(method, pool.records)[0] for method in chosen}
+    counts = {n: len(group) for n, group in groups.items()}
+    return GainPanel(title, size, counts, gains, overall)
+
+
+def steps_of(run):
+    """{idx: number of steps, at most MOST_STEPS} of a run's questions.
+
+    Raises UserError where the data file is missing or has changed.
+    """
+    path = run.settings["data_path"]
+    rows = load_dataset(path)
+    if sha256([path]) != run.config["data_sha256"]:
+        raise UserError(f"{path} is not the file that {run.folder} answered")
+    return {i: min(len(rows[i]["steps"]), MOST_STEPS) for i in run.records}
+
+
+def best_methods(panels, count):
+    """The vote and the ``count`` other methods with the largest mean gain over the panels."""
+    others = sorted(set.intersection(*(set(panel.overall) for panel in panels)) - {"majority"})
+    mean = {method: np.mean([panel.overall[method] for panel in panels]) for method in others}
+    return ["majority", *sorted(others, key=lambda method: -mean[method])[:count]]

@@ -7,12 +7,20 @@ import math
 import re
 from pathlib import Path
 
-from src.runs.figure_data import comparisons, cost_panel, coverage_panels
+from src.runs.figure_data import (
+    MOST_STEPS,
+    best_methods,
+    comparisons,
+    cost_panel,
+    coverage_panels,
+    gain_panel,
+)
 from src.runs.finished_runs import finished_runs
 from utils.errors import UserError
 from utils.files import atomic_path
 
 WIDTH, ROW_HEIGHT, COLUMNS = 7.0, 2.5, 3  # inches; panels in a row
+BEST_METHODS = 2  # that are shown beside the vote where room is short
 FORMATS = ("png", "pdf")
 # The colours of Okabe and Ito, which colour-blind readers can tell apart. One each method.
 METHOD_COLORS = {
@@ -84,11 +92,13 @@ def draw(runs):
     )
     for (model, _), panels in covered.items():
         figures[_free_name(f"coverage {model}", figures)] = coverage_figure(model, panels, colors)
-    for (title, _), by_panel in comparisons(runs).items():
-        costs = [cost_panel(name, choosing, runs) for name, choosing in by_panel.items()]
-        costs = [panel for panel in costs if panel]
-        if costs:
-            figures[_free_name(f"cost {title}", figures)] = cost_figure(title, costs)
+    kinds = {"cost": (cost_panel, cost_figure), "gains": (gain_panel, gain_figure)}
+    for kind, (panel_of, figure_of) in kinds.items():
+        for (title, _), by_panel in comparisons(runs).items():
+            panels = [panel_of(name, choosing, runs) for name, choosing in by_panel.items()]
+            panels = [panel for panel in panels if panel]
+            if panels:
+                figures[_free_name(f"{kind} {title}", figures)] = figure_of(title, panels)
     return figures
 
 
@@ -263,3 +273,35 @@ def method_look(method):
     beams = method == "beam_search"
     color, marker = METHOD_COLORS[method], "D" if beams else "o"
     return {"color": color, "marker": marker, "linestyle": "none" if beams else "-"}
+
+
+def gain_figure(title, panels):
+    """Gains over greedy of the vote and the best methods by number of steps, with intervals."""
+    sizes = sorted({panel.size for panel in panels})
+    heading = f"{title}, N = {' or '.join(map(str, sizes))}"
+    steps = sorted({n for panel in panels for n in panel.steps})
+    columns = COLUMNS if len(steps) <= 4 else 2  # room for the counts below the axis
+    figure, axes = panel_grid(heading, len(panels), columns, sharey=True)
+    methods = best_methods(panels, BEST_METHODS)
+    for axis, panel in zip(axes, panels, strict=True):
+        axis.set_title(panel.title)
+        axis.axhline(0, **GREEDY_LOOK)
+        for rank, method in enumerate(methods):
+            shift = 0.2 * (rank - (len(methods) - 1) / 2)
+            _draw_gains(axis, list(panel.steps), panel.gains[method], shift, method)
+        longest = {MOST_STEPS: f"{MOST_STEPS}+"}
+        ticks = [f"{longest.get(n, n)}\n({count})" for n, count in panel.steps.items()]
+        axis.set_xticks(list(panel.steps), ticks)
+        axis.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
+        axis.set_xlabel("steps (problems)")
+    axes[0].set_ylabel("gain over greedy, points")
+    entries = {method: method_look(method) | {"linestyle": "none"} for method in methods}
+    _legend(figure, entries | {"greedy": GREEDY_LOOK})
+    return figure
+
+
+def _draw_gains(axis, steps, points, shift, method):
+    """The gains (K, 3) of one method, beside those of the others by ``shift``."""
+    errors = abs(points[:, 1:] - points[:, :1]).T  # (2, K), lengths below and above
+    look = {"fmt": "o", "color": METHOD_COLORS[method], "elinewidth": 1.2}
+    axis.errorbar([n + shift for n in steps], points[:, 0], errors, label=method, **look)
