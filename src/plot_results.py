@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from src.runs.figures import plot
+from src.runs.finished_runs import finished_runs
 from utils.cli import Parser
 from utils.errors import reports_user_errors
 
@@ -13,7 +14,9 @@ def main():
     parser.add_argument(
         "folder", type=Path, nargs="+", help="the figures go to FOLDER/figures of the first one"
     )
-    print("\n".join(map(str, plot(parser.parse_args().folder))))
+    folders = parser.parse_args().folder
+    runs = {run.folder.resolve(): run for folder in folders for run in finished_runs(folder)}
+    print("\n".join(map(str, plot(list(runs.values()), folders[0] / "figures"))))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from src.runs.tables import SUMMARY_LINES, choice_frame, finished_runs, summary
+from src.runs.finished_runs import finished_runs
+from src.runs.tables import SUMMARY_LINES, choice_frame, summary
 from tests.commands import assert_success, command, edit_json, run_here
 from utils import records
 from utils.metrics import trajectory_score

@@ -115,13 +115,11 @@ def sampler_labels(runs):
 def coverage_panels(runs):
     """{model: its CoveragePanels}: from sampling runs, and from the pools of choosing runs."""
     pools = [run for run in runs if not run.greedy and not run.beams]
-    return {
-        model: [
-            _coverage_panel(on_benchmark, sampler_labels(of_model), runs)
-            for on_benchmark in groups_of(of_model, benchmark_of).values()
-        ]
-        for model, of_model in groups_of(pools, model_of).items()
-    }
+    panels = {}
+    for model, of_model in groups_of(pools, model_of).items():
+        labels, by_benchmark = sampler_labels(of_model), groups_of(of_model, benchmark_of)
+        panels[model] = [_coverage_panel(same, labels, runs) for same in by_benchmark.values()]
+    return panels
 
 
 def title_of(run):
@@ -263,8 +261,8 @@ def steps_of(run):
     return {i: min(len(rows[i]["steps"]), MOST_STEPS) for i in run.records}
 
 
-def best_methods(panels, count):
-    """The vote and the ``count`` other methods with the largest mean gain over the panels."""
-    others = sorted(set.intersection(*(set(panel.overall) for panel in panels)) - {"majority"})
+def best_methods(panels, methods, count):
+    """The vote and, of some methods, the ``count`` others with the largest mean gain."""
+    others = [m for m in methods if all(m in panel.overall for panel in panels) and m != "majority"]
     mean = {method: np.mean([panel.overall[method] for panel in panels]) for method in others}
     return ["majority", *sorted(others, key=lambda method: -mean[method])[:count]]

@@ -15,7 +15,6 @@ from src.runs.figure_data import (
     coverage_panels,
     gain_panel,
 )
-from src.runs.finished_runs import finished_runs
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -66,23 +65,31 @@ def _matplotlib():
     return matplotlib
 
 
-def plot(folders):
-    """Draws all figures of the runs below some folders, into ``figures`` of the first one.
+def plot(runs, folder):
+    """Draws all figures of some finished runs into a folder; returns their paths.
 
-    Returns the paths. Raises UserError where there is nothing to draw, or no matplotlib.
+    Raises UserError where there is nothing to draw, or no matplotlib.
     """
-    runs = {run.folder.resolve(): run for folder in folders for run in finished_runs(folder)}
     with _matplotlib().rc_context(STYLE):
-        figures = draw(list(runs.values()))
+        figures = draw(runs)
         if not figures:
-            names = ", ".join(map(str, folders))
-            raise UserError(f"{names}: nothing to draw, only greedy runs; sample some answers")
-        target = Path(folders[0]) / "figures"
-        return [path for name, figure in figures.items() for path in _save(figure, target / name)]
+            raise UserError("nothing to draw, there are only greedy runs; sample some answers")
+        return [path for name, figure in figures.items() for path in _save(figure, folder / name)]
+
+
+def figures_line(runs, folder):
+    """Draws all figures into ``folder``/figures; says in a line where, or why there are none."""
+    try:
+        paths = plot(runs, Path(folder) / "figures")
+    except UserError as error:
+        return f"no figures: {error}"
+    shown = [str(path) for path in paths if path.suffix == ".png"]
+    return f"figures: {', '.join(shown)} (and as .pdf)"
 
 
 def draw(runs):
-    """{name of its file: Figure} of some finished runs."""
+    """{name of its file: Figure} of some finished runs; panels in the order of benchmarks."""
+    runs = sorted(runs, key=lambda run: run.columns["benchmark"])
     figures, covered = {}, coverage_panels(runs)
     colors = sampler_colors(
         curve.sampler
@@ -282,7 +289,7 @@ def gain_figure(title, panels):
     steps = sorted({n for panel in panels for n in panel.steps})
     columns = COLUMNS if len(steps) <= 4 else 2  # room for the counts below the axis
     figure, axes = panel_grid(heading, len(panels), columns, sharey=True)
-    methods = best_methods(panels, BEST_METHODS)
+    methods = best_methods(panels, METHOD_COLORS, BEST_METHODS)
     for axis, panel in zip(axes, panels, strict=True):
         axis.set_title(panel.title)
         axis.axhline(0, **GREEDY_LOOK)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.runs.finished_runs import finished_runs
 from src.search.voting import aggregate
 from utils.files import write_text
 from utils.metrics import majority_vote, measured
@@ -140,13 +139,9 @@ def _cost(spent, parts):
     }
 
 
-def collect(folder):
-    """Writes the tables of all finished runs below a folder; returns the lines to print.
-
-    Raises UserError when there is no finished run, or only damaged ones.
-    """
+def collect(runs, folder):
+    """Writes the tables of some finished runs to a folder; returns the lines to print."""
     folder, texts, lines = Path(folder), {}, []
-    runs = finished_runs(folder)
     sampled = [run for run in runs if not run.chooses]
     if sampled:
         frame = sampling_frame(sampled)
