@@ -111,6 +111,17 @@ def test_coverage_and_vote_with_their_bands_are_those_of_metrics_json(
     assert y == pytest.approx(means, abs=0.011)
 
 
+def test_one_sampler_is_named_at_its_lines_and_several_in_a_legend(folder, figures):
+    (legend,) = figures[NAMES[0]].legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("dropout_p 0.2", "noise_std 0.8"),
+        *("coverage", "majority vote", "greedy"),
+    ]
+    figure = draw([FinishedRun(folder / "best")])[NAMES[0]]
+    assert not figure.legends
+    assert {text.get_text() for text in figure.axes[0].texts} == {"coverage", "majority vote"}
+
+
 def test_greedy_is_a_horizontal_line(folder, figures):
     (axis,) = figures[NAMES[0]].axes
     (line,) = [line for line in axis.lines if line.get_linestyle() == ":"]

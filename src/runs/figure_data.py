@@ -92,6 +92,10 @@ def benchmark_of(run):
     return run.columns["benchmark"], run.config["data_sha256"], run.columns["questions"]
 
 
+def reward_model_of(run):
+    return run.settings["prm_id"], run.settings["score_by"]
+
+
 def sampler_of(run):
     return tuple(run.settings.get(name) for name in _SAMPLER)
 
@@ -176,18 +180,19 @@ def ends_of(measure):
 
 
 def comparisons(runs):
-    """{title: {panel's title: choosing runs of one benchmark and seed}}, a title a reward model.
+    """[(title, {panel's title: choosing runs of one benchmark and seed})].
 
-    A title names the reward model and the sampler. It covers the pools and the beams.
+    A title names the reward model and the sampler. The runs are pools and beams.
     """
     choosing = [run for run in runs if run.chooses]
-    titled = {}
+    compared = []
     for of_model in groups_of(choosing, model_of).values():
         labels = sampler_labels(of_model)
-        for run in of_model:
-            title = f"{reward_model_name(run.settings)}, {labels[sampler_of(run)]}"
-            titled.setdefault((title, model_of(run)), []).append(run)
-    return {key: _by_panel(same) for key, same in titled.items()}
+        by_reward_model = groups_of(of_model, lambda run: (*reward_model_of(run), sampler_of(run)))
+        for (*_, sampler), same in by_reward_model.items():
+            title = f"{reward_model_name(same[0].settings)}, {labels[sampler]}"
+            compared.append((title, _by_panel(same)))
+    return compared
 
 
 def _by_panel(runs):

@@ -20,6 +20,7 @@ from utils.files import atomic_path
 
 WIDTH, ROW_HEIGHT, COLUMNS = 7.0, 2.5, 3  # inches; panels in a row
 BEST_METHODS = 2  # that are shown beside the vote where room is short
+COSTS = ("generator's latent forward passes a question", "milliseconds a question")
 FORMATS = ("png", "pdf")
 # The colours of Okabe and Ito, which colour-blind readers can tell apart. One each method.
 METHOD_COLORS = {
@@ -101,7 +102,7 @@ def draw(runs):
         figures[_free_name(f"coverage {model}", figures)] = coverage_figure(model, panels, colors)
     kinds = {"cost": (cost_panel, cost_figure), "gains": (gain_panel, gain_figure)}
     for kind, (panel_of, figure_of) in kinds.items():
-        for (title, _), by_panel in comparisons(runs).items():
+        for title, by_panel in comparisons(runs):
             panels = [panel_of(name, choosing, runs) for name, choosing in by_panel.items()]
             panels = [panel for panel in panels if panel]
             if panels:
@@ -142,10 +143,11 @@ def _between(start, end, share):
     return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in pairs)
 
 
-def panel_grid(title, count, columns=COLUMNS, **share):
+def panel_grid(title, y_label, count, columns=COLUMNS, **share):
     """A Figure of ``count`` panels, at most ``columns`` in a row, and its axes in order.
 
-    share: which axes share a scale, as matplotlib's ``subplots`` takes it.
+    y_label: of the first panel of each row. share: which axes share a scale, as matplotlib's
+    ``subplots`` takes it.
     """
     columns = min(columns, count)
     rows = math.ceil(count / columns)
@@ -153,6 +155,8 @@ def panel_grid(title, count, columns=COLUMNS, **share):
     figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     axes = figure.subplots(rows, columns, squeeze=False, **share).flatten()
+    for axis in axes[::columns]:
+        axis.set_ylabel(y_label)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
@@ -165,7 +169,7 @@ def coverage_figure(model, panels, colors):
     """
     labels = {curve.sampler[-1]: None for panel in panels for curve in panel.curves}
     only = next(iter(labels)) if len(labels) == 1 else None
-    figure, axes = panel_grid(f"{model}, {only}" if only else model, len(panels))
+    figure, axes = panel_grid(f"{model}, {only}" if only else model, "questions, %", len(panels))
     for axis, panel in zip(axes, panels, strict=True):
         axis.set_title(panel.title)
         for curve in panel.curves:
@@ -175,13 +179,13 @@ def coverage_figure(model, panels, colors):
         for accuracy in panel.greedy:
             axis.axhline(accuracy, **GREEDY_LOOK)
         _axis_of_sizes(axis, sorted({n for curve in panel.curves for n in curve.sizes}))
-    axes[0].set_ylabel("questions, %")
     if only:
         _name_lines(axes[-1], panels[-1], colors[only])
     else:
         entries = {label: (colors[label], "-") for label in colors if label in labels}
-        entries |= {"coverage": (GREY, "-"), "majority vote": (GREY, "--"), "greedy": (GREY, ":")}
-        _legend(figure, {name: {"color": c, "linestyle": s} for name, (c, s) in entries.items()})
+        entries |= {"coverage": (GREY, "-"), "majority vote": (GREY, "--")}
+        looks = {name: {"color": c, "linestyle": s} for name, (c, s) in entries.items()}
+        _legend(figure, looks | _greedy_entry(panels))
     return figure
 
 
@@ -197,7 +201,8 @@ def _band(axis, x, low, high, color):
 
 def _axis_of_sizes(axis, sizes):
     axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes, [str(n) for n in sizes])
+    shown = sizes[:: -math.ceil(len(sizes) / 6)]  # as many as have room, with the largest
+    axis.set_xticks(shown, [str(n) for n in shown])
     axis.minorticks_off()
     axis.set_xlabel("trajectories N")
 
@@ -227,16 +232,21 @@ def _legend(figure, entries):
     figure.legend(handles, list(entries), loc="outside lower center", ncols=columns)
 
 
-COSTS = ("latent forward passes a question", "milliseconds a question")
+def _greedy_entry(panels):
+    return {"greedy": GREEDY_LOOK} if any(panel.greedy for panel in panels) else {}
 
 
 def cost_figure(title, panels):
-    """Accuracy of every method against its cost, a row a benchmark; coverage is the ceiling."""
+    """Accuracy of every method against its cost, a row a benchmark; coverage is the ceiling.
+
+    The time includes the reward model's passes, and those that read candidates.
+    """
     columns = len(COSTS)
-    figure, axes = panel_grid(title, columns * len(panels), columns, sharex="col", sharey="row")
+    figure, axes = panel_grid(
+        title, "questions answered, %", columns * len(panels), columns, sharex="col", sharey="row"
+    )
     for panel, pair in zip(panels, axes.reshape(-1, columns), strict=True):
         pair[0].set_title(panel.title)
-        pair[0].set_ylabel("questions answered, %")
         for cost, axis in enumerate(pair):
             _draw_costs(axis, panel, cost)
     for axis, label in zip(axes[-columns:], COSTS, strict=True):
@@ -249,7 +259,9 @@ def cost_figure(title, panels):
         "beam_search": f"beam_search, {' or '.join(map(str, budgets))} proposals",
     }
     entries = {names.get(method, method): method_look(method) for method in shown}
-    _legend(figure, entries | {"coverage": COVERAGE_LOOK, "greedy": GREEDY_LOOK})
+    if any(panel.coverage.size for panel in panels):
+        entries["coverage"] = COVERAGE_LOOK
+    _legend(figure, entries | _greedy_entry(panels))
     return figure
 
 
@@ -283,12 +295,17 @@ def method_look(method):
 
 
 def gain_figure(title, panels):
-    """Gains over greedy of the vote and the best methods by number of steps, with intervals."""
+    """Gains over greedy of the vote and the best methods by number of steps, with intervals.
+
+    The best methods are chosen by these gains, which flatters them somewhat.
+    """
     sizes = sorted({panel.size for panel in panels})
     heading = f"{title}, N = {' or '.join(map(str, sizes))}"
     steps = sorted({n for panel in panels for n in panel.steps})
     columns = COLUMNS if len(steps) <= 4 else 2  # room for the counts below the axis
-    figure, axes = panel_grid(heading, len(panels), columns, sharey=True)
+    figure, axes = panel_grid(
+        heading, "gain over greedy, points", len(panels), columns, sharey=True
+    )
     methods = best_methods(panels, METHOD_COLORS, BEST_METHODS)
     for axis, panel in zip(axes, panels, strict=True):
         axis.set_title(panel.title)
@@ -301,7 +318,6 @@ def gain_figure(title, panels):
         axis.set_xticks(list(panel.steps), ticks)
         axis.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
         axis.set_xlabel("steps (problems)")
-    axes[0].set_ylabel("gain over greedy, points")
     entries = {method: method_look(method) | {"linestyle": "none"} for method in methods}
     _legend(figure, entries | {"greedy": GREEDY_LOOK})
     return figure
