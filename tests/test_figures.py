@@ -122,6 +122,15 @@ def test_one_sampler_is_named_at_its_lines_and_several_in_a_legend(folder, figur
     assert {text.get_text() for text in figure.axes[0].texts} == {"coverage", "majority vote"}
 
 
+def test_a_single_n_has_its_interval_as_a_line(folder):
+    run = FinishedRun(folder / "dropout")
+    run.metrics["by_n"] = {"4": run.metrics["by_n"]["4"]}
+    (axis,) = draw([run])[NAMES[0]].axes
+    lines = [x.get_segments()[0][:, 1].tolist() for x in axis.collections if x.get_linewidth()[0]]
+    measures = [run.metrics["by_n"]["4"][name] for name in ("coverage", "voting_accuracy")]
+    assert lines == [[measure["low"], measure["high"]] for measure in measures]
+
+
 def test_greedy_is_a_horizontal_line(folder, figures):
     (axis,) = figures[NAMES[0]].axes
     (line,) = [line for line in axis.lines if line.get_linestyle() == ":"]

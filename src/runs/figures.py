@@ -196,6 +196,8 @@ def _curve(axis, x, points, color, style):
 
 
 def _band(axis, x, low, high, color):
+    if len(x) == 1:  # a band has no width there
+        axis.vlines(x, low, high, color=color, alpha=0.4)
     axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
