@@ -13,6 +13,8 @@ import torch
 
 from src.models.loading import Loader
 from src.runs.cells import check, complete, read_cells
+from src.runs.figures import figures_line
+from src.runs.finished_runs import finished_runs
 from src.runs.tables import collect
 from utils.cli import Parser
 from utils.errors import UserError, reports_user_errors
@@ -24,7 +26,9 @@ def main():
     parser = Parser(prog="src.sweep", description=__doc__)
     parser.add_argument("cells", type=Path, help="a file of command lines")
     parser.add_argument("--nproc", type=int, default=1, help="processes")
-    parser.add_argument("--results", type=Path, help="folder whose runs are tabled at the end")
+    parser.add_argument(
+        "--results", type=Path, help="folder whose runs are tabled and drawn at the end"
+    )
     args = parser.parse_args()
     if args.nproc < 1:
         raise UserError(f"--nproc must be at least 1, not {args.nproc}")
@@ -42,7 +46,9 @@ def main():
     complete(jobs, todo, processes)
     end_processes()
     if args.results and processes.is_main_process:
-        print("\n".join(collect(args.results)))
+        runs = finished_runs(args.results)
+        print("\n".join(collect(runs, args.results)), flush=True)
+        print(figures_line(runs, args.results))
 
 
 if __name__ == "__main__":

@@ -171,6 +171,8 @@ FLAGS = [
         "prepare_data", ("paper", "--source", "nowhere", "--output_dir", "{out}"), ("nowhere",)
     ),
     Mistake("collect_results", ("{out}",), ("no finished run",)),
+    Mistake("plot_results", ("{out}",), ("no finished run",)),
+    Mistake("plot_results", (), ("folder",)),
     Mistake("sweep", ("nowhere.txt",), ("nowhere.txt",)),
     cells("src.infer --x", "cells.txt", "line 1", "src.infer"),
     cells("src.infer_gpt2 --x 1", "cells.txt", "line 1", "--x"),

@@ -139,11 +139,12 @@ def test_run_tts_with_rm_tables_every_method_beside_its_cost(tmp_path, backbone,
     }
     result = assert_success(sweep("run_tts_with_rm.sh", **settings))
     assert_every_method_is_tabled(tmp_path / "out", backbone)
-    *_, header, line, note, tables = result.stdout.splitlines()
+    *_, header, line, note, tables, figures = result.stdout.splitlines()
     assert header.startswith("benchmark") and "gain over greedy" in header
     assert line.startswith("tiny_multi")
     assert note.startswith("*")
     assert tables.startswith("tables:")
+    assert figures.startswith("figures:")
     # Nothing is sampled a second time, nor for other N of the same pool.
     for sizes in ("1 4", "2 4"):
         again = assert_success(sweep("run_tts_with_rm.sh", **settings | {"NS": sizes}))

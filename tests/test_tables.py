@@ -6,7 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from src.runs.tables import SUMMARY_LINES, choice_frame, collect, finished_runs, summary
+from src.runs.finished_runs import finished_runs
+from src.runs.tables import SUMMARY_LINES, choice_frame, collect, summary
 from tests.commands import assert_success, command, edit_json, run_here
 from utils import records
 from utils.metrics import summarize, trajectory_score
@@ -142,7 +143,7 @@ def test_the_vote_is_compared_with_greedy_at_every_n(tmp_path):
     write_run(tmp_path / "sampled", POOLS, **noise)
     write_run(tmp_path / "other_model", POOLS, "b", **noise)
     write_run(tmp_path / "other_length", POOLS, **noise | {"latent_length": 5})
-    collect(tmp_path)
+    collect(finished_runs(tmp_path), tmp_path)
     frame = pd.read_csv(tmp_path / "results.csv").set_index("folder")
     ends = ["vote_greedy_gain", "vote_greedy_gain_low", "vote_greedy_gain_high"]
     for name in ("greedy", "other_model", "other_length"):
@@ -160,7 +161,7 @@ def test_the_vote_is_compared_with_greedy_at_every_n(tmp_path):
 @pytest.mark.quick
 def test_without_greedy_the_table_has_no_gain_over_it(tmp_path):
     write_run(tmp_path / "sampled", POOLS, sampling_by="noise", noise_std=0.5)
-    collect(tmp_path)
+    collect(finished_runs(tmp_path), tmp_path)
     assert pd.read_csv(tmp_path / "results.csv")["vote_greedy_gain"].isna().all()
     assert "greedy" not in (tmp_path / "results.md").read_text()
 

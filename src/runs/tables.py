@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.runs.finished_runs import finished_runs
 from src.search.voting import aggregate
 from utils.files import write_text
 from utils.metrics import majority_vote, measured
@@ -64,7 +63,7 @@ def _vote_over_greedy(run, n, greedy):
     """The paired difference of the vote of N trajectories to greedy, NaN without a greedy run."""
     if greedy is None:
         return dict.fromkeys(("value", "low", "high"), float("nan"))
-    return _paired(run.records, _votes(run, n), _greedy_answers(greedy))
+    return paired_difference(run.records, _votes(run, n), _greedy_answers(greedy))
 
 
 def _votes(run, n):
@@ -89,7 +88,7 @@ def choice_frame(runs):
 
 def _choices(run, pools, greedy):
     """The rows of one run. With one trajectory all methods agree: only the vote gets a row."""
-    shared = {"prm": _reward_model_name(run.settings)} | run.columns
+    shared = {"prm": reward_model_name(run.settings)} | run.columns
     for n, summary in run.metrics["by_n"].items():
         spent = run.metrics["speed"].get("per_question", {}).get(n, {})
         over_greedy = _gains_over_greedy(run, int(n), greedy)
@@ -115,7 +114,7 @@ def _pool_size(run, n):
     return {"N": f"{beams} x {proposals}", "budget": beams * proposals}
 
 
-def _reward_model_name(settings):
+def reward_model_name(settings):
     return Path(settings["prm_id"]).name + (" (mean)" if settings["score_by"] == "mean" else "")
 
 
@@ -124,7 +123,7 @@ def _gain_over_vote(run, pool, n):
     if pool is None or pool.metrics["n_samples"] < n:
         return None
     answers = {i: beam["vote"] for i, beam in run.records.items()}
-    return _paired(run.records, answers, _votes(pool, n))
+    return paired_difference(run.records, answers, _votes(pool, n))
 
 
 def _gains_over_greedy(run, n, greedy):
@@ -134,13 +133,13 @@ def _gains_over_greedy(run, n, greedy):
     base = _greedy_answers(greedy)
     if run.beams:
         votes = {i: record["vote"] for i, record in run.records.items()}
-        return {"beam_search": _paired(run.records, votes, base)}
+        return {"beam_search": paired_difference(run.records, votes, base)}
     score_by = run.settings["score_by"]
     chosen = pd.DataFrame({i: aggregate(r, n, score_by) for i, r in run.records.items()}).T
-    return {name: _paired(run.records, chosen[name], base) for name in chosen}
+    return {name: paired_difference(run.records, chosen[name], base) for name in chosen}
 
 
-def _paired(records, answers, base):
+def paired_difference(records, answers, base):
     """The difference of two ways to answer the questions of some records, both {idx: number}."""
     gold = {i: gold_of(record) for i, record in records.items()}
     return measured([float(answers[i] == gold[i]) - float(base[i] == gold[i]) for i in records])
@@ -161,13 +160,9 @@ def _cost(spent, parts):
     }
 
 
-def collect(folder):
-    """Writes the tables of all finished runs below a folder; returns the lines to print.
-
-    Raises UserError when there is no finished run, or only damaged ones.
-    """
+def collect(runs, folder):
+    """Writes the tables of some finished runs to a folder; returns the lines to print."""
     folder, texts, lines = Path(folder), {}, []
-    runs = finished_runs(folder)
     sampled = [run for run in runs if not run.chooses]
     if sampled:
         frame = sampling_frame(sampled)
@@ -202,7 +197,7 @@ def _gains(frame, name):
     return pd.Series(cells, index=frame.index)
 
 
-def _with_sampler(frame):
+def with_sampler(frame):
     """The frame with sampler and parameter in one column: ``noise_std 0.8``, or ``greedy``."""
     label = frame["sampler"].copy()
     for name in ("dropout_p", "noise_std"):
@@ -216,7 +211,7 @@ def _by_run(frame):
 
     The gain of the vote over greedy is shown for the largest N only.
     """
-    frame = _with_sampler(frame)
+    frame = with_sampler(frame)
     cells = {title: _with_half(frame, name) for name, title in SHOWN.items()}
     run = [*SHOWN_RUN, "folder"]
     table = frame[[*run, "N"]].assign(**cells).set_index([*run, "N"]).unstack("N", sort=False)
@@ -233,7 +228,7 @@ def _by_run(frame):
 
 def _by_choice(frame):
     """A line for every method, beside its cost."""
-    frame = _with_sampler(frame)
+    frame = with_sampler(frame)
     table = frame[[*SHOWN_POOL, "method"]].astype(str)
     table["accuracy"] = _with_half(frame, "accuracy")
     for name, title in GAINS.items():
@@ -245,7 +240,7 @@ def _by_choice(frame):
 
 def _by_pool(frame):
     """A line a pool: each method with its gain over the vote, bold if its interval is above 0."""
-    frame, gains = _with_sampler(frame), _gains(frame, "gain")
+    frame, gains = with_sampler(frame), _gains(frame, "gain")
     accuracy = frame["accuracy"].map("{:.1f}".format)
     better = frame.reindex(columns=["gain_low"])["gain_low"] > 0
     cells = accuracy.mask(better, "**" + accuracy + "**") + " (" + gains + ")"
@@ -263,7 +258,7 @@ def summary(frame):
 
     Where there are more, the smaller N are left out first.
     """
-    shown = _with_sampler(frame)
+    shown = with_sampler(frame)
     pools = shown[shown["budget"] > 1].groupby([*SHOWN_POOL[:-1], "budget"], sort=False)
     rows = pd.DataFrame([row for row in (_best_row(pool) for _, pool in pools) if row])
     if rows.empty:

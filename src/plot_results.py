@@ -1,0 +1,23 @@
+"""Figures of all finished runs below some folders: python -m src.plot_results FOLDER..."""
+
+from pathlib import Path
+
+from src.runs.figures import plot
+from src.runs.finished_runs import finished_runs
+from utils.cli import Parser
+from utils.errors import reports_user_errors
+
+
+@reports_user_errors
+def main():
+    parser = Parser(prog="src.plot_results", description=__doc__)
+    parser.add_argument(
+        "folder", type=Path, nargs="+", help="the figures go to FOLDER/figures of the first one"
+    )
+    folders = parser.parse_args().folder
+    runs = {run.folder.resolve(): run for folder in folders for run in finished_runs(folder)}
+    print("\n".join(map(str, plot(list(runs.values()), folders[0] / "figures"))))
+
+
+if __name__ == "__main__":
+    main()

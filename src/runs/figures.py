@@ -1,0 +1,332 @@
+"""Figures of finished runs: what sampling covers, what a method costs, where it gains.
+
+A figure is a matplotlib Figure without window or global state, so no display is needed.
+"""
+
+import math
+import re
+from pathlib import Path
+
+from src.runs.figure_data import (
+    MOST_STEPS,
+    best_methods,
+    comparisons,
+    cost_panel,
+    coverage_panels,
+    gain_panel,
+)
+from utils.errors import UserError
+from utils.files import atomic_path
+
+WIDTH, ROW_HEIGHT, COLUMNS = 7.0, 2.5, 3  # inches; panels in a row
+BEST_METHODS = 2  # that are shown beside the vote where room is short
+COSTS = ("generator's latent forward passes a question", "milliseconds a question")
+FORMATS = ("png", "pdf")
+# The colours of Okabe and Ito, which colour-blind readers can tell apart. One each method.
+METHOD_COLORS = {
+    "majority": "#000000",
+    "best_of_n": "#0072B2",
+    "weighted_vote": "#D55E00",
+    "bayesian_vote": "#56B4E9",
+    "reward_bayesian": "#CC79A7",
+    "beam_search": "#009E73",
+}
+# A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
+SAMPLER_HUES = {"dropout": ("#8CCBF0", "#003E66"), "noise": ("#F2B63D", "#7A2E00")}
+GREY = "#777777"
+GREEDY_LOOK = {"color": GREY, "linestyle": ":", "zorder": 1}
+COVERAGE_LOOK = {"color": "#BBBBBB", "linestyle": "-", "linewidth": 3, "zorder": 1}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+def _matplotlib():
+    """The library, loaded only where something is drawn: it takes half a second."""
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        mend = "pip install -r requirements.txt"
+        raise UserError(f"matplotlib can't be loaded ({error}): {mend}") from None
+    return matplotlib
+
+
+def plot(runs, folder):
+    """Draws all figures of some finished runs into a folder; returns their paths.
+
+    Raises UserError where there is nothing to draw, or no matplotlib.
+    """
+    with _matplotlib().rc_context(STYLE):
+        figures = draw(runs)
+        if not figures:
+            raise UserError("nothing to draw, there are only greedy runs; sample some answers")
+        return [path for name, figure in figures.items() for path in _save(figure, folder / name)]
+
+
+def figures_line(runs, folder):
+    """Draws all figures into ``folder``/figures; says in a line where, or why there are none."""
+    try:
+        paths = plot(runs, Path(folder) / "figures")
+    except UserError as error:
+        return f"no figures: {error}"
+    shown = [str(path) for path in paths if path.suffix == ".png"]
+    return f"figures: {', '.join(shown)} (and as .pdf)"
+
+
+def draw(runs):
+    """{name of its file: Figure} of some finished runs; panels in the order of benchmarks."""
+    runs = sorted(runs, key=lambda run: run.columns["benchmark"])
+    figures, covered = {}, coverage_panels(runs)
+    colors = sampler_colors(
+        curve.sampler
+        for of_model in covered.values()
+        for panel in of_model
+        for curve in panel.curves
+    )
+    for (model, _), panels in covered.items():
+        figures[_free_name(f"coverage {model}", figures)] = coverage_figure(model, panels, colors)
+    kinds = {"cost": (cost_panel, cost_figure), "gains": (gain_panel, gain_figure)}
+    for kind, (panel_of, figure_of) in kinds.items():
+        for title, by_panel in comparisons(runs):
+            panels = [panel_of(name, choosing, runs) for name, choosing in by_panel.items()]
+            panels = [panel for panel in panels if panel]
+            if panels:
+                figures[_free_name(f"{kind} {title}", figures)] = figure_of(title, panels)
+    return figures
+
+
+def _free_name(text, taken):
+    """A file's name made of some text, numbered where other figures have it."""
+    name = re.sub(r"[^\w.]+", "-", text).strip("-")
+    same = sum(other.partition("--")[0] == name for other in taken)
+    return f"{name}--{same + 1}" if same else name
+
+
+def _save(figure, path):
+    """Writes one figure in all formats; returns the paths."""
+    paths = [path.with_name(f"{path.name}.{ending}") for ending in FORMATS]
+    for written, ending in zip(paths, FORMATS, strict=True):
+        undated = {"CreationDate": None} if ending == "pdf" else None  # the same file again
+        with atomic_path(written) as temporary:
+            figure.savefig(temporary, format=ending, dpi=150, metadata=undated)
+    return paths
+
+
+def sampler_colors(samplers):
+    """{label: colour} of samplers (kind, parameter, label): hue by kind, shade by rank."""
+    samplers, colors = sorted(set(samplers)), {}
+    for kind, ends in SAMPLER_HUES.items():
+        labels = [label for other, _, label in samplers if other == kind]
+        for rank, label in enumerate(labels):
+            colors[label] = _between(*ends, (rank + 0.5) / len(labels))
+    return colors
+
+
+def _between(start, end, share):
+    """The colour at a share of the way between two colours, ``#rrggbb``."""
+    pairs = [(int(start[k : k + 2], 16), int(end[k : k + 2], 16)) for k in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in pairs)
+
+
+def panel_grid(title, y_label, count, columns=COLUMNS, **share):
+    """A Figure of ``count`` panels, at most ``columns`` in a row, and its axes in order.
+
+    y_label: of the first panel of each row. share: which axes share a scale, as matplotlib's
+    ``subplots`` takes it.
+    """
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    size = (WIDTH, ROW_HEIGHT * rows + 0.5)
+    figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    axes = figure.subplots(rows, columns, squeeze=False, **share).flatten()
+    for axis in axes[::columns]:
+        axis.set_ylabel(y_label)
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
+
+
+def coverage_figure(model, panels, colors):
+    """Coverage (solid), majority vote (dashed) and greedy (dotted) against N, a panel a benchmark.
+
+    With one sampler the lines carry their names; with several there is a legend.
+    """
+    labels = {curve.sampler[-1]: None for panel in panels for curve in panel.curves}
+    only = next(iter(labels)) if len(labels) == 1 else None
+    figure, axes = panel_grid(f"{model}, {only}" if only else model, "questions, %", len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        axis.set_title(panel.title)
+        for curve in panel.curves:
+            color = colors[curve.sampler[-1]]
+            _curve(axis, curve.sizes, curve.coverage, color, "-")
+            _curve(axis, curve.sizes, curve.vote, color, "--")
+        for accuracy in panel.greedy:
+            axis.axhline(accuracy, **GREEDY_LOOK)
+        _axis_of_sizes(axis, sorted({n for curve in panel.curves for n in curve.sizes}))
+    if only:
+        _name_lines(axes[-1], panels[-1], colors[only])
+    else:
+        entries = {label: (colors[label], "-") for label in colors if label in labels}
+        entries |= {"coverage": (GREY, "-"), "majority vote": (GREY, "--")}
+        looks = {name: {"color": c, "linestyle": s} for name, (c, s) in entries.items()}
+        _legend(figure, looks | _greedy_entry(panels))
+    return figure
+
+
+def _curve(axis, x, points, color, style):
+    """A line through points (K, 3), with a band from low to high."""
+    axis.plot(x, points[:, 0], style, color=color, marker="o")
+    _band(axis, x, points[:, 1], points[:, 2], color)
+
+
+def _band(axis, x, low, high, color):
+    if len(x) == 1:  # a band has no width there
+        axis.vlines(x, low, high, color=color, alpha=0.4)
+    axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+
+
+def _axis_of_sizes(axis, sizes):
+    axis.set_xscale("log", base=2)
+    shown = sizes[:: -math.ceil(len(sizes) / 6)]  # as many as have room, with the largest
+    axis.set_xticks(shown, [str(n) for n in shown])
+    axis.minorticks_off()
+    axis.set_xlabel("trajectories N")
+
+
+def _name_lines(axis, panel, color):
+    """The names of one sampler's lines, right of the axis."""
+    curve = panel.curves[0]
+    lines = [
+        (curve.coverage[-1, 0], "coverage", color),
+        (curve.vote[-1, 0], "majority vote", color),
+    ]
+    lines += [(accuracy, "greedy", GREY) for accuracy in panel.greedy]
+    low, high = axis.get_ylim()
+    gap, free = 0.08 * (high - low), low
+    for y, name, shade in sorted(lines):
+        y = max(y, free)
+        axis.annotate(name, (1.02, y), xycoords=("axes fraction", "data"), color=shade, va="center")
+        free = y + gap
+
+
+def _legend(figure, entries):
+    """One legend below the panels. entries: {label: how its line looks}."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **look) for look in entries.values()]
+    columns = min(len(entries), 4)
+    figure.legend(handles, list(entries), loc="outside lower center", ncols=columns)
+
+
+def _greedy_entry(panels):
+    return {"greedy": GREEDY_LOOK} if any(panel.greedy for panel in panels) else {}
+
+
+def cost_figure(title, panels):
+    """Accuracy of every method against its cost, a row a benchmark; coverage is the ceiling.
+
+    The time includes the reward model's passes, and those that read candidates.
+    """
+    columns = len(COSTS)
+    figure, axes = panel_grid(
+        title, "questions answered, %", columns * len(panels), columns, sharex="col", sharey="row"
+    )
+    for panel, pair in zip(panels, axes.reshape(-1, columns), strict=True):
+        pair[0].set_title(panel.title)
+        for cost, axis in enumerate(pair):
+            _draw_costs(axis, panel, cost)
+    for axis, label in zip(axes[-columns:], COSTS, strict=True):
+        axis.set_xlabel(label)
+        _log_axis(axis)
+    shown = [m for m in METHOD_COLORS if any(m in panel.methods for panel in panels)]
+    budgets = sorted({n for panel in panels for n in panel.proposals})
+    names = {
+        "majority": "majority, 95 % band",
+        "beam_search": f"beam_search, {' or '.join(map(str, budgets))} proposals",
+    }
+    entries = {names.get(method, method): method_look(method) for method in shown}
+    if any(panel.coverage.size for panel in panels):
+        entries["coverage"] = COVERAGE_LOOK
+    _legend(figure, entries | _greedy_entry(panels))
+    return figure
+
+
+def _draw_costs(axis, panel, cost):
+    """One panel. Only the vote has a band: those of all methods would hide each other."""
+    axis.plot(panel.coverage[:, cost], panel.coverage[:, 2], **COVERAGE_LOOK)
+    for method, points in panel.methods.items():
+        if method in METHOD_COLORS:
+            axis.plot(points[:, cost], points[:, 2], **method_look(method))
+        if method == "majority":
+            _band(axis, points[:, cost], points[:, 3], points[:, 4], METHOD_COLORS[method])
+    for accuracy in panel.greedy:
+        axis.axhline(accuracy, **GREEDY_LOOK)
+
+
+def _log_axis(axis):
+    """A log axis with plain numbers at 1, 3, 10, 30 .."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def method_look(method):
+    """How a method looks in every figure. Beams of one budget are no curve: they get no line."""
+    beams = method == "beam_search"
+    color, marker = METHOD_COLORS[method], "D" if beams else "o"
+    return {"color": color, "marker": marker, "linestyle": "none" if beams else "-"}
+
+
+def gain_figure(title, panels):
+    """Gains over greedy of the vote and the best methods by number of steps, with intervals.
+
+    The best methods are chosen by these gains, which flatters them somewhat.
+    """
+    sizes = sorted({panel.size for panel in panels})
+    heading = f"{title}, N = {' or '.join(map(str, sizes))}"
+    steps = sorted({n for panel in panels for n in panel.steps})
+    columns = COLUMNS if len(steps) <= 4 else 2  # room for the counts below the axis
+    figure, axes = panel_grid(
+        heading, "gain over greedy, points", len(panels), columns, sharey=True
+    )
+    methods = best_methods(panels, METHOD_COLORS, BEST_METHODS)
+    for axis, panel in zip(axes, panels, strict=True):
+        axis.set_title(panel.title)
+        axis.axhline(0, **GREEDY_LOOK)
+        for rank, method in enumerate(methods):
+            shift = 0.2 * (rank - (len(methods) - 1) / 2)
+            _draw_gains(axis, list(panel.steps), panel.gains[method], shift, method)
+        longest = {MOST_STEPS: f"{MOST_STEPS}+"}
+        ticks = [f"{longest.get(n, n)}\n({count})" for n, count in panel.steps.items()]
+        axis.set_xticks(list(panel.steps), ticks)
+        axis.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
+        axis.set_xlabel("steps (problems)")
+    entries = {method: method_look(method) | {"linestyle": "none"} for method in methods}
+    _legend(figure, entries | {"greedy": GREEDY_LOOK})
+    return figure
+
+
+def _draw_gains(axis, steps, points, shift, method):
+    """The gains (K, 3) of one method, beside those of the others by ``shift``."""
+    errors = abs(points[:, 1:] - points[:, :1]).T  # (2, K), lengths below and above
+    look = {"fmt": "o", "color": METHOD_COLORS[method], "elinewidth": 1.2}
+    axis.errorbar([n + shift for n in steps], points[:, 0], errors, label=method, **look)
