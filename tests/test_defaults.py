@@ -19,6 +19,7 @@ from src.models.loading import (
 from src.models.precision import slowness
 from src.runs.arguments import InferenceArguments, LlamaInferenceArguments, RewardArguments
 from src.runs.commands import COMMANDS
+from src.runs.flags_page import PAGE, flags_page
 from tests.commands import (
     ROOT,
     assert_one_line_error,
@@ -180,3 +181,9 @@ def test_cpus_with_bf16_instructions_compute_it_fast(monkeypatch):
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda values=capabilities: values)
         assert precision.computes_bf16_fast() == fast
+
+
+@pytest.mark.quick
+def test_the_page_of_flags_is_current():
+    """``python -m src.runs.flags_page`` writes it anew."""
+    assert PAGE.read_text() == flags_page()

@@ -21,6 +21,12 @@ class _DataclassParser(HfArgumentParser):
     error = Parser.error
 
 
+def flag_actions(cls):
+    """argparse's actions of the flags of dataclass ``cls``, in order, without --help."""
+    actions = _DataclassParser(cls, allow_abbrev=False)._actions
+    return [action for action in actions if action.dest != "help" and action.nargs != 0]
+
+
 def parse_flags(cls, prog, description, argv=None):
     """An instance of dataclass ``cls`` from the command line; booleans are written --flag false.
 
