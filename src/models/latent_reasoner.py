@@ -16,9 +16,7 @@ from utils.config import typed
 # Keywords of from_pretrained that say where the files are.
 _LOCATION = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
-_SAMPLING_KEYWORDS = {
-    "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask"
-}  # fmt: skip
+_SAMPLING_KEYWORDS = {f.name for f in fields(Sampling)} - {"method", "dropout_embedding"}
 
 
 @dataclass

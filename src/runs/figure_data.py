@@ -5,8 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.runs.tables import choice_frame, paired_difference, reward_model_name, with_sampler
-from src.search.voting import aggregate
+from src.runs.tables import (
+    choice_frame,
+    chosen_answers,
+    greedy_answers,
+    greedy_runs,
+    paired_difference,
+    reward_model_name,
+    with_sampler,
+)
 from utils.datasets import load_dataset
 from utils.errors import UserError, warn
 from utils.files import sha256
@@ -229,8 +236,8 @@ def gain_panel(title, choosing, runs):
     """
     pools = [run for run in choosing if not run.beams]
     pool = max(pools, key=lambda run: run.metrics["n_samples"], default=None)
-    keys = {run.model_key: run for run in runs if run.greedy}
-    if pool is None or pool.model_key not in keys:
+    greedy = greedy_runs(runs)
+    if pool is None or pool.model_key not in greedy:
         return None
     try:
         steps = steps_of(pool)
@@ -239,9 +246,8 @@ def gain_panel(title, choosing, runs):
         return None
     if not any(steps.values()):
         return None
-    base = {i: record["predictions"][0] for i, record in keys[pool.model_key].records.items()}
-    size, score_by = pool.metrics["n_samples"], pool.settings["score_by"]
-    chosen = pd.DataFrame({i: aggregate(r, size, score_by) for i, r in pool.records.items()}).T
+    base, size = greedy_answers(greedy[pool.model_key]), pool.metrics["n_samples"]
+    chosen = chosen_answers(pool, size)
     groups = {n: [i for i in pool.records if steps[i] == n] for n in sorted(set(steps.values()))}
 
     def gain(method, questions):

@@ -93,16 +93,14 @@ class Job:
 
     def complete(self):
         """Does what is left of the work; returns the metrics on the first process."""
-        todo = not self.finished
-        if todo:
+        if not self.finished:
             self.prepare()
             self.open()
-        if self.processes.is_main_process:  # --report_n may be new, even if nothing is left to do
-            self.run_folder.save_flags(self.arguments.flags())
-        if todo:
             units = self.units()
             self.processes.wait_for_everyone()  # all have looked at the folder before any writes
             self._work_through(units)
+        if self.processes.is_main_process:  # --report_n may be new, even if nothing was left to do
+            self.run_folder.save_flags(self.arguments.flags())
         return self.finish()
 
     def open(self):

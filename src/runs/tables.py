@@ -39,7 +39,7 @@ def sampling_frame(runs):
 
     ``vote_greedy_gain`` is the paired difference of the vote to greedy; empty without a greedy run.
     """
-    rows, greedy = [], _greedy_runs(runs)
+    rows, greedy = [], greedy_runs(runs)
     for run in runs:
         base = None if run.greedy else greedy.get(run.model_key)
         for n, summary in run.metrics["by_n"].items():
@@ -55,7 +55,8 @@ def _interval(name, measure):
     return {name: measure["value"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
 
 
-def _greedy_runs(runs):
+def greedy_runs(runs):
+    """{FinishedRun.model_key: greedy run}."""
     return {run.model_key: run for run in runs if run.greedy}
 
 
@@ -63,20 +64,21 @@ def _vote_over_greedy(run, n, greedy):
     """The paired difference of the vote of N trajectories to greedy, NaN without a greedy run."""
     if greedy is None:
         return dict.fromkeys(("value", "low", "high"), float("nan"))
-    return paired_difference(run.records, _votes(run, n), _greedy_answers(greedy))
+    return paired_difference(run.records, _votes(run, n), greedy_answers(greedy))
 
 
 def _votes(run, n):
     return {i: majority_vote(record["predictions"][:n]) for i, record in run.records.items()}
 
 
-def _greedy_answers(run):
+def greedy_answers(run):
+    """{idx: number or None} of a greedy run."""
     return {i: record["predictions"][0] for i, record in run.records.items()}
 
 
 def choice_frame(runs):
     """A row for each N and method of each choosing run: accuracy, gains, cost of a question."""
-    greedy = _greedy_runs(runs)
+    greedy = greedy_runs(runs)
     choosing = [run for run in runs if run.chooses]
     by_size = sorted(choosing, key=lambda run: run.metrics["n_samples"])
     pools = {run.pool_key(): run for run in by_size if not run.beams}  # the largest of each key
@@ -130,13 +132,18 @@ def _gains_over_greedy(run, n, greedy):
     """{method: its paired difference to one greedy trajectory}; empty without a greedy run."""
     if greedy is None:
         return {}
-    base = _greedy_answers(greedy)
+    base = greedy_answers(greedy)
     if run.beams:
         votes = {i: record["vote"] for i, record in run.records.items()}
         return {"beam_search": paired_difference(run.records, votes, base)}
-    score_by = run.settings["score_by"]
-    chosen = pd.DataFrame({i: aggregate(r, n, score_by) for i, r in run.records.items()}).T
+    chosen = chosen_answers(run, n)
     return {name: paired_difference(run.records, chosen[name], base) for name in chosen}
+
+
+def chosen_answers(run, n):
+    """Answers from the first n trajectories: a column an aggregator, a row a question."""
+    score_by = run.settings["score_by"]
+    return pd.DataFrame({i: aggregate(r, n, score_by) for i, r in run.records.items()}).T
 
 
 def paired_difference(records, answers, base):

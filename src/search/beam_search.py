@@ -111,18 +111,16 @@ class _Search:
 
     def keep_best(self):
         """Drops all slots but the best ``num_beams`` of each question; the first of equals wins."""
-        score = trajectory_score(
-            self.rewards.sum(1), self.state.num_thoughts, self.score_by
-        )  # (R,)
+        total, num_thoughts = self.rewards.sum(1), self.state.num_thoughts  # (R,) each
+        score = trajectory_score(total, num_thoughts, self.score_by)
         score = score.masked_fill(self.duplicate, float("-inf"))
         per_question = score.view(len(self.request.prompts), -1)  # (Q, B * C)
         order = per_question.argsort(dim=1, descending=True, stable=True)[:, : self.num_beams]
         first_slot = torch.arange(len(per_question), device=score.device) * per_question.shape[1]
         kept = (first_slot[:, None] + order).flatten()  # (Q * B,)
-        state = self.state
-        # A prompt that only some slots have read stays or goes with them.
-        slots_of_prompt = len(state) // state.prefix.num_groups
-        groups = kept // slots_of_prompt if self.request.sampling.resample_prompt else None
+        groups, state = None, self.state
+        if self.request.sampling.resample_prompt:  # a prompt stays or goes with the slots it serves
+            groups = kept // (len(state) // state.prefix.num_groups)
         self.state = state.select(kept, groups)
         self.thoughts, self.rewards = self.thoughts[kept], self.rewards[kept]
         self.ended = self.ended[kept]

@@ -42,9 +42,9 @@ def sample_pool(model, request, sizes, counters, parse=None, reward_model=None):
         num_forward_passes = int((parts[-1].num_thoughts + model.stops_itself).sum())
         counter.update(latent_steps=num_forward_passes)
         count_answers(counter, parts[-1])
-    fields = (
-        {key: concatenate_lists([r[key] for r in rewards]) for key in rewards[0]} if rewards else {}
-    )
+    fields = {}
+    if rewards:
+        fields = {key: concatenate_lists([part[key] for part in rewards]) for key in rewards[0]}
     if likelihoods is not None:
         fields |= _likelihood_fields(likelihoods)
     return Trajectories.concatenate(parts), fields
