@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from dataclasses import field
 from typing import get_type_hints
 
 from transformers import HfArgumentParser
@@ -19,6 +20,16 @@ class Parser(argparse.ArgumentParser):
 
 class _DataclassParser(HfArgumentParser):
     error = Parser.error
+
+
+def flag(default, text, choices=None, aliases=()):
+    """A field of a dataclass for ``parse_flags``: a flag with its help text."""
+    metadata = {"help": text, "aliases": list(aliases)}
+    if choices:
+        metadata["choices"] = list(choices)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def flag_actions(cls):

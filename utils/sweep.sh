@@ -67,12 +67,16 @@ run_cells() {
   python -m src.sweep "$CELLS" --nproc "$NPROC" "$@"
 }
 
-# sampler_flags NAME VALUE: prints the flags of a sampler. VALUE is its dropout_p or noise_std; if
-# empty, the checkpoint's own.
+# sampler_flags NAME VALUE: prints the flags of a sampler. VALUE is its dropout_p or noise_std, or
+# coverage or vote: the checkpoint's own for this purpose; if empty, for coverage.
 sampler_flags() {
-  case "$1" in
-  dropout) echo "--sampling_by dropout ${2:+--dropout_p $2}" ;;
-  noise) echo "--sampling_by noise ${2:+--noise_std $2}" ;;
+  case "$1-$2" in
+  dropout- | noise-) echo "--sampling_by $1" ;;
+  dropout-coverage | dropout-vote | noise-coverage | noise-vote)
+    echo "--sampling_by $1 --tuned_for $2"
+    ;;
+  dropout-*) echo "--sampling_by dropout --dropout_p $2" ;;
+  noise-*) echo "--sampling_by noise --noise_std $2" ;;
   *)
     echo "error: $1: unknown sampler; dropout and noise are known" >&2
     exit 2
@@ -90,18 +94,22 @@ evaluate() {
     SPLITS=${SPLITS-tiny_test tiny_multi tiny_hard}
     BATCH_SIZE=${BATCH_SIZE:-16}
     LIMIT=${LIMIT-300}
+    strengths="coverage vote"
     ;;
   paper)
     MODELS=${MODELS-$4}
     SPLITS=${SPLITS-gsm_test gsm_hard multiarith}
     BATCH_SIZE=${BATCH_SIZE:-8}
     LIMIT=${LIMIT-}
+    strengths=coverage # the published checkpoints have no others
     ;;
   *)
     echo "error: PROFILE=$PROFILE: must be tiny or paper" >&2
     exit 2
     ;;
   esac
+  DROPOUT_PS=${DROPOUT_PS-$strengths}
+  NOISE_STDS=${NOISE_STDS-$strengths}
   NS=${NS-1 4 16 64} # sizes of the pool; all come from one run at the largest
   SEEDS=${SEEDS-42}
   OUTPUT_DIR=${OUTPUT_DIR:-outputs/$2_$PROFILE}
@@ -113,8 +121,9 @@ evaluate() {
 }
 
 # sample_cells COMMAND: a cell for every model of MODELS, benchmark of SPLITS, seed of SEEDS, and
-# value of DROPOUT_PS and of NOISE_STDS, at the largest of NS. If DROPOUT_PS or NOISE_STDS is unset:
-# each checkpoint's own value. And one greedy cell for every model and benchmark, the reference.
+# value of DROPOUT_PS and of NOISE_STDS, at the largest of NS. The words coverage and vote are the
+# checkpoint's own values for these purposes (src.tune_sampler), the default: a sampler that covers
+# most does not vote best. And one greedy cell for every model and benchmark, the reference.
 sample_cells() {
   local command=$1 model split seed p s most
   most=$(largest "$NS") || exit 2
@@ -124,10 +133,8 @@ sample_cells() {
     for split in $SPLITS; do
       _greedy_cell
       for seed in $SEEDS; do
-        if [ -z "${DROPOUT_PS+set}" ]; then _sample_cell dropout ""; fi
-        for p in ${DROPOUT_PS-}; do _sample_cell dropout "$p"; done
-        if [ -z "${NOISE_STDS+set}" ]; then _sample_cell noise ""; fi
-        for s in ${NOISE_STDS-}; do _sample_cell noise "$s"; done
+        for p in $DROPOUT_PS; do _sample_cell dropout "$p"; done
+        for s in $NOISE_STDS; do _sample_cell noise "$s"; done
       done
     done
   done

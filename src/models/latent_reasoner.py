@@ -16,7 +16,8 @@ from utils.config import typed
 # Keywords of from_pretrained that say where the files are.
 _LOCATION = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
-_SAMPLING_KEYWORDS = {f.name for f in fields(Sampling)} - {"method", "dropout_embedding"}
+_SAMPLING_FIELDS = {f.name for f in fields(Sampling)} - {"method"}
+_SAMPLING_KEYWORDS = _SAMPLING_FIELDS - {"dropout_embedding"}
 
 
 @dataclass
@@ -37,13 +38,17 @@ class GenerationDefaults:
     """Defaults of the sampling flags. The fields are keys of a checkpoint's generation_config.json.
 
     latent_length: thoughts of a trajectory, or at most so many where the model decides when to stop
-    thinking. max_new_tokens: answer tokens at most. The others: see src.sampling.samplers.Sampling.
+    thinking. max_new_tokens: answer tokens at most. dropout_p and noise_std were chosen for
+    coverage, dropout_p_for_vote and noise_std_for_vote for the majority vote (src.tune_sampler);
+    None where nobody chose them. The others: see src.sampling.samplers.Sampling.
     """
 
     latent_length: int = 6
     max_new_tokens: int = 64
     dropout_p: float = 0.2
     noise_std: float = 0.6
+    dropout_p_for_vote: float | None = None
+    noise_std_for_vote: float | None = None
     dropout_prompt: bool = True
     dropout_answer: bool = False
     dropout_embedding: bool = True
@@ -52,12 +57,20 @@ class GenerationDefaults:
     def __post_init__(self):
         if min(self.latent_length, self.max_new_tokens) < 1:
             raise ValueError("latent_length and max_new_tokens must be at least 1")
-        Sampling("dropout", **self.sampling())
+        given = {key: value for key, value in self._for_vote().items() if value is not None}
+        for values in (self.sampling(), self.sampling() | given):
+            Sampling("dropout", **values)
 
     def sampling(self):
         """The fields that are fields of Sampling too."""
-        lengths = ("latent_length", "max_new_tokens")
-        return {key: value for key, value in asdict(self).items() if key not in lengths}
+        return {key: value for key, value in asdict(self).items() if key in _SAMPLING_FIELDS}
+
+    def strength(self, name, purpose):
+        """The value of ``dropout_p`` or ``noise_std`` for "coverage" or "vote"; None if unknown."""
+        return self._for_vote()[name] if purpose == "vote" else getattr(self, name)
+
+    def _for_vote(self):
+        return {"dropout_p": self.dropout_p_for_vote, "noise_std": self.noise_std_for_vote}
 
 
 class LatentReasoner:

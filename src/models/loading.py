@@ -20,7 +20,7 @@ from utils.files import sha256
 _WEIGHTS = "*.safetensors"
 _FILES = [_WEIGHTS, "*.safetensors.index.json", "config.json", "*token*.json"]
 _FILES += ["vocab.json", "merges.txt"]
-_GENERATION = "generation_config.json"
+GENERATION = "generation_config.json"
 
 
 def default_backbone(model_type):
@@ -62,7 +62,7 @@ def checkpoint_folder(kind, model_id):
             raise _not_found(kind, given, "no config.json there")
         return path
     try:
-        return Path(snapshot_download(model_id, allow_patterns=[*_FILES, _GENERATION]))
+        return Path(snapshot_download(model_id, allow_patterns=[*_FILES, GENERATION]))
     except Exception as error:  # the hub's errors share no base class
         reason = f"no such folder, and not to be had from the hub ({type(error).__name__})"
         raise _not_found(kind, given, reason) from None
@@ -94,7 +94,7 @@ def checkpoint_defaults(model_type, model_id):
 
     Raises UserError when its generation_config.json can't be read or holds an impossible value.
     """
-    path = checkpoint_folder(model_type, model_id) / _GENERATION
+    path = checkpoint_folder(model_type, model_id) / GENERATION
     backbone = BACKBONES[model_type]
     if not path.is_file():
         return backbone.paper_defaults

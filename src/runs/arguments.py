@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, get_type_hints
 
@@ -11,6 +11,7 @@ from src.models.loading import checkpoint_defaults, default_backbone, default_re
 from src.models.precision import DTYPES, fastest_format
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
+from utils.cli import flag
 from utils.config import check_seed, typed
 from utils.errors import UserError
 
@@ -21,6 +22,8 @@ SAMPLER_FLAGS = {
 MODEL_ID = (
     "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
 )
+STRENGTHS = ("dropout_p", "noise_std")
+PURPOSES = ("coverage", "vote")
 OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
 PRM_MODES = ("best_of_n", "beam_search")
 SCORES = ("sum", "mean")
@@ -30,15 +33,8 @@ MODE_DEFAULTS = {
 }
 
 
-def _flag(default, text, choices=None, aliases=()):
-    metadata = {"help": text, "aliases": list(aliases)}
-    if choices:
-        metadata["choices"] = list(choices)
-    return field(default=default, metadata=metadata)
-
-
 def _model_type(default, text):
-    return _flag(default, text, aliases=["--generator_type"])
+    return flag(default, text, aliases=["--generator_type"])
 
 
 @dataclass
@@ -49,40 +45,44 @@ class SamplingArguments:
     where it has none. Raises ValueError on impossible combinations.
     """
 
-    model_dtype: str = _flag(
+    model_dtype: str = flag(
         "float32", "number format; auto: bfloat16 where it is fast", ("auto", *DTYPES)
     )
-    data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
-    batch_size: int = _flag(8, "questions a batch")
-    limit: int | None = _flag(None, "only the first so many questions")
-    latent_length: int | None = _flag(
+    data_path: str = flag("data/tiny_test.json", "JSON list of question, steps, answer")
+    batch_size: int = flag(8, "questions a batch")
+    limit: int | None = flag(None, "only the first so many questions")
+    latent_length: int | None = flag(
         None,
         "thoughts T, CoLaR: at most; default: the checkpoint's",
         aliases=["--max_latent_length"],
     )
-    max_new_tokens: int | None = _flag(None, "answer tokens at most, default: the checkpoint's")
-    sampling_by: str | None = _flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
-    dropout_p: float | None = _flag(None, "dropout rate, default: the checkpoint's")
-    noise_std: float | None = _flag(None, "sigma of the noise, default: the checkpoint's")
-    dropout_prompt: bool | None = _flag(None, "false: all samples share one reading of the prompt")
-    dropout_answer: bool | None = _flag(
+    max_new_tokens: int | None = flag(None, "answer tokens at most, default: the checkpoint's")
+    sampling_by: str | None = flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
+    dropout_p: float | None = flag(None, "dropout rate, default: the checkpoint's")
+    noise_std: float | None = flag(None, "sigma of the noise, default: the checkpoint's")
+    tuned_for: str | None = flag(
+        None, "take the checkpoint's strength for this purpose, default coverage", PURPOSES
+    )
+    dropout_prompt: bool | None = flag(None, "false: all samples share one reading of the prompt")
+    dropout_answer: bool | None = flag(
         None, "true: dropout in the answer too, and (CoLaR always) in the last thought"
     )
-    dropout_mask: str | None = _flag(None, "a fresh mask every step, or one a trajectory", MASKS)
-    seed: int = _flag(42, "with question and sample index it fixes every random number")
-    allow_unknown: bool = _flag(
+    dropout_mask: str | None = flag(None, "a fresh mask every step, or one a trajectory", MASKS)
+    seed: int = flag(42, "with question and sample index it fixes every random number")
+    allow_unknown: bool = flag(
         False, "true: accept that over a tenth of the questions hold words unknown to the model"
     )
-    overwrite: bool = _flag(False, "true: first remove what the output folder holds")
+    overwrite: bool = flag(False, "true: first remove what the output folder holds")
     model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
-    model_id: str | None = _flag(None, MODEL_ID, aliases=["--generator_id"])
-    n_samples: int | None = _flag(
+    model_id: str | None = flag(None, MODEL_ID, aliases=["--generator_id"])
+    n_samples: int | None = flag(
         None, "trajectories N a question, default 64", aliases=["--num_return_sequences"]
     )
 
     architecture: ClassVar = None  # which backbones the command takes, None: all
     sampler_flags: ClassVar = SAMPLER_FLAGS
-    volatile: ClassVar = ("batch_size", "allow_unknown", "overwrite")  # no effect on results
+    # No effect on the results; tuned_for ends in a value of dropout_p or noise_std.
+    volatile: ClassVar = ("batch_size", "tuned_for", "allow_unknown", "overwrite")
 
     def _resolve(self, do_sample=True):
         """Fills in the defaults; raises ValueError on impossible values."""
@@ -125,9 +125,27 @@ class SamplingArguments:
         for name in sorted(every | (set() if do_sample else {"sampling_by"})):
             if name not in allowed and getattr(self, name) is not None:
                 raise ValueError(f"--{name} has no effect with {why}: leave it out")
+        self._resolve_strength(allowed, why, checkpoint)
         for name in allowed:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(checkpoint, name))
+
+    def _resolve_strength(self, allowed, why, checkpoint):
+        """Fills in dropout_p or noise_std by ``tuned_for``, which is then done with."""
+        if self.tuned_for is None:
+            return
+        given = next((name for name in STRENGTHS if getattr(self, name) is not None), None)
+        names = [name for name in STRENGTHS if name in allowed]
+        if given or not names:
+            why = f"--{given}" if given else why
+            raise ValueError(f"--tuned_for has no effect with {why}: leave it out")
+        (name,) = names
+        value = checkpoint.strength(name, self.tuned_for)
+        if value is None:
+            mend = "python -m src.tune_sampler chooses it"
+            raise ValueError(f"--tuned_for vote: {self.model_id} has no {name}_for_vote; {mend}")
+        setattr(self, name, value)
+        self.tuned_for = None
 
     def _flags_of_sampler(self):
         return self.sampler_flags.get(self.sampling_by, ())
@@ -195,11 +213,11 @@ class InferenceArguments(SamplingArguments):
     """The flags of src.infer_gpt2: sampled inference with majority voting."""
 
     model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
-    report_n: list[int] = _flag(None, "sizes N to report, default 1 4 16 64 up to n_samples")
-    do_sample: bool = _flag(True, "false: one deterministic trajectory a question")
-    bayesian_vote: bool = _flag(False, "true: also vote by the mean probability of each answer")
-    output_dir: str | None = _flag(None, OUTPUT_DIR)
-    save_latents: bool = _flag(False, "true: also write the thoughts, latents/*.safetensors")
+    report_n: list[int] = flag(None, "sizes N to report, default 1 4 16 64 up to n_samples")
+    do_sample: bool = flag(True, "false: one deterministic trajectory a question")
+    bayesian_vote: bool = flag(False, "true: also vote by the mean probability of each answer")
+    output_dir: str | None = flag(None, OUTPUT_DIR)
+    save_latents: bool = flag(False, "true: also write the thoughts, latents/*.safetensors")
 
     architecture: ClassVar = "gpt2"
     volatile: ClassVar = (*SamplingArguments.volatile, "report_n", "output_dir")
@@ -229,14 +247,14 @@ class LlamaInferenceArguments(InferenceArguments):
 class AnnotationArguments(SamplingArguments):
     """The flags of src.annotate_data."""
 
-    save_path: str = _flag("outputs/annotated", "folder of the pools")
-    name: str | None = _flag(None, "the pool's folder in it, default: a name made of the settings")
-    n_samples: int = _flag(8, "trajectories n a question", aliases=["--num_return_sequences"])
-    n_samples_per_step: int = _flag(64, "rollouts M from every thought; 0: labels are the outcome")
-    dropout_embedding: bool | None = _flag(
+    save_path: str = flag("outputs/annotated", "folder of the pools")
+    name: str | None = flag(None, "the pool's folder in it, default: a name made of the settings")
+    n_samples: int = flag(8, "trajectories n a question", aliases=["--num_return_sequences"])
+    n_samples_per_step: int = flag(64, "rollouts M from every thought; 0: labels are the outcome")
+    dropout_embedding: bool | None = flag(
         None, "dropout after the embedding too; default: the checkpoint's; CoLaR has none"
     )
-    shard_size: int = _flag(64, "questions a file")
+    shard_size: int = flag(64, "questions a file")
 
     sampler_flags: ClassVar = SAMPLER_FLAGS | {
         "dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")
@@ -263,19 +281,21 @@ class RewardArguments(SamplingArguments):
     """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
 
     model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
-    prm_id: str | None = _flag(None, "folder or hub id of the LatentRM, default: the backbone's")
-    prm_mode: str = _flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
-    score_by: str = _flag("sum", "how a trajectory's rewards make its score", SCORES)
-    report_n: list[int] = _flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
-    pool: str | None = _flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true")
-    bayesian_vote: bool | None = _flag(None, "best_of_n: also the Bayesian vote, default true")
-    num_beams: int | None = _flag(None, "beam_search: beams B, default 4")
-    num_beam_candidates: int | None = _flag(None, "beam_search: proposals C of each, default 4")
-    output_dir: str | None = _flag(None, OUTPUT_DIR)
+    prm_id: str | None = flag(None, "folder or hub id of the LatentRM, default: the backbone's")
+    prm_mode: str = flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
+    score_by: str = flag("sum", "how a trajectory's rewards make its score", SCORES)
+    report_n: list[int] = flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
+    pool: str | None = flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true")
+    bayesian_vote: bool | None = flag(None, "best_of_n: also the Bayesian vote, default true")
+    num_beams: int | None = flag(None, "beam_search: beams B, default 4")
+    num_beam_candidates: int | None = flag(None, "beam_search: proposals C of each, default 4")
+    output_dir: str | None = flag(None, OUTPUT_DIR)
 
     architecture: ClassVar = "gpt2"
     volatile: ClassVar = (*SamplingArguments.volatile, "report_n", "output_dir")
-    allowed_with_pool: ClassVar = (*volatile, "prm_id", "prm_mode", "pool", "score_by")
+    allowed_with_pool: ClassVar = (
+        *(set(volatile) - {"tuned_for"}), "prm_id", "prm_mode", "pool", "score_by",
+    )  # fmt: skip
 
     def __post_init__(self):
         if self.pool is not None and self.prm_mode == "best_of_n":

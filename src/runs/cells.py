@@ -22,6 +22,8 @@ def read_cells(path, processes, loader):
             continue
         try:
             job = _job(shlex.split(line), processes, loader)
+            if job.arguments in [other.arguments for other in jobs]:
+                continue  # two ways to say the same, such as two purposes with one noise_std
             if job.folder in line_of:
                 other = line_of[job.folder]
                 raise UserError(f"{job.folder} is the folder of line {other} too; name another")

@@ -1,0 +1,63 @@
+"""Runs the project's commands as a user would, for the commands that need many of them."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+from utils.files import write_text
+
+
+def default_processes():
+    """One process a GPU; without a GPU one a core, at most four."""
+    return torch.cuda.device_count() or min(4, os.cpu_count() or 1)
+
+
+def sampling_command(model_type, chooses=False):
+    """The command that samples from a backbone, or chooses among its trajectories."""
+    architecture = "llama" if model_type == "colar" else "gpt2"
+    return f"src.infer_{architecture}" + ("_rm" if chooses else "")
+
+
+def command_line(module, flags):
+    """``src.infer_gpt2 --limit 100``, from {flag: value}; a list gives several values.
+
+    A value of None leaves the flag out.
+    """
+    words = [module]
+    for name, value in flags.items():
+        if value is not None:
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [f"--{name}", *map(_word, values)]
+    return shlex.join(words)
+
+
+def _word(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def run_cells(lines, path, nproc):
+    """Runs command lines by src.sweep in ``nproc`` processes; they are kept in the file ``path``.
+
+    Raises UserError where one fails, which has then reported its error itself.
+    """
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    run(["-m", "src.sweep", str(path), "--nproc", str(nproc)])
+
+
+def run(arguments, output=None):
+    """Runs Python with some arguments; its output goes to the file ``output``, if it is given.
+
+    Raises UserError where it fails.
+    """
+    stdout = subprocess.PIPE if output else None
+    done = subprocess.run([sys.executable, *arguments], stdout=stdout, text=True, check=False)
+    if done.returncode:
+        line = shlex.join(["python", *arguments])
+        raise UserError(f"`{line}` failed; the same command resumes what was done")
+    if output:
+        write_text(Path(output), done.stdout)
