@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
@@ -49,15 +48,9 @@ def run_cells(lines, path, nproc):
     run(["-m", "src.sweep", str(path), "--nproc", str(nproc)])
 
 
-def run(arguments, output=None):
-    """Runs Python with some arguments; its output goes to the file ``output``, if it is given.
-
-    Raises UserError where it fails.
-    """
-    stdout = subprocess.PIPE if output else None
-    done = subprocess.run([sys.executable, *arguments], stdout=stdout, text=True, check=False)
+def run(arguments):
+    """Runs Python with some arguments. Raises UserError where it fails."""
+    done = subprocess.run([sys.executable, *arguments], check=False)
     if done.returncode:
         line = shlex.join(["python", *arguments])
         raise UserError(f"`{line}` failed; the same command resumes what was done")
-    if output:
-        write_text(Path(output), done.stdout)

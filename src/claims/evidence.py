@@ -1,0 +1,141 @@
+"""What the finished runs of a Plan measured, as arrays (S, Q): S seeds, Q questions."""
+
+from functools import cache
+
+import numpy as np
+
+from src.claims.plan import BATCHES, SHIPPED, SWEPT
+from src.runs.finished_runs import FinishedRun, read_json
+from src.runs.tables import chosen_answers
+from src.search.voting import trajectory_scores
+from utils.metrics import majority_vote, pairwise_auc, pass_at_k
+from utils.records import gold_of
+
+
+class Evidence:
+    """The measures of a Plan whose commands have finished; each from 0 to 1."""
+
+    def __init__(self, plan):
+        self.plan, self.setting = plan, plan.setting
+        self.run = cache(FinishedRun)  # of a folder, read once
+        self._answers = cache(lambda folder, n: chosen_answers(self.run(folder), n))
+
+    def _of_seeds(self, measure_of):
+        """(S, Q) from a function of the seed that returns (Q,)."""
+        return np.array([measure_of(seed) for seed in self.setting.seeds], dtype=float)
+
+    def _of_questions(self, folder, measure_of):
+        """(Q,) from a function of a run's record."""
+        return [measure_of(record) for _, record in sorted(self.run(folder).records.items())]
+
+    def _of_pool(self, benchmark, sampler, strength, measure_of):
+        strength = self.setting.chosen[sampler] if strength is None else strength
+        pool = self.plan.pool
+        return self._of_seeds(
+            lambda seed: self._of_questions(pool(benchmark, sampler, strength, seed), measure_of)
+        )
+
+    def greedy(self, benchmark):
+        """Whether the greedy answer is right, (Q,)."""
+        return np.array(self._of_questions(self.plan.greedy(benchmark), _right_vote), dtype=float)
+
+    def coverage(self, benchmark, sampler, n, strength=None):
+        """pass@n, the unbiased estimate from the whole pool of the chosen or a given strength."""
+
+        def of_one(record):
+            correct = record["correct"]
+            return pass_at_k(len(correct), sum(correct), n)
+
+        return self._of_pool(benchmark, sampler, strength, of_one)
+
+    def vote(self, benchmark, n):
+        """Whether the majority vote of the first n trajectories is right."""
+
+        def of_one(record):
+            return majority_vote(record["predictions"][:n]) == gold_of(record)
+
+        return self._of_pool(benchmark, self.setting.sampler, None, of_one)
+
+    def method(self, kind, benchmark, name, n):
+        """Whether a method that chooses among n trajectories by a reward model is right."""
+
+        def of_seed(seed):
+            folder = self.plan.chosen(kind, benchmark, seed)
+            answers = self._answers(folder, n)[name]
+            return self._of_questions(folder, lambda r: answers[r["idx"]] == gold_of(r))
+
+        return self._of_seeds(of_seed)
+
+    def beams(self, kind, benchmark):
+        """Whether the answer of beam search is right."""
+        beams = self.plan.beams
+        return self._of_seeds(
+            lambda seed: self._of_questions(beams(kind, benchmark, seed), _right_vote)
+        )
+
+    def auc(self, kind, benchmark):
+        """How often a right trajectory of a question scores above a wrong one; NaN without both."""
+
+        def of_one(record):
+            scores = np.array([trajectory_scores(record, "sum")])
+            return pairwise_auc(scores, np.array([record["correct"]]))
+
+        chosen = self.plan.chosen
+        return self._of_seeds(
+            lambda seed: self._of_questions(chosen(kind, benchmark, seed), of_one)
+        )
+
+    def distance(self, sampler, strength):
+        """The mean pairwise distance of thoughts on the swept benchmark, over seeds."""
+        distances = self._of_pool(SWEPT, sampler, strength, lambda r: r["thought_distance"])
+        return float(distances.mean())
+
+    def common_distance(self):
+        """The largest distance that both samplers reach with their strongest setting."""
+        setting = self.setting
+        return min(self.distance(name, setting.grid(name)[-1]) for name in setting.chosen)
+
+    def coverage_at(self, sampler, distance, n):
+        """Coverage where the thoughts are this far apart, interpolated between two strengths."""
+        grid = self.setting.grid(sampler)
+        distances = [self.distance(sampler, strength) for strength in grid]
+        above = next(k for k in range(1, len(grid)) if distances[k] >= distance)
+        low, high = distances[above - 1 : above + 1]
+        weight = (distance - low) / (high - low)
+        before, after = (self.coverage(SWEPT, sampler, n, grid[k]) for k in (above - 1, above))
+        return (1 - weight) * before + weight * after
+
+    def same_batches(self, sampler):
+        """Whether a question's answers are the same in other batches and processes."""
+        n, strength = BATCHES["n_samples"], self.setting.chosen[sampler]
+
+        def of_seed(seed):
+            other = self.run(self.plan.other_batches(sampler, seed)).records
+            pool = self.run(self.plan.pool(SWEPT, sampler, strength, seed)).records
+            return [other[i]["texts"] == pool[i]["texts"][:n] for i in sorted(other)]
+
+        return self._of_seeds(of_seed)
+
+    def same_pools(self):
+        """Whether a pool that grows while it is scored holds the answers of one sampled at once."""
+
+        def of_seed(seed):
+            grown = self.run(self.plan.chosen(SHIPPED, SWEPT, seed)).records
+            pool = self.run(self.plan.scored_pool(SWEPT, seed)).records
+            return [grown[i]["texts"] == pool[i]["texts"] for i in sorted(grown)]
+
+        return self._of_seeds(of_seed)
+
+    def alone(self, benchmark):
+        """Whether the shipped reward model by itself, and the first trajectory, are right.
+
+        Two arrays (S, Q), or None where the reward model can't answer.
+        """
+        of_seeds = [read_json(self.plan.alone(seed))[benchmark] for seed in self.setting.seeds]
+        if not all(of_seeds):
+            return None
+        return tuple(np.array([of[key] for of in of_seeds]) for key in ("reward_model", "first"))
+
+
+def _right_vote(record):
+    return record["vote"] == gold_of(record)

@@ -1,0 +1,121 @@
+"""What src.reproduce runs: models, benchmarks, sizes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from src.models.loading import bundled_backbone, checkpoint_defaults
+from src.runs.tuning import STRENGTHS
+
+SEEDS = (42, 43, 44)
+MORE_SEEDS = (45, 46)
+SWEEP_FACTORS = (0.25, 0.5, 1, 2, 3)  # times the strength that was chosen for coverage
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # N; all come from one pool of the largest
+BEAMS = (4, 8)  # beams, proposals of each: the budget of best-of-32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The models, data and sizes of one run of src.reproduce.
+
+    benchmarks: {the paper's name: file}. limit: questions of each, the first ones; None: all.
+    reward_model: the one that is shipped or published. sampler: the kind that the pools for
+    training and choosing are sampled by. train_questions, rollouts: size of the annotated pool.
+    recipe: the YAML file from which the reward models of the claims are trained, one of each kind
+    for every seed.
+    """
+
+    model_type: str
+    model_id: str
+    reward_model: str
+    benchmarks: dict
+    limit: int | None
+    seeds: tuple
+    sampler: str
+    train_data: str
+    valid_data: str
+    train_questions: int | None
+    valid_questions: int | None
+    rollouts: int
+    recipe: str
+    folder: Path
+    nproc: int
+    batch_size: int = 16
+
+    @property
+    def chosen(self):
+        """{sampler: the strength that the checkpoint has for coverage}."""
+        defaults = checkpoint_defaults(self.model_type, self.model_id)
+        return {sampler: getattr(defaults, name) for sampler, name in STRENGTHS.items()}
+
+    def grid(self, sampler):
+        """The strengths of a sampler, from the weakest to the strongest."""
+        return [round(factor * self.chosen[sampler], 4) for factor in SWEEP_FACTORS]
+
+    @property
+    def proposals(self):
+        """The trajectories that beam search costs."""
+        return BEAMS[0] * BEAMS[1]
+
+
+def tiny_setting(model_type, folder, nproc):
+    """The bundled models on the bundled benchmarks, at most 500 questions of each."""
+    return Setting(
+        model_type=model_type,
+        model_id=str(bundled_backbone(model_type)),
+        reward_model=f"checkpoints/tiny-latentRM-{model_type}",
+        benchmarks={
+            "Test": "data/tiny_test.json",
+            "Hard": "data/tiny_hard.json",
+            "MultiArith": "data/tiny_multi.json",
+        },
+        limit=500,
+        seeds=SEEDS,
+        sampler="noise",
+        train_data="data/tiny_train.json",
+        valid_data="data/tiny_valid.json",
+        train_questions=3000,
+        valid_questions=150,
+        rollouts=4,
+        recipe="training_args/train_tiny_coconut_small.yaml",
+        folder=folder,
+        nproc=nproc,
+    )
+
+
+def full_setting(setting):
+    """The same with all questions, more seeds, and longer trainings."""
+    return replace(
+        setting,
+        limit=None,
+        seeds=SEEDS + MORE_SEEDS,
+        train_questions=4000,
+        valid_questions=None,
+        recipe="training_args/train_tiny_coconut_paper.yaml",
+    )
+
+
+def paper_setting(model_type, folder, nproc):
+    """The published checkpoint on the paper's benchmarks, with the paper's annotation."""
+    published = "ModalityDance/latent-tts-rm"
+    return Setting(
+        model_type=model_type,
+        model_id=f"ModalityDance/latent-tts-{model_type}",
+        reward_model=published if model_type == "coconut" else f"outputs/latentRM-{model_type}",
+        benchmarks={
+            "Test": "data/gsm_test.json",
+            "Hard": "data/gsm_hard.json",
+            "MultiArith": "data/multiarith.json",
+        },
+        limit=None,
+        seeds=SEEDS,
+        sampler="dropout",
+        train_data="data/gsm_train.json",
+        valid_data="data/gsm_valid.json",
+        train_questions=None,
+        valid_questions=None,
+        rollouts=64,
+        recipe=f"training_args/train_{model_type}.yaml",
+        folder=folder,
+        nproc=nproc,
+        batch_size=8,
+    )
