@@ -17,6 +17,7 @@ from src.runs import evaluate, run_folder
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
+from src.search.diversity import thought_distances
 from tests.commands import (
     ROOT,
     assert_one_line_error,
@@ -68,9 +69,16 @@ def test_a_run_writes_samples_metrics_and_config(whole_run):
         assert len(record["texts"]) == len(record["predictions"]) == len(record["correct"]) == N
         assert record["correct"] == [p == float(row["answer"]) for p in record["predictions"]]
         assert record["vote"] == majority_vote(record["predictions"])
+        thoughts = load_file(folder / f"latents/{record['idx']:06d}.safetensors")
+        distances = thought_distances(
+            thoughts["latent_embeds"][None], thoughts["latent_lengths"][None]
+        )
+        assert [record["thought_distance"]] == distances
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics["by_n"]) == ["1", "4", "8"]
     assert metrics["by_n"]["8"]["pass@8"] == metrics["by_n"]["8"]["coverage"]
+    mean = sum(record["thought_distance"] for record in samples) / LIMIT
+    assert metrics["thought_distance"]["value"] == pytest.approx(mean, abs=1e-4)
     assert metrics["speed"]["latent_steps_per_second"] > 0
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 42

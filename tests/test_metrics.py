@@ -52,11 +52,13 @@ def test_summary_of_two_questions_by_hand():
         "voting_accuracy": 50.0,
         "mean_accuracy": 50.0,
         "unparsable": 0.0,
+        "distinct_answers": 100.0,
     }
     assert value["4"]["coverage"] == 100.0
     assert value["4"]["voting_accuracy"] == 50.0
     assert value["4"]["mean_accuracy"] == 50.0
     assert value["4"]["unparsable"] == 12.5
+    assert value["4"]["distinct_answers"] == 50.0  # 2 of 4 each; the unparsable one is no answer
     assert value["4"]["pass@1"] == 50.0
     assert value["4"]["pass@2"] == round(100 * (5 / 6), 2)
     assert value["4"]["pass@4"] == 100.0

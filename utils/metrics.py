@@ -53,12 +53,20 @@ def pairwise_auc(scores, corrects):
 
     scores (Q, N), corrects (Q, N) bool; mean over the questions that have both, NaN without any.
     """
-    shares = []
-    for score, right in zip(scores, corrects, strict=True):
-        if right.any() and not right.all():
-            gap = score[right][:, None] - score[~right][None]
-            shares.append(((gap > 0) + 0.5 * (gap == 0)).mean())
+    questions = zip(scores, corrects, strict=True)
+    shares = [question_auc(*question) for question in questions if is_mixed(question[1])]
     return float(np.mean(shares)) if shares else math.nan
+
+
+def is_mixed(corrects):
+    """Whether a question has both right and wrong trajectories, of corrects (N,) bool."""
+    return bool(corrects.any() and not corrects.all())
+
+
+def question_auc(scores, corrects):
+    """``pairwise_auc`` of one question that has both, of scores (N, ...): an array (...)."""
+    gap = scores[corrects][:, None] - scores[~corrects][None]  # (right, wrong, ...)
+    return ((gap > 0) + 0.5 * (gap == 0)).mean(axis=(0, 1))
 
 
 def powers_of_two(n):
@@ -75,7 +83,13 @@ def question_scores(predictions, gold, n):
     scores["voting_accuracy"] = float(majority_vote(head) == gold)
     scores["mean_accuracy"] = right / n
     scores["unparsable"] = sum(p is None for p in head) / n
+    scores["distinct_answers"] = distinct_share(head)
     return scores
+
+
+def distinct_share(predictions):
+    """The number of different answers among N, divided by N; None (unparsable) is no answer."""
+    return len({p for p in predictions if p is not None}) / len(predictions)
 
 
 def bootstrap_interval(values, resamples=1000, seed=0):
@@ -102,12 +116,15 @@ def _summary(scores):
     return {name: measured([row[name] for row in scores]) for name in scores[0]}
 
 
-def measured(values):
-    """{"value", "low", "high"}: the mean over questions with its interval, in percent."""
+def measured(values, scale=100, decimals=2):
+    """{"value", "low", "high"}: the mean over questions with its interval, by default in percent.
+
+    scale: by what all three are multiplied. decimals: to which they are rounded.
+    """
     values = np.asarray(values, dtype=np.float64)
     low, high = bootstrap_interval(values)
     interval = {"value": values.mean(), "low": low, "high": high}
-    return {key: round(100 * float(x), 2) for key, x in interval.items()}
+    return {key: round(scale * float(x), decimals) for key, x in interval.items()}
 
 
 def trajectory_score(reward_sum, num_thoughts, score_by, answer=0.0):

@@ -24,6 +24,7 @@ from src.search.best_of_n import (
     score_pools,
     score_trajectories,
 )
+from src.search.diversity import thought_distances
 from src.search.voting import measure, measure_beams, trajectory_scores
 from utils import records
 from utils.answers import parse_number
@@ -179,7 +180,12 @@ def _sample_pool(evaluation, batch, sizes, reward_model=None):
 
     parse = parse if evaluation.arguments.bayesian_vote else None
     request = evaluation.request(batch)
-    return sample_pool(model, request, sizes, evaluation.counters, parse, reward_model)
+    pool = sample_pool(model, request, sizes, evaluation.counters, parse, reward_model)
+    trajectories, fields = pool
+    if request.n_samples > 1:
+        distances = thought_distances(trajectories.thoughts, trajectories.num_thoughts)
+        fields["thought_distance"] = distances
+    return trajectories, fields
 
 
 def search_beams(evaluation, batch):

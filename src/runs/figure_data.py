@@ -25,6 +25,7 @@ _SAMPLER = (
     "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
     "latent_length", "max_new_tokens", "model_dtype",
 )  # fmt: skip
+_STRENGTHS = {"dropout": "dropout_p", "noise": "noise_std"}
 MOST_STEPS = 6  # longer problems are counted with these
 
 
@@ -107,6 +108,17 @@ def sampler_of(run):
     return tuple(run.settings.get(name) for name in _SAMPLER)
 
 
+def strength_of(run):
+    """The parameter of a run's sampler, p or sigma."""
+    return run.settings[_STRENGTHS[run.settings["sampling_by"]]]
+
+
+def variant_of(run):
+    """The sampler without its strength, (name, value) pairs with the kind, sampling_by, first."""
+    names = [name for name in _SAMPLER if name not in _STRENGTHS.values()]
+    return tuple((name, run.settings.get(name)) for name in names)
+
+
 def sampler_labels(runs):
     """{sampler_of(run): label}, such as ``noise_std 0.8``, as tables show it.
 
@@ -158,17 +170,16 @@ def _curves(label, pools):
         largest[run.settings["seed"]] = run
     limit = min(run.metrics["n_samples"] for run in largest.values())
     sizes = sorted({int(n) for run in pools for n in run.metrics["by_n"] if int(n) <= limit})
-    settings = pools[0].settings
-    parameter = settings["dropout_p" if settings["sampling_by"] == "dropout" else "noise_std"]
     points = []
     for n in sizes:
-        hits = np.mean([_hits(run, n) for run in largest.values()], axis=0)  # (Q, 2) of (S, Q, 2)
+        hits = np.mean([hits_of(run, n) for run in largest.values()], axis=0)  # (Q, 2) of (S, Q, 2)
         points.append([interval(hits[:, 0]), interval(hits[:, 1])])
     coverage, vote = np.array(points).swapaxes(0, 1)  # (K, 3) each
-    return Curves((settings["sampling_by"], parameter, label), sizes, coverage, vote)
+    sampler = (pools[0].settings["sampling_by"], strength_of(pools[0]), label)
+    return Curves(sampler, sizes, coverage, vote)
 
 
-def _hits(run, n):
+def hits_of(run, n):
     """Whether the first n answers cover the right one, and whether their vote is right, (Q, 2)."""
     hits = []
     for _, record in sorted(run.records.items()):

@@ -15,55 +15,29 @@ from src.runs.figure_data import (
     coverage_panels,
     gain_panel,
 )
+from src.runs.figure_diversity import diversity_figures
+from src.runs.figure_style import (
+    COLUMNS,
+    COVERAGE_LOOK,
+    GREEDY_LOOK,
+    GREY,
+    METHOD_COLORS,
+    STYLE,
+    draw_band,
+    draw_curve,
+    draw_legend,
+    greedy_entry,
+    load_matplotlib,
+    method_look,
+    panel_grid,
+    sampler_colors,
+)
 from utils.errors import UserError
 from utils.files import atomic_path
 
-WIDTH, ROW_HEIGHT, COLUMNS = 7.0, 2.5, 3  # inches; panels in a row
 BEST_METHODS = 2  # that are shown beside the vote where room is short
 COSTS = ("generator's latent forward passes a question", "milliseconds a question")
 FORMATS = ("png", "pdf")
-# The colours of Okabe and Ito, which colour-blind readers can tell apart. One each method.
-METHOD_COLORS = {
-    "majority": "#000000",
-    "best_of_n": "#0072B2",
-    "weighted_vote": "#D55E00",
-    "bayesian_vote": "#56B4E9",
-    "reward_bayesian": "#CC79A7",
-    "beam_search": "#009E73",
-}
-# A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
-SAMPLER_HUES = {"dropout": ("#8CCBF0", "#003E66"), "noise": ("#F2B63D", "#7A2E00")}
-GREY = "#777777"
-GREEDY_LOOK = {"color": GREY, "linestyle": ":", "zorder": 1}
-COVERAGE_LOOK = {"color": "#BBBBBB", "linestyle": "-", "linewidth": 3, "zorder": 1}
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "pdf.fonttype": 42,  # text stays text
-}
-
-
-def _matplotlib():
-    """The library, loaded only where something is drawn: it takes half a second."""
-    try:
-        import matplotlib
-        import matplotlib.figure
-    except ImportError as error:
-        mend = "pip install -r requirements.txt"
-        raise UserError(f"matplotlib can't be loaded ({error}): {mend}") from None
-    return matplotlib
 
 
 def plot(runs, folder):
@@ -71,7 +45,7 @@ def plot(runs, folder):
 
     Raises UserError where there is nothing to draw, or no matplotlib.
     """
-    with _matplotlib().rc_context(STYLE):
+    with load_matplotlib().rc_context(STYLE):
         figures = draw(runs)
         if not figures:
             raise UserError("nothing to draw, there are only greedy runs; sample some answers")
@@ -91,23 +65,35 @@ def figures_line(runs, folder):
 def draw(runs):
     """{name of its file: Figure} of some finished runs; panels in the order of benchmarks."""
     runs = sorted(runs, key=lambda run: run.columns["benchmark"])
-    figures, covered = {}, coverage_panels(runs)
-    colors = sampler_colors(
-        curve.sampler
-        for of_model in covered.values()
-        for panel in of_model
-        for curve in panel.curves
-    )
-    for (model, _), panels in covered.items():
-        figures[_free_name(f"coverage {model}", figures)] = coverage_figure(model, panels, colors)
+    drawn = [*_coverage_figures(runs), *_comparison_figures(runs), *diversity_figures(runs)]
+    figures = {}
+    for name, figure in drawn:
+        figures[_free_name(name, figures)] = figure
+    return figures
+
+
+def _coverage_figures(runs):
+    """[("coverage MODEL", Figure)]"""
+    covered = coverage_panels(runs)
+    all_panels = [panel for panels in covered.values() for panel in panels]
+    colors = sampler_colors(curve.sampler for panel in all_panels for curve in panel.curves)
+    return [
+        (f"coverage {model}", coverage_figure(model, panels, colors))
+        for (model, _), panels in covered.items()
+    ]
+
+
+def _comparison_figures(runs):
+    """[("cost TITLE" or "gains TITLE", Figure)], TITLE naming reward model and sampler."""
     kinds = {"cost": (cost_panel, cost_figure), "gains": (gain_panel, gain_figure)}
+    drawn = []
     for kind, (panel_of, figure_of) in kinds.items():
         for title, by_panel in comparisons(runs):
             panels = [panel_of(name, choosing, runs) for name, choosing in by_panel.items()]
             panels = [panel for panel in panels if panel]
             if panels:
-                figures[_free_name(f"{kind} {title}", figures)] = figure_of(title, panels)
-    return figures
+                drawn.append((f"{kind} {title}", figure_of(title, panels)))
+    return drawn
 
 
 def _free_name(text, taken):
@@ -127,41 +113,6 @@ def _save(figure, path):
     return paths
 
 
-def sampler_colors(samplers):
-    """{label: colour} of samplers (kind, parameter, label): hue by kind, shade by rank."""
-    samplers, colors = sorted(set(samplers)), {}
-    for kind, ends in SAMPLER_HUES.items():
-        labels = [label for other, _, label in samplers if other == kind]
-        for rank, label in enumerate(labels):
-            colors[label] = _between(*ends, (rank + 0.5) / len(labels))
-    return colors
-
-
-def _between(start, end, share):
-    """The colour at a share of the way between two colours, ``#rrggbb``."""
-    pairs = [(int(start[k : k + 2], 16), int(end[k : k + 2], 16)) for k in (1, 3, 5)]
-    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in pairs)
-
-
-def panel_grid(title, y_label, count, columns=COLUMNS, **share):
-    """A Figure of ``count`` panels, at most ``columns`` in a row, and its axes in order.
-
-    y_label: of the first panel of each row. share: which axes share a scale, as matplotlib's
-    ``subplots`` takes it.
-    """
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    size = (WIDTH, ROW_HEIGHT * rows + 0.5)
-    figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    axes = figure.subplots(rows, columns, squeeze=False, **share).flatten()
-    for axis in axes[::columns]:
-        axis.set_ylabel(y_label)
-    for unused in axes[count:]:
-        unused.remove()
-    return figure, axes[:count]
-
-
 def coverage_figure(model, panels, colors):
     """Coverage (solid), majority vote (dashed) and greedy (dotted) against N, a panel a benchmark.
 
@@ -174,8 +125,8 @@ def coverage_figure(model, panels, colors):
         axis.set_title(panel.title)
         for curve in panel.curves:
             color = colors[curve.sampler[-1]]
-            _curve(axis, curve.sizes, curve.coverage, color, "-")
-            _curve(axis, curve.sizes, curve.vote, color, "--")
+            draw_curve(axis, curve.sizes, curve.coverage, color, "-")
+            draw_curve(axis, curve.sizes, curve.vote, color, "--")
         for accuracy in panel.greedy:
             axis.axhline(accuracy, **GREEDY_LOOK)
         _axis_of_sizes(axis, sorted({n for curve in panel.curves for n in curve.sizes}))
@@ -185,20 +136,8 @@ def coverage_figure(model, panels, colors):
         entries = {label: (colors[label], "-") for label in colors if label in labels}
         entries |= {"coverage": (GREY, "-"), "majority vote": (GREY, "--")}
         looks = {name: {"color": c, "linestyle": s} for name, (c, s) in entries.items()}
-        _legend(figure, looks | _greedy_entry(panels))
+        draw_legend(figure, looks | greedy_entry(panels))
     return figure
-
-
-def _curve(axis, x, points, color, style):
-    """A line through points (K, 3), with a band from low to high."""
-    axis.plot(x, points[:, 0], style, color=color, marker="o")
-    _band(axis, x, points[:, 1], points[:, 2], color)
-
-
-def _band(axis, x, low, high, color):
-    if len(x) == 1:  # a band has no width there
-        axis.vlines(x, low, high, color=color, alpha=0.4)
-    axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def _axis_of_sizes(axis, sizes):
@@ -223,19 +162,6 @@ def _name_lines(axis, panel, color):
         y = max(y, free)
         axis.annotate(name, (1.02, y), xycoords=("axes fraction", "data"), color=shade, va="center")
         free = y + gap
-
-
-def _legend(figure, entries):
-    """One legend below the panels. entries: {label: how its line looks}."""
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], **look) for look in entries.values()]
-    columns = min(len(entries), 4)
-    figure.legend(handles, list(entries), loc="outside lower center", ncols=columns)
-
-
-def _greedy_entry(panels):
-    return {"greedy": GREEDY_LOOK} if any(panel.greedy for panel in panels) else {}
 
 
 def cost_figure(title, panels):
@@ -263,7 +189,7 @@ def cost_figure(title, panels):
     entries = {names.get(method, method): method_look(method) for method in shown}
     if any(panel.coverage.size for panel in panels):
         entries["coverage"] = COVERAGE_LOOK
-    _legend(figure, entries | _greedy_entry(panels))
+    draw_legend(figure, entries | greedy_entry(panels))
     return figure
 
 
@@ -274,7 +200,7 @@ def _draw_costs(axis, panel, cost):
         if method in METHOD_COLORS:
             axis.plot(points[:, cost], points[:, 2], **method_look(method))
         if method == "majority":
-            _band(axis, points[:, cost], points[:, 3], points[:, 4], METHOD_COLORS[method])
+            draw_band(axis, points[:, cost], points[:, 3], points[:, 4], METHOD_COLORS[method])
     for accuracy in panel.greedy:
         axis.axhline(accuracy, **GREEDY_LOOK)
 
@@ -287,13 +213,6 @@ def _log_axis(axis):
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def method_look(method):
-    """How a method looks in every figure. Beams of one budget are no curve: they get no line."""
-    beams = method == "beam_search"
-    color, marker = METHOD_COLORS[method], "D" if beams else "o"
-    return {"color": color, "marker": marker, "linestyle": "none" if beams else "-"}
 
 
 def gain_figure(title, panels):
@@ -321,7 +240,7 @@ def gain_figure(title, panels):
         axis.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
         axis.set_xlabel("steps (problems)")
     entries = {method: method_look(method) | {"linestyle": "none"} for method in methods}
-    _legend(figure, entries | {"greedy": GREEDY_LOOK})
+    draw_legend(figure, entries | {"greedy": GREEDY_LOOK})
     return figure
 
 

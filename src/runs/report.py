@@ -1,8 +1,17 @@
 """What a run prints."""
 
+_INTERVAL = ("value", "low", "high")
+
 
 def _cell(measure):
     return f"{measure['value']:5.1f} [{measure['low']:.1f}, {measure['high']:.1f}]"
+
+
+def _print_distance(metrics):
+    """A line on how far apart the trajectories of the whole pool are; none for a greedy run."""
+    if "thought_distance" in metrics:
+        value, low, high = (f"{metrics['thought_distance'][k]:.4g}" for k in _INTERVAL)
+        print(f"Distance of two trajectories' thoughts, mean: {value} [{low}, {high}]")
 
 
 def print_report(metrics, folder):
@@ -12,6 +21,7 @@ def print_report(metrics, folder):
     print("".join(f"{name:>22}" for name in ("N", *names)))
     for n, summary in metrics["by_n"].items():
         print(f"{n:>22}" + "".join(f"{_cell(summary[name]):>22}" for name in names))
+    _print_distance(metrics)
     largest = metrics["by_n"][max(metrics["by_n"], key=int)]
     passes = [f"{k[5:]}: {v['value']:.2f}" for k, v in largest.items() if k.startswith("pass@")]
     print("Pass@k: " + ", ".join(passes))
@@ -29,3 +39,4 @@ def print_reward_report(metrics, folder):
                 continue
             gain = summary.get(f"{name}_gain")
             print(f"{name:>22}{_cell(measure):>22}" + (f"   gain {_cell(gain)}" if gain else ""))
+    _print_distance(metrics)

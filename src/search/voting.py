@@ -59,7 +59,9 @@ def measure(records, report_n, score_by="sum"):
     """{"n_samples", "by_n": {N: {measure: {"value", "low", "high"}}}} in percent.
 
     Beside the measures of utils.metrics these are the accuracy of every aggregator and
-    ``<name>_gain``, its paired difference to the majority vote, with a bootstrap interval.
+    ``<name>_gain``, its paired difference to the majority vote, with a bootstrap interval. Also
+    "thought_distance" (src.search.diversity) of the whole pools, no percentage, where all records
+    have it; those of runs before 2026-11-26 may not.
     """
     pools = [(record["predictions"], gold_of(record)) for record in records]
     gold = [right for _, right in pools]
@@ -71,7 +73,14 @@ def measure(records, report_n, score_by="sum"):
         for name, values in hits.items():
             by_n[str(n)][name] = measured(values)
             by_n[str(n)][f"{name}_gain"] = measured(values - majority)
-    return {"n_samples": max(report_n), "by_n": by_n}
+    return {"n_samples": max(report_n)} | _distance(records) | {"by_n": by_n}
+
+
+def _distance(records):
+    distances = [record.get("thought_distance") for record in records]
+    if None in distances:
+        return {}
+    return {"thought_distance": measured(distances, scale=1, decimals=4)}
 
 
 def _hits(answers, gold):

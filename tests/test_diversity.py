@@ -1,0 +1,62 @@
+"""How far apart trajectories are: against plain loops, and the same however they were sampled."""
+
+import itertools
+
+import pytest
+import torch
+
+from src.sampling.engine import sample
+from src.sampling.samplers import Sampling
+from src.sampling.trajectories import Request
+from src.search.diversity import thought_distances
+
+pytestmark = pytest.mark.quick
+NOISE = Sampling("noise", noise_std=0.5)
+
+
+def plain_distance(thoughts, lengths):
+    """The definition in loops: thoughts (N, T, D), of which lengths (N,) exist."""
+    distances = [
+        (thoughts[n, t] - thoughts[m, t]).norm().item()
+        for n, m in itertools.combinations(range(len(thoughts)), 2)
+        for t in range(min(lengths[n], lengths[m]))
+    ]
+    return sum(distances) / len(distances)
+
+
+def test_distances_by_hand():
+    thoughts = torch.tensor([[[[0.0, 0], [1, 1]], [[3, 4], [1, 3]]]])  # distances 5 and 2
+    assert thought_distances(thoughts, torch.tensor([[2, 2]])) == [3.5]
+    assert thought_distances(thoughts, torch.tensor([[2, 1]])) == [5.0]  # only one has a second
+    assert thought_distances(torch.ones(2, 3, 4, 5), torch.full((2, 3), 4)) == [0, 0]
+
+
+def test_one_trajectory_has_no_distance():
+    with pytest.raises(ValueError, match="one trajectory"):
+        thought_distances(torch.zeros(1, 1, 2, 3), torch.tensor([[2]]))
+
+
+def test_thoughts_of_different_number_equal_the_definition():
+    torch.manual_seed(0)
+    thoughts, lengths = torch.randn(3, 6, 9, 5) * 3, torch.randint(1, 10, (3, 6))
+    expected = [plain_distance(*question) for question in zip(thoughts, lengths, strict=True)]
+    assert thought_distances(thoughts, lengths) == pytest.approx(expected, rel=1e-3)
+    # What stands in the places of missing thoughts has no effect.
+    missing = torch.arange(9) >= lengths[..., None]
+    thoughts[missing] = float("nan")
+    assert thought_distances(thoughts, lengths) == pytest.approx(expected, rel=1e-3)
+
+
+def test_distances_do_not_depend_on_the_batch(backbone):
+    model, tokenizer = backbone
+    questions = ["Mia has 12 pens.", "Tom buys 5 bags with 3 apples each.", "How many are 2 and 2?"]
+    prompts = model.encode(tokenizer, questions)
+
+    def distances(ids):
+        request = Request([prompts[i] for i in ids], ids, 5, 6, 4, 42, NOISE)
+        trajectories = sample(model, request)
+        return thought_distances(trajectories.thoughts, trajectories.num_thoughts)
+
+    together = distances([0, 1, 2])
+    assert len(set(together)) == 3 and min(together) > 0
+    assert together == [distances([i])[0] for i in range(3)]
