@@ -1,5 +1,6 @@
 """What the finished runs of a Plan measured, as arrays (S, Q): S seeds, Q questions."""
 
+import time
 from functools import cache
 
 import numpy as np
@@ -19,6 +20,19 @@ class Evidence:
         self.plan, self.setting = plan, plan.setting
         self.run = cache(FinishedRun)  # of a folder, read once
         self._answers = cache(lambda folder, n: chosen_answers(self.run(folder), n))
+
+    def environment(self):
+        """Where the runs were made: versions, device, processes, and every commit among them."""
+        configs = [self.run(self.plan.greedy(b)).config for b in self.setting.benchmarks]
+        configs += [
+            self.run(folder(SHIPPED, benchmark, seed)).config
+            for folder in (self.plan.chosen, self.plan.beams)
+            for benchmark in self.setting.benchmarks
+            for seed in self.setting.seeds
+        ]
+        same = {key: configs[0][key] for key in ("versions", "device", "processes")}
+        commits = sorted({str(config["git_commit"])[:7] for config in configs})
+        return same | {"date": time.strftime("%Y-%m-%d"), "git_commits": commits}
 
     def _of_seeds(self, measure_of):
         """(S, Q) from a function of the seed that returns (Q,)."""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from src.claims.plan import PAPER, SHIPPED, SWEPT
 from src.claims.verdicts import FAILS, HOLDS, OPEN
-from src.runs.figures import GREEDY_LOOK, STYLE, draw, matplotlib_library, save
+from src.runs.figure_style import GREEDY_LOOK, STYLE, load_matplotlib
+from src.runs.figures import draw, save
 
 NAME = "claims"
 COLORS = {HOLDS: "#0072B2", OPEN: "#777777", FAILS: "#D55E00"}
@@ -24,7 +25,7 @@ def forest_figure(judged):
         if row.rule != "same"  # has no interval
     ]
     height = MARGIN_HEIGHT + ROW_HEIGHT * len(rows)
-    figure = matplotlib_library().figure.Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = load_matplotlib().figure.Figure(figsize=(WIDTH, height), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, **GREEDY_LOOK)
     for y, (_, row) in enumerate(rows):
@@ -43,7 +44,7 @@ def forest_figure(judged):
 def draw_figures(plan, evidence, judged):
     """Draws all figures into the folder ``figures``; returns {kind: [names of their files]}."""
     folder, found = Path(plan.folder) / "figures", {}
-    with matplotlib_library().rc_context(STYLE):
+    with load_matplotlib().rc_context(STYLE):
         save(forest_figure(judged), folder / NAME)
         for kinds, folders in _runs_of_figures(plan).items():
             figures = draw([evidence.run(path) for path in folders])

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from src.claims.setting import BEAMS, SIZES
+from src.runs.arguments import STRENGTHS
 from src.runs.launch import command_line, sampling_command
-from src.runs.tuning import STRENGTHS
 from utils.config import read_yaml
 
 # The reward models of the claims: what differs from the paper's recipe.
@@ -114,7 +114,7 @@ class Plan:
 
     def map_cells(self):
         """Small runs whose thoughts are kept for the map: greedy and both samplers."""
-        flags = {"limit": MAP_LIMIT, "save_latents": True}
+        flags = {"limit": MAP_LIMIT, "save_latents": True}  # the figure takes a few of them
         lines = [self._sampling(SWEPT, self.map(None), do_sample=False, **flags)]
         for sampler, strength in self.setting.chosen.items():
             drawn = {"sampling_by": sampler, STRENGTHS[sampler]: strength}
@@ -123,11 +123,12 @@ class Plan:
 
     def other_batch_cells(self):
         """The same samples in other batches, for one process."""
+        limit = min(BATCHES["limit"], self.setting.limit or BATCHES["limit"])
         return [
             self._sampling(
                 SWEPT,
                 self.other_batches(sampler, seed),
-                **BATCHES,
+                **BATCHES | {"limit": limit},
                 sampling_by=sampler,
                 **{STRENGTHS[sampler]: strength},
                 seed=seed,

@@ -22,6 +22,11 @@ def verdict(parts):
     return verdict_of(comparisons) if comparisons else UNTESTED
 
 
+def summary(judged):
+    """The lines to print: every claim with its verdict."""
+    return [f"{claim.name}  {verdict(judged[claim.name]):14} {claim.statement}" for claim in CLAIMS]
+
+
 def as_json(setting, judged, seconds, environment):
     """The content of report.json."""
     return {
@@ -135,7 +140,8 @@ def _commands(plan):
     lines = [
         "## Commands",
         "",
-        f"All that was run, by `python -m src.reproduce`. SEED stands for {', '.join(map(str, seeds))}.",
+        "All that was run, by `python -m src.reproduce`. SEED stands for "
+        f"{', '.join(map(str, seeds))}.",
         "",
     ]
     for name, of_one in plan.commands().items():
@@ -155,8 +161,9 @@ def _footer(seconds, environment):
     total = duration(sum(seconds.values()))
     versions = environment["versions"]
     device = f"{environment['device']}, {environment['processes']} processes"
+    commits = " and ".join(environment["git_commits"])
     return [
         "---",
-        f"{environment['date']}, commit {environment['git_commit']}, torch {versions['torch']}, "
+        f"{environment['date']}, commit {commits}, torch {versions['torch']}, "
         f"transformers {versions['transformers']}, {device}; {total} in the last session.",
     ]

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.models.loading import bundled_backbone, checkpoint_defaults
-from src.runs.tuning import STRENGTHS
+from src.models.loading import bundled_backbone, checkpoint_defaults, checkpoint_folder
+from src.runs.arguments import STRENGTHS
+from src.runs.launch import run
+from utils.errors import UserError
 
 SEEDS = (42, 43, 44)
 MORE_SEEDS = (45, 46)
@@ -55,6 +57,13 @@ class Setting:
     def proposals(self):
         """The trajectories that beam search costs."""
         return BEAMS[0] * BEAMS[1]
+
+
+def setting_of(arguments):
+    """The Setting of the flags of src.reproduce."""
+    make = paper_setting if arguments.profile == "paper" else tiny_setting
+    setting = make(arguments.model, Path(arguments.output_dir), arguments.nproc)
+    return full_setting(setting) if arguments.full else setting
 
 
 def tiny_setting(model_type, folder, nproc):
@@ -119,3 +128,18 @@ def paper_setting(model_type, folder, nproc):
         nproc=nproc,
         batch_size=8,
     )
+
+
+def prepare(setting):
+    """Makes the bundled training problems, and checks that all data and models are there.
+
+    Raises UserError where something is missing.
+    """
+    if setting.train_data == "data/tiny_train.json" and not Path(setting.train_data).exists():
+        run(["-m", "src.prepare_data", "tiny", "--train", "120000"])
+    for path in (*setting.benchmarks.values(), setting.train_data, setting.valid_data):
+        if not Path(path).is_file():
+            mend = "python -m src.prepare_data paper --train fetches the paper's"
+            raise UserError(f"{path}: no such data file; {mend}")
+    checkpoint_folder(setting.model_type, setting.model_id)
+    checkpoint_folder("rm", setting.reward_model)

@@ -1,4 +1,4 @@
-"""The flags of the commands that sample."""
+"""The flags of the commands that sample, and of those that run many of them."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import ClassVar, get_type_hints
 from src.models import BACKBONES
 from src.models.loading import checkpoint_defaults, default_backbone, default_reward_model
 from src.models.precision import DTYPES, fastest_format
+from src.runs.launch import default_processes
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
 from utils.cli import flag
@@ -22,9 +23,10 @@ SAMPLER_FLAGS = {
 MODEL_ID = (
     "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
 )
-STRENGTHS = ("dropout_p", "noise_std")
+STRENGTHS = {"dropout": "dropout_p", "noise": "noise_std"}  # what tunes each sampler
 PURPOSES = ("coverage", "vote")
 OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
+PROCESSES = "processes, default: one a GPU; without GPUs one a core, at most 4"
 PRM_MODES = ("best_of_n", "beam_search")
 SCORES = ("sum", "mean")
 MODE_DEFAULTS = {
@@ -134,12 +136,10 @@ class SamplingArguments:
         """Fills in dropout_p or noise_std by ``tuned_for``, which is then done with."""
         if self.tuned_for is None:
             return
-        given = next((name for name in STRENGTHS if getattr(self, name) is not None), None)
-        names = [name for name in STRENGTHS if name in allowed]
-        if given or not names:
-            why = f"--{given}" if given else why
+        name = STRENGTHS.get(self.sampling_by)
+        if name not in allowed or getattr(self, name) is not None:
+            why = why if name not in allowed else f"--{name}"
             raise ValueError(f"--tuned_for has no effect with {why}: leave it out")
-        (name,) = names
         value = checkpoint.strength(name, self.tuned_for)
         if value is None:
             mend = "python -m src.tune_sampler chooses it"
@@ -172,8 +172,7 @@ class SamplingArguments:
         """The sampler with its parameter, such as ``noise-0.8``, or ``greedy``."""
         if self.sampling_by is None:
             return "greedy"
-        value = self.dropout_p if self.sampling_by == "dropout" else self.noise_std
-        return f"{self.sampling_by}-{value}"
+        return f"{self.sampling_by}-{getattr(self, STRENGTHS[self.sampling_by])}"
 
     @property
     def run_name(self):
@@ -372,3 +371,50 @@ class LlamaRewardArguments(RewardArguments):
     model_type: str = _model_type("colar", "backbone, a LLaMA: colar")
 
     architecture: ClassVar = "llama"
+
+
+@dataclass
+class TuningArguments:
+    """The flags of src.tune_sampler. Raises ValueError or UserError on impossible values."""
+
+    model_type: str = flag("coconut", f"backbone: {', '.join(BACKBONES)}", BACKBONES)
+    model_id: str | None = flag(None, "folder of the checkpoint, default: as in src.infer_gpt2")
+    data_path: str = flag("data/tiny_valid.json", "JSON list of question, steps, answer")
+    limit: int | None = flag(None, "only the first so many questions")
+    n_samples: int = flag(64, "trajectories N a question, for which the strengths are chosen")
+    dropout_ps: list[float] | None = flag(None, "rates, default: around the checkpoint's")
+    noise_stds: list[float] | None = flag(None, "sigmas, default: around the checkpoint's")
+    seeds: list[int] = flag([42, 43], "measures are means over these seeds")
+    batch_size: int = flag(16, "questions a batch")
+    nproc: int | None = flag(None, PROCESSES)
+    output_dir: str | None = flag(None, "default: outputs/tune_<name of the checkpoint>")
+
+    def __post_init__(self):
+        self.model_id = self.model_id or default_backbone(self.model_type)
+        if not Path(self.model_id).is_dir():
+            mend = f"fetch it first: hf download {self.model_id} --local-dir FOLDER"
+            raise UserError(f"--model_id {self.model_id}: no folder to write to; {mend}")
+        for name in ("dropout_ps", "noise_stds"):
+            values = getattr(self, name)
+            if values is not None and len(set(values)) < 3:
+                raise ValueError(f"--{name} needs at least 3 values to choose from")
+        self.nproc = self.nproc or default_processes()
+        self.output_dir = self.output_dir or f"outputs/tune_{Path(self.model_id).name}"
+
+
+@dataclass
+class ReproduceArguments:
+    """The flags of src.reproduce. Raises ValueError on impossible combinations."""
+
+    model: str = flag("coconut", f"the backbone: {', '.join(BACKBONES)}", BACKBONES)
+    profile: str = flag("tiny", "the bundled models, or the published ones", ("tiny", "paper"))
+    full: bool = flag(False, "tiny: all questions, 5 seeds, longer trainings")
+    nproc: int | None = flag(None, PROCESSES)
+    output_dir: str | None = flag(None, "default: outputs/reproduce_<profile>_<model>")
+
+    def __post_init__(self):
+        if self.full and self.profile == "paper":
+            raise ValueError("--full has no effect with --profile paper: leave it out")
+        self.nproc = self.nproc or default_processes()
+        size = "full" if self.full else self.profile
+        self.output_dir = self.output_dir or f"outputs/reproduce_{size}_{self.model}"

@@ -40,22 +40,24 @@ COSTS = ("generator's latent forward passes a question", "milliseconds a questio
 FORMATS = ("png", "pdf")
 
 
-def plot(runs, folder):
+def plot(runs, folder, kind=""):
     """Draws all figures of some finished runs into a folder; returns their paths.
 
-    Raises UserError where there is nothing to draw, or no matplotlib.
+    kind: only figures whose names begin so, such as "diversity". Raises UserError where there is
+    nothing to draw, or no matplotlib.
     """
     with load_matplotlib().rc_context(STYLE):
-        figures = draw(runs)
+        figures = {name: figure for name, figure in draw(runs).items() if name.startswith(kind)}
         if not figures:
             raise UserError("nothing to draw, there are only greedy runs; sample some answers")
-        return [path for name, figure in figures.items() for path in _save(figure, folder / name)]
+        return [path for name, figure in figures.items() for path in save(figure, folder / name)]
 
 
-def figures_line(runs, folder):
-    """Draws all figures into ``folder``/figures; says in a line where, or why there are none."""
+def figures_line(runs, folder, kind=""):
+    """Draws figures as ``plot`` into ``folder``/figures; says in a line where, or why there are
+    none."""
     try:
-        paths = plot(runs, Path(folder) / "figures")
+        paths = plot(runs, Path(folder) / "figures", kind)
     except UserError as error:
         return f"no figures: {error}"
     shown = [str(path) for path in paths if path.suffix == ".png"]
@@ -103,7 +105,7 @@ def _free_name(text, taken):
     return f"{name}--{same + 1}" if same else name
 
 
-def _save(figure, path):
+def save(figure, path):
     """Writes one figure in all formats; returns the paths."""
     paths = [path.with_name(f"{path.name}.{ending}") for ending in FORMATS]
     for written, ending in zip(paths, FORMATS, strict=True):

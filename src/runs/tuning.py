@@ -1,47 +1,18 @@
 """The choice of a sampler's strength: one for coverage, one for the majority vote."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from src.models.loading import GENERATION, checkpoint_defaults
-from src.runs.figure_data import groups_of, interval
+from src.runs.arguments import STRENGTHS
+from src.runs.figure_diversity import diversity_panels
 from src.runs.finished_runs import read_json
 from src.runs.launch import command_line, sampling_command
 from utils.errors import warn
 from utils.files import write_json
-from utils.records import gold_of
 
-STRENGTHS = {"dropout": "dropout_p", "noise": "noise_std"}
 SUFFIXES = {"coverage": "", "vote": "_for_vote"}  # of the keys of generation_config.json
-MEASURES = {
-    "coverage": lambda record: float(any(record["correct"])),
-    "vote": lambda record: float(record["vote"] == gold_of(record)),
-}
-FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the present value
+FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the present strength
 DIGITS = 4  # of a strength
-
-
-@dataclass
-class Curve:
-    """What one sampler reaches at each of its strengths, K of them.
-
-    measures: {measure: (K, 3)}, percent with the ends of its 95 % interval at the largest N, the
-    mean over seeds.
-    """
-
-    sampler: str
-    strengths: list
-    measures: dict
-
-    def best(self, measure):
-        """The strength with the largest value; of equals the smallest."""
-        return self.strengths[int(np.argmax(self.measures[measure][:, 0]))]
-
-    def at_an_end(self, measure):
-        """Whether that is the first or last strength, so that a better one may lie beyond."""
-        return self.best(measure) in (self.strengths[0], self.strengths[-1])
 
 
 def grids_of(arguments):
@@ -84,42 +55,28 @@ def cells(arguments, grids):
     return lines
 
 
-def curves(runs):
-    """The Curve of each sampler, from finished runs over the same questions."""
-    found = []
-    for sampler, name in STRENGTHS.items():
-        by_strength = groups_of(
-            [run for run in runs if run.settings["sampling_by"] == sampler],
-            lambda run: run.settings[name],  # noqa: B023, called at once
-        )
-        strengths = sorted(by_strength)
-        measures = {
-            measure: np.array([_mean(by_strength[value], hit) for value in strengths])
-            for measure, hit in MEASURES.items()
-        }
-        found.append(Curve(sampler, strengths, measures))
-    return found
+def curves_of(runs):
+    """The DiversityCurve of each sampler, and greedy's accuracy in percent."""
+    ((panel,),) = diversity_panels(runs).values()
+    return panel.curves, panel.greedy[0]
 
 
-def _mean(runs, hit):
-    """[value, low, high] in percent: the mean over seeds of each question, then over questions."""
-    hits = [[hit(record) for _, record in sorted(run.records.items())] for run in runs]  # (S, Q)
-    return interval(np.mean(hits, axis=0))
+def best_strength(curve, measure):
+    """The strength with the highest coverage or vote at the largest N; of equals the smallest."""
+    return curve.strengths[int(curve.per_question[measure].mean(axis=1).argmax())]
 
 
-def table_of(curves, runs):
+def table_of(curves, greedy):
     """The lines of a table: greedy, and coverage and vote at every strength, the best marked."""
-    (greedy,) = [run for run in runs if run.greedy]
-    accuracy = interval([MEASURES["vote"](record) for record in greedy.records.values()])
-    lines = ["greedy {:.1f} [{:.1f}, {:.1f}]".format(*accuracy)]
+    lines = [f"greedy {greedy:.1f}"]
     for curve in curves:
         for k, strength in enumerate(curve.strengths):
-            cells = [f"{STRENGTHS[curve.sampler]} {strength}".ljust(18)]
-            for measure, points in curve.measures.items():
-                mark = "*" if strength == curve.best(measure) else " "
-                value, low, high = points[k]
-                cells.append(f"{measure} {value:.1f}{mark} [{low:.1f}, {high:.1f}]")
-            lines.append("  ".join(cells))
+            cells = [f"{STRENGTHS[curve.kind]} {strength}".ljust(18)]
+            for measure in SUFFIXES:
+                mark = "*" if strength == best_strength(curve, measure) else " "
+                value, low, high = curve.points(measure)[k]
+                cells.append(f"{measure} {value:.1f}{mark} [{low:.1f}, {high:.1f}]".ljust(30))
+            lines.append("  ".join(cells).rstrip())
     return lines
 
 
@@ -128,8 +85,8 @@ def choices_of(curves):
     choices = {}
     for curve in curves:
         for measure, suffix in SUFFIXES.items():
-            name, strength = STRENGTHS[curve.sampler] + suffix, curve.best(measure)
-            if curve.at_an_end(measure):
+            name, strength = STRENGTHS[curve.kind] + suffix, best_strength(curve, measure)
+            if strength in (curve.strengths[0], curve.strengths[-1]):
                 warn(f"{name}: {strength} lies at an end of the grid, try values beyond it")
             choices[name] = strength
     return choices
