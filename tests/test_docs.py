@@ -3,6 +3,7 @@
 import ast
 import csv
 import re
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -90,24 +91,21 @@ def test_the_results_of_the_readme_are_those_of_the_csv():
 
 
 def values_of_csv(row):
-    """What a table may show of a row: its values, also to one decimal, and names of its columns."""
-    shown = set()
+    """How a table may show the values of a row: as they are, numbers to one decimal, samplers."""
+    shown = []
     for name, value in row.items():
-        if value == "":
-            continue
-        shown |= {name, value}
-        if re.fullmatch(r"-?\d+(\.\d+)?", value):
-            shown.add(f"{float(value):.1f}")
-    return shown
+        is_number = re.fullmatch(r"-?\d+\.\d+", value)
+        if name in ("dropout_p", "noise_std"):
+            shown.append(f"`{name}` {value}")
+        else:
+            shown.append(f"{float(value):.1f}" if is_number else value)
+    return Counter(shown)
 
 
 def values_of_table(row):
-    """The words in backticks and the numbers of a table's row; ``8 x 2`` counts as one."""
-    text = " | ".join(row)
-    words = re.findall(r"`([^`]+)`", text)
-    beams = re.findall(r"\d+ x \d+", text)
-    rest = re.sub(r"`[^`]+`|\d+ x \d+", "", text)
-    return {*words, *beams, *re.findall(r"-?\d+(?:\.\d+)?", rest)}
+    """The values that a table's row shows: samplers, words in backticks, beams, numbers."""
+    pattern = r"(`\w+` [\d.]+)|`([^`]+)`|(\d+ x \d+)|(-?\d+(?:\.\d+)?)"
+    return Counter("".join(groups) for groups in re.findall(pattern, " | ".join(row)))
 
 
 def tables_from_csv():
