@@ -143,7 +143,7 @@ def _figure(model, panels):
     sizes = sorted({curve.size for panel in panels for curve in panel.curves})
     figure, axes = panel_grid(
         f"{model}, N = {' or '.join(map(str, sizes))}", "questions, %",
-        len(DIVERSITIES) * len(panels), len(DIVERSITIES), sharey="row",
+        len(DIVERSITIES) * len(panels), len(DIVERSITIES), sharex="col", sharey="row",
     )  # fmt: skip
     for panel, pair in zip(panels, axes.reshape(-1, len(DIVERSITIES)), strict=True):
         pair[0].set_title(panel.title)

@@ -1,5 +1,6 @@
 """The figure "latent_rm": how well a reward model tells right trajectories from wrong ones."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ from utils.records import gold_of
 
 QUARTILES = (25, 50, 75)
 BINS = 5  # of the reliability curve, with equally many questions each
-MOST_TICKS = 7  # thoughts that are numbered, about
+RARE = 0.05  # thoughts that at most this share of trajectories has are not shown
+MOST_TICKS = 6  # thoughts that are numbered
 X_LABELS = ("thought", "weight of the chosen answer, %", "thoughts scored")
 Y_LABELS = ("reward, standardized", "accuracy, %", "AUC")
 VOTES = ("majority", "weighted_vote")
@@ -33,9 +35,10 @@ class RewardPanel:
 
     mixed: how many questions have right and wrong trajectories; rewards and AUC are of these.
 
-    rewards: {"right", "wrong": (T, 3)}, the quartiles of the rewards of T thoughts. A reward only
-    ranks the trajectories of one question (a contrastive loss fixes nothing else), so each is
-    standardized over the question's trajectories, thought by thought.
+    rewards: {"right", "wrong": (T, 3)}, the quartiles of the rewards of the T thoughts that more
+    than RARE of the trajectories have. A reward only ranks the trajectories of one question (a
+    contrastive loss fixes nothing else), so each is standardized over the question's trajectories,
+    thought by thought.
 
     reliability: {"majority", "weighted_vote": (K, 4)}: mean confidence of K groups of questions,
     their accuracy, and the ends of its interval, in percent. Confidence is the share of the weight
@@ -68,7 +71,8 @@ def reward_panel(pools):
     if not mixed:
         return None
     of_mixed = [record for same in mixed.values() for record in same]
-    steps = max(len(rewards) for record in of_mixed for rewards in record["scores"])
+    lengths = [len(rewards) for record in of_mixed for rewards in record["scores"]]
+    steps = int(np.quantile(lengths, 1 - RARE, method="higher"))
     aucs = [[_auc(record, score_by, steps) for record in same] for same in mixed.values()]
     auc = _means(np.array([np.mean(same, axis=0) for same in aucs]))  # (T + 1, 3)
     quartiles = _quartiles(of_mixed, steps)
@@ -96,10 +100,10 @@ def _means(values):
 
 
 def _padded(rewards, steps):
-    """Rewards of N trajectories, lists, as (N, T), NaN where a trajectory has fewer thoughts."""
+    """The first T rewards of N trajectories, (N, T), NaN where there are fewer thoughts."""
     padded = np.full((len(rewards), steps), np.nan)
     for row, of_trajectory in zip(padded, rewards, strict=True):
-        row[: len(of_trajectory)] = of_trajectory
+        row[: len(of_trajectory)] = of_trajectory[:steps]
     return padded
 
 
@@ -232,7 +236,7 @@ def _point(axis, x, value, low, high, color):
 def _axis_of_steps(axis, panel):
     """Thoughts 1 to T, and beside them the answer, where it has a reward."""
     steps = len(panel.auc)
-    ticks = list(range(1, steps + 1, 1 + steps // MOST_TICKS))
+    ticks = list(range(1, steps + 1, math.ceil(steps / MOST_TICKS)))
     labels = list(map(str, ticks))
     if panel.full_auc is not None:
         ticks, labels = [*ticks, _answer_place(steps)], [*labels, "answer"]
@@ -241,4 +245,4 @@ def _axis_of_steps(axis, panel):
 
 def _answer_place(steps):
     """Where the answer stands on an axis of T thoughts, with room for its name."""
-    return steps + max(1.5, steps / 5)
+    return steps + max(1.5, steps / 4)

@@ -14,8 +14,8 @@ PROJECTIONS = ("pca", "tsne")
 MARKERS = {"dropout": "o", "noise": "^"}
 NUMBERED = 6  # thoughts of the greedy path that carry their number, about
 PANEL = 2.35  # inches
-PATH_LOOK = {"color": "black", "linewidth": 1, "marker": "o"}
-MEAN_LOOK = {"color": "black", "linestyle": "none", "marker": "x", "markersize": 5}
+PATH_LOOK = {"color": "black", "linewidth": 0.8, "marker": "o", "markersize": 3}
+MEAN_LOOK = {"color": "black", "linestyle": "none", "marker": "x", "markersize": 4}
 
 
 @dataclass
@@ -179,7 +179,10 @@ def _figure(pools, maps):
             axis.set_title(f"question {of_question.idx}, {labels[sampler_of(run)]}")
     dot = {"linestyle": "none", "marker": "o"}
     entries = {f"sample, {name}": dot | {"color": c} for name, c in OUTCOME_COLORS.items()}
-    draw_legend(figure, entries | {"greedy path": PATH_LOOK, "mean of samples": MEAN_LOOK})
+    entries["greedy path"] = PATH_LOOK
+    if maps[0].shares:
+        entries["mean of samples"] = MEAN_LOOK
+    draw_legend(figure, entries)
     return figure
 
 
@@ -190,9 +193,12 @@ def _draw(axis, of_question, cloud, marker):
     for name, color in OUTCOME_COLORS.items():
         points = cloud.points[cloud.corrects == (name == "right")].reshape(-1, 2)
         axis.scatter(*points.T, s=7, color=color, marker=marker, alpha=0.45, linewidths=0)
-    axis.plot(*of_question.greedy.T, **PATH_LOOK)
-    axis.plot(*np.nanmean(cloud.points, axis=0).T, **MEAN_LOOK)
-    halo, count = [withStroke(linewidth=2, foreground="white")], len(of_question.greedy)
+    count = len(of_question.greedy)
+    width = min(PATH_LOOK["linewidth"], 5 / count)  # long paths cross themselves often
+    axis.plot(*of_question.greedy.T, **PATH_LOOK | {"linewidth": width})
+    if of_question.shares:  # else a mean of points is no projection of the mean
+        axis.plot(*_mean_path(cloud), **MEAN_LOOK)
+    halo = [withStroke(linewidth=2, foreground="white")]
     for t in range(0, count, max(1, round(count / NUMBERED))):
         look = {"textcoords": "offset points", "fontweight": "bold", "path_effects": halo}
         offset = (-11, -9) if t % 2 else (5, 4)  # neighbours may be close
@@ -200,6 +206,11 @@ def _draw(axis, of_question, cloud, marker):
     text = f"drift {cloud.drift:.2g}, spread {cloud.spread:.2g}"
     axis.annotate(text, (0.03, 0.03), xycoords="axes fraction", path_effects=halo)
     _axes(axis, of_question)
+
+
+def _mean_path(cloud):
+    """The mean of the samples' thoughts, (2, T)."""
+    return np.ma.masked_invalid(cloud.points).mean(axis=0).filled(np.nan).T
 
 
 def _axes(axis, of_question):
