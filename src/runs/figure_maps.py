@@ -192,6 +192,7 @@ def _draw(axis, of_question, cloud, marker):
 
     for name, color in OUTCOME_COLORS.items():
         points = cloud.points[cloud.corrects == (name == "right")].reshape(-1, 2)
+        points = points[~np.isnan(points[:, 0])]
         axis.scatter(*points.T, s=7, color=color, marker=marker, alpha=0.45, linewidths=0)
     count = len(of_question.greedy)
     width = min(PATH_LOOK["linewidth"], 5 / count)  # long paths cross themselves often
