@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from src.runs.figure_maps import PROJECTIONS
 from src.runs.figures import plot
 from src.runs.finished_runs import finished_runs
 from utils.cli import Parser
@@ -14,9 +15,16 @@ def main():
     parser.add_argument(
         "folder", type=Path, nargs="+", help="the figures go to FOLDER/figures of the first one"
     )
-    folders = parser.parse_args().folder
-    runs = {run.folder.resolve(): run for folder in folders for run in finished_runs(folder)}
-    print("\n".join(map(str, plot(list(runs.values()), folders[0] / "figures"))))
+    parser.add_argument(
+        "--projection",
+        choices=PROJECTIONS,
+        default="pca",
+        help="of the maps of thoughts, which need runs with --save_latents true",
+    )
+    args = parser.parse_args()
+    found = {run.folder.resolve(): run for folder in args.folder for run in finished_runs(folder)}
+    runs, folder = list(found.values()), args.folder[0] / "figures"
+    print("\n".join(map(str, plot(runs, folder, projection=args.projection))))
 
 
 if __name__ == "__main__":

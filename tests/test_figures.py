@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from src.runs.figure_data import sampler_labels
-from src.runs.figures import FORMATS, METHOD_COLORS, draw, figures_line, sampler_colors
+from src.runs.figure_style import METHOD_COLORS, sampler_colors
+from src.runs.figures import FORMATS, draw, figures_line
 from src.runs.finished_runs import FinishedRun, finished_runs
 from src.runs.tables import choice_frame
 from src.search.voting import aggregate
 from tests.commands import assert_one_line_error, assert_success, command, edit_json, run_here
+from tests.plotted import band, colored
 from utils.datasets import load_dataset
 from utils.metrics import measured
 from utils.records import gold_of
@@ -34,6 +36,7 @@ NAMES = (
     "coverage-tiny-coconut",
     "cost-tiny-latentRM-coconut-noise_std-0.8",
     "gains-tiny-latentRM-coconut-noise_std-0.8",
+    "latent_rm-tiny-latentRM-coconut-noise_std-0.8",
 )
 
 
@@ -53,22 +56,6 @@ def figures(folder):
 
 def by_n(folder, name):
     return json.loads((folder / name / "metrics.json").read_text())["by_n"]
-
-
-def colored(axis, color, style="-"):
-    """The (x, y) of the one line of a colour and style in an axis."""
-    lines = [x for x in axis.lines if (x.get_color(), x.get_linestyle()) == (color, style)]
-    (line,) = lines
-    return line.get_xdata(), line.get_ydata()
-
-
-def band(axis, color):
-    """The {(x, y)} of the corners of all bands of a colour."""
-    import matplotlib.colors
-
-    shade = matplotlib.colors.to_rgb(color)
-    bands = [x for x in axis.collections if tuple(x.get_facecolor()[0][:3]) == shade]
-    return {tuple(corner) for x in bands for corner in x.get_paths()[0].vertices.tolist()}
 
 
 def test_plot_results_writes_every_figure_in_both_formats(folder, tmp_path):
@@ -183,10 +170,10 @@ def test_other_data_than_was_answered_leaves_out_the_gains(folder, tmp_path, cap
         config = tmp_path / name / "config.json"
         settings = json.loads(config.read_text())["settings"]
         edit_json(config, settings=settings | {"data_path": str(data)})
-    assert list(draw(finished_runs(tmp_path))) == list(NAMES[:2])
+    assert list(draw(finished_runs(tmp_path))) == [*NAMES[:2], NAMES[3]]
     assert "is not the file" in capsys.readouterr().err
     data.unlink()
-    assert list(draw(finished_runs(tmp_path))) == list(NAMES[:2])
+    assert list(draw(finished_runs(tmp_path))) == [*NAMES[:2], NAMES[3]]
     assert "no such data file" in capsys.readouterr().err
 
 

@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import write_text
@@ -59,6 +61,21 @@ def gather(folder):
 def latents_path(folder, idx):
     """Where a run keeps the thoughts of a question."""
     return Path(folder) / "latents" / f"{idx:06d}.safetensors"
+
+
+def read_latents(path):
+    """What a run keeps of a question with N trajectories of up to T thoughts: {key: tensor}.
+
+    "input_ids" (L,) of its prompt, "answer_ids" (N, A) padded with -1, "latent_embeds" (N, T, D) as
+    they were fed back, "latent_lengths" (N,), how many of them exist, and "corrects" (N,).
+    Raises UserError when the file is missing or damaged.
+    """
+    keys = ("input_ids", "answer_ids", "latent_embeds", "latent_lengths", "corrects")
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in keys}
+    except (OSError, SafetensorError):
+        raise UserError(f"{path}: missing or damaged; sample the pool again") from None
 
 
 def gold_of(record):

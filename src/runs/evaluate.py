@@ -11,7 +11,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError, safe_open
 
 from src.models.loading import checkpoint_files
 from src.runs.job import Job
@@ -137,7 +136,7 @@ class RewardEvaluation(Evaluation):
             super().prepare()
         elif self.prompts is None:  # those of the pool, whose files are thus found to be there
             paths = [records.latents_path(self.arguments.pool, i) for i in range(len(self.pool))]
-            self.prompts = [_read_latents(path)["input_ids"].numpy() for path in paths]
+            self.prompts = [records.read_latents(path)["input_ids"].numpy() for path in paths]
         self.reward_model()
 
     def reward_model(self):
@@ -218,7 +217,7 @@ def score_saved_pool(evaluation, batch):
     new, counter = [], evaluation.counters[evaluation.arguments.n_samples]
     for i in batch:
         path, record = records.latents_path(evaluation.arguments.pool, i), evaluation.pool[i]
-        latents = _read_latents(path)
+        latents = records.read_latents(path)
         if latents["corrects"].tolist() != record["correct"]:
             raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
         with timed(counter, "seconds"), timed(counter, "reward_seconds"):
@@ -278,15 +277,6 @@ def _save_latents(evaluation, record, trajectories, q):
         "corrects": torch.tensor(record["correct"]),  # (N,)
     }
     write_bytes(records.latents_path(evaluation.folder, idx), safetensors.torch.save(tensors))
-
-
-def _read_latents(path):
-    keys = ("input_ids", "answer_ids", "latent_embeds", "latent_lengths", "corrects")
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in keys}
-    except (OSError, SafetensorError):
-        raise UserError(f"{path}: missing or damaged; sample the pool again") from None
 
 
 def read_pool(folder, fingerprint):

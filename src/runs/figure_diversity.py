@@ -23,6 +23,7 @@ from src.runs.figure_style import (
     greedy_entry,
     panel_grid,
     sampler_colors,
+    set_log_axis,
 )
 from utils.metrics import distinct_share, measured
 
@@ -32,6 +33,7 @@ DIVERSITIES = {
     "distinct_answers": "distinct answers / N, %",
 }
 OUTCOMES = {"coverage": "-", "vote": "--"}
+OFFSETS = {"dropout": (-7, -7), "noise": (7, 7)}  # in points, of a strength from its point
 SYMBOLS = {"dropout": "dropout (p)", "noise": "noise (sigma)"}
 
 
@@ -134,14 +136,14 @@ def diversity_figures(runs):
 def _figure(model, panels):
     """Coverage (solid) and vote (dashed) against both diversities, a row a benchmark.
 
-    The points of a line are in the order of p or sigma, which stands beside those of coverage.
+    The points of a line are in the order of p or sigma, which stands beside those of the vote.
     """
     labels = _labels(panels)
     colors = sampler_colors((dict(v)["sampling_by"], label, label) for v, label in labels.items())
     sizes = sorted({curve.size for panel in panels for curve in panel.curves})
     figure, axes = panel_grid(
         f"{model}, N = {' or '.join(map(str, sizes))}", "questions, %",
-        len(DIVERSITIES) * len(panels), len(DIVERSITIES), sharey="row",
+        len(DIVERSITIES) * len(panels), len(DIVERSITIES), sharex="col", sharey="row",
     )  # fmt: skip
     for panel, pair in zip(panels, axes.reshape(-1, len(DIVERSITIES)), strict=True):
         pair[0].set_title(panel.title)
@@ -152,9 +154,12 @@ def _figure(model, panels):
                 axis.axhline(accuracy, **GREEDY_LOOK)
     for axis, label in zip(axes[-len(DIVERSITIES) :], DIVERSITIES.values(), strict=True):
         axis.set_xlabel(label)
+    for axis in axes:
+        set_log_axis(axis, (1, 2, 5))
+        axis.margins(x=0.08)  # room for the strengths
     entries = {label: {"color": color} for label, color in colors.items()}
     entries |= {name: {"color": GREY, "linestyle": style} for name, style in OUTCOMES.items()}
-    draw_legend(figure, entries | greedy_entry(panels))
+    draw_legend(figure, entries | greedy_entry(panels), columns=5)
     return figure
 
 
@@ -174,6 +179,7 @@ def _draw(axis, curve, diversity, color):
     x = curve.points(diversity)[:, 0]
     for outcome, style in OUTCOMES.items():
         draw_curve(axis, x, curve.points(outcome), color, style)
-    look = {"textcoords": "offset points", "ha": "center", "fontsize": 7, "color": color}
-    for strength, *point in zip(curve.strengths, x, curve.points("coverage")[:, 0], strict=True):
-        axis.annotate(f"{strength:g}", point, (0, 4), **look)
+    offset = OFFSETS[curve.kind]
+    look = {"textcoords": "offset points", "ha": "center", "va": "center", "color": color}
+    for strength, *point in zip(curve.strengths, x, curve.points("vote")[:, 0], strict=True):
+        axis.annotate(f"{strength:g}", point, offset, fontsize=8, **look)

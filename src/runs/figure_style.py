@@ -16,6 +16,7 @@ METHOD_COLORS = {
 }
 # A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
 SAMPLER_HUES = {"dropout": ("#8CCBF0", "#003E66"), "noise": ("#F2B63D", "#7A2E00")}
+OUTCOME_COLORS = {"right": "#0072B2", "wrong": "#E69F00"}
 GREY = "#777777"
 GREEDY_LOOK = {"color": GREY, "linestyle": ":", "zorder": 1}
 COVERAGE_LOOK = {"color": "#BBBBBB", "linestyle": "-", "linewidth": 3, "zorder": 1}
@@ -80,12 +81,22 @@ def draw_band(axis, x, low, high, color):
     axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
-def draw_legend(figure, entries):
+def set_log_axis(axis, ticks):
+    """A log x axis with plain numbers at ticks times powers of 10: (1, 3) gives 1, 3, 10 .."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=ticks))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_legend(figure, entries, columns=4):
     """One legend below the panels. entries: {label: how its line looks}."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **look) for look in entries.values()]
-    columns = min(len(entries), 4)
+    columns = min(len(entries), columns)
     figure.legend(handles, list(entries), loc="outside lower center", ncols=columns)
 
 

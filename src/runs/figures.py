@@ -16,6 +16,8 @@ from src.runs.figure_data import (
     gain_panel,
 )
 from src.runs.figure_diversity import diversity_figures
+from src.runs.figure_latent_rm import latent_rm_figures
+from src.runs.figure_maps import map_figures
 from src.runs.figure_style import (
     COLUMNS,
     COVERAGE_LOOK,
@@ -31,6 +33,7 @@ from src.runs.figure_style import (
     method_look,
     panel_grid,
     sampler_colors,
+    set_log_axis,
 )
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -40,14 +43,16 @@ COSTS = ("generator's latent forward passes a question", "milliseconds a questio
 FORMATS = ("png", "pdf")
 
 
-def plot(runs, folder, kind=""):
+def plot(runs, folder, kind="", projection="pca"):
     """Draws all figures of some finished runs into a folder; returns their paths.
 
-    kind: only figures whose names begin so, such as "diversity". Raises UserError where there is
-    nothing to draw, or no matplotlib.
+    kind: only figures whose names begin so, such as "diversity". projection: of the maps of
+    thoughts, "pca" or "tsne". Raises UserError where there is nothing to draw, or no matplotlib, or
+    for "tsne" no scikit-learn.
     """
     with load_matplotlib().rc_context(STYLE):
-        figures = {name: figure for name, figure in draw(runs).items() if name.startswith(kind)}
+        figures = draw(runs, projection)
+        figures = {name: figure for name, figure in figures.items() if name.startswith(kind)}
         if not figures:
             raise UserError("nothing to draw, there are only greedy runs; sample some answers")
         return [path for name, figure in figures.items() for path in save(figure, folder / name)]
@@ -64,10 +69,19 @@ def figures_line(runs, folder, kind=""):
     return f"figures: {', '.join(shown)} (and as .pdf)"
 
 
-def draw(runs):
-    """{name of its file: Figure} of some finished runs; panels in the order of benchmarks."""
+def draw(runs, projection="pca"):
+    """{name of its file: Figure} of some finished runs; panels in the order of benchmarks.
+
+    projection: as in ``plot``.
+    """
     runs = sorted(runs, key=lambda run: run.columns["benchmark"])
-    drawn = [*_coverage_figures(runs), *_comparison_figures(runs), *diversity_figures(runs)]
+    drawn = [
+        *_coverage_figures(runs),
+        *_comparison_figures(runs),
+        *latent_rm_figures(runs),
+        *diversity_figures(runs),
+        *map_figures(runs, projection),
+    ]
     figures = {}
     for name, figure in drawn:
         figures[_free_name(name, figures)] = figure
@@ -181,7 +195,7 @@ def cost_figure(title, panels):
             _draw_costs(axis, panel, cost)
     for axis, label in zip(axes[-columns:], COSTS, strict=True):
         axis.set_xlabel(label)
-        _log_axis(axis)
+        set_log_axis(axis, (1, 3))
     shown = [m for m in METHOD_COLORS if any(m in panel.methods for panel in panels)]
     budgets = sorted({n for panel in panels for n in panel.proposals})
     names = {
@@ -205,16 +219,6 @@ def _draw_costs(axis, panel, cost):
             draw_band(axis, points[:, cost], points[:, 3], points[:, 4], METHOD_COLORS[method])
     for accuracy in panel.greedy:
         axis.axhline(accuracy, **GREEDY_LOOK)
-
-
-def _log_axis(axis):
-    """A log axis with plain numbers at 1, 3, 10, 30 .."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def gain_figure(title, panels):
