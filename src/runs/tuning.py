@@ -9,6 +9,7 @@ from src.runs.finished_runs import read_json
 from src.runs.launch import command_line, sampling_command
 from utils.errors import warn
 from utils.files import write_json
+from utils.metrics import measured
 
 SUFFIXES = {"coverage": "", "vote": "_for_vote"}  # of the keys of generation_config.json
 FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the present strength
@@ -61,13 +62,30 @@ def curves_of(runs):
     return panel.curves, panel.greedy[0]
 
 
+def plateau_of(curve, measure):
+    """The strengths whose coverage or vote, at the largest N, is not clearly below the best one's.
+
+    That is: the 95 % interval of the paired difference does not lie below 0.
+    """
+    values = curve.per_question[measure]  # (K, Q)
+    best = values[values.mean(axis=1).argmax()]
+    level = [measured(row - best)["high"] >= 0 for row in values]
+    return [strength for strength, ok in zip(curve.strengths, level, strict=True) if ok]
+
+
 def best_strength(curve, measure):
-    """The strength with the highest coverage or vote at the largest N; of equals the smallest."""
-    return curve.strengths[int(curve.per_question[measure].mean(axis=1).argmax())]
+    """The strength for "coverage" or "vote".
+
+    Differences on a plateau are chance, so what it costs the other purpose decides: of the
+    strengths that are level in coverage the weakest, of those that are level in the vote the
+    strongest.
+    """
+    plateau = plateau_of(curve, measure)
+    return min(plateau) if measure == "coverage" else max(plateau)
 
 
 def table_of(curves, greedy):
-    """The lines of a table: greedy, and coverage and vote at every strength, the best marked."""
+    """The lines of a table: greedy, and coverage and vote at every strength, the chosen marked."""
     lines = [f"greedy {greedy:.1f}"]
     for curve in curves:
         for k, strength in enumerate(curve.strengths):
