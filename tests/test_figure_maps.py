@@ -126,8 +126,12 @@ def test_questions_are_the_first_with_right_and_wrong_answers(tmp_path):
     assert chosen_questions([other]) == [0, 2, 3]
 
 
-def test_without_a_mixed_question_there_is_no_map(tmp_path):
-    assert NAME not in draw(write_all(tmp_path, pools=(RIGHT, WRONG)))
+def test_without_a_mixed_question_there_is_no_map(tmp_path, capsys):
+    runs = write_all(tmp_path, pools=(RIGHT, WRONG))
+    assert NAME not in draw(runs)
+    assert capsys.readouterr().err == ""
+    assert NAME not in draw(runs, "tsne")
+    assert "--projection tsne has no effect" in capsys.readouterr().err
 
 
 def test_the_sampler_of_a_kind_is_the_one_that_covers_most(tmp_path):

@@ -83,6 +83,7 @@ def test_a_run_writes_samples_metrics_and_config(whole_run):
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 42
     assert {"versions", "device", "git_commit"} <= config.keys()
+    assert "Distance of two trajectories' thoughts, mean: " in stdout
     last = stdout.splitlines()[-3:]
     assert [line.split(":")[0] for line in last] == ["Pass@k", "Coverage", "Voting Accuracy"]
     assert not list(folder.glob("*rank*"))

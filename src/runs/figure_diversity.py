@@ -116,15 +116,15 @@ def _measures(pools, n):
     """{measure: (Q,)} of the pools of one strength, the mean over their seeds."""
     seeds = list({run.settings["seed"]: run for run in pools}.values())
     hits = np.mean([hits_of(run, n) for run in seeds], axis=0)  # (Q, 2)
-    diversity = np.mean([_diversity(run) for run in seeds], axis=0)  # (Q, 2)
+    diversity = np.mean([_diversity(run, n) for run in seeds], axis=0)  # (Q, 2)
     names = ("distance", "distinct_answers", "coverage", "vote")
     return dict(zip(names, [*diversity.T, *hits.T], strict=True))
 
 
-def _diversity(run):
-    """Distance of thoughts and share of distinct answers of each question, (Q, 2)."""
+def _diversity(run, n):
+    """Distance of thoughts, and the share of distinct ones among n answers, (Q, 2)."""
     records = [record for _, record in sorted(run.records.items())]
-    return [(r["thought_distance"], distinct_share(r["predictions"])) for r in records]
+    return [(r["thought_distance"], distinct_share(r["predictions"][:n])) for r in records]
 
 
 def diversity_figures(runs):

@@ -50,6 +50,8 @@ class QuestionMap:
 def map_figures(runs, projection):
     """[("map MODEL BENCHMARK", Figure)], where thoughts were saved, those of a greedy run too.
 
+    Of each kind of sampler, the run with the largest coverage is drawn.
+
     projection: one of PROJECTIONS. Raises UserError where its library is missing.
     """
     saved = [run for run in runs if run.settings.get("save_latents")]
@@ -66,6 +68,8 @@ def map_figures(runs, projection):
         if maps:
             name = f"map {pools[0].columns['model']} {pools[0].columns['benchmark']}"
             figures.append((name, _figure(pools, maps)))
+    if projection != "pca" and not figures:
+        warn(f"--projection {projection} has no effect: there is no map of thoughts")
     return figures
 
 

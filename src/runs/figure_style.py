@@ -76,6 +76,7 @@ def draw_curve(axis, x, points, color, style):
 
 
 def draw_band(axis, x, low, high, color):
+    """A band from low to high (K,) over x (K,); at a single x a line."""
     if len(x) == 1:  # a band has no width there
         axis.vlines(x, low, high, color=color, alpha=0.4)
     axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
@@ -101,6 +102,7 @@ def draw_legend(figure, entries, columns=4):
 
 
 def greedy_entry(panels):
+    """The legend's entry for greedy, as ``draw_legend`` takes it, where a panel has greedy runs."""
     return {"greedy": GREEDY_LOOK} if any(panel.greedy for panel in panels) else {}
 
 

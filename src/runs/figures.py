@@ -1,6 +1,8 @@
-"""Figures of finished runs: what sampling covers, what a method costs, where it gains.
+"""All figures of finished runs.
 
-A figure is a matplotlib Figure without window or global state, so no display is needed.
+Here are those of coverage, cost and gains; figure_data.py has their numbers. figure_diversity.py,
+figure_maps.py and figure_latent_rm.py have the others with their numbers, figure_style.py what they
+share. A figure is a matplotlib Figure without window or global state, so no display is needed.
 """
 
 import math
