@@ -42,6 +42,9 @@ def mixed(share):
         ("greater", mixed(0.3), mixed(0.5), FAILS),
         ("greater", mixed(0.5), mixed(0.5), FAILS),  # a gain of a point is ruled out
         ("greater", mixed(0.5), mixed(0.5)[:, ::-1], OPEN),  # level, with a wide interval
+        ("rises", mixed(0.5), mixed(0.49), OPEN),
+        ("rises", mixed(0.5), mixed(0.45), HOLDS),
+        ("rises", mixed(0.45), mixed(0.5), FAILS),
         ("close", mixed(0.5), mixed(0.5), HOLDS),
         ("close", mixed(0.5), mixed(0.3), FAILS),
         ("close", mixed(0.5), mixed(0.5)[:, ::-1], OPEN),
@@ -238,11 +241,11 @@ def test_report_md_has_every_claim_its_commands_and_figures(micro):
 def test_coverage_between_two_strengths_is_interpolated(micro):
     setting, _ = micro
     evidence, grid = Evidence(Plan(setting)), setting.grid("noise")
-    low, high = (evidence.distance("noise", strength) for strength in grid[1:3])
+    low, high = (evidence.diversity("noise", strength, "distance") for strength in grid[1:3])
     before, after = (evidence.coverage("Test", "noise", 64, strength) for strength in grid[1:3])
-    between = evidence.coverage_at("noise", low + 0.25 * (high - low), 64)
+    between = evidence.coverage_at("noise", "distance", low + 0.25 * (high - low), 64)
     np.testing.assert_allclose(between, 0.75 * before + 0.25 * after)
-    np.testing.assert_allclose(evidence.coverage_at("noise", high, 64), after)
+    np.testing.assert_allclose(evidence.coverage_at("noise", "distance", high, 64), after)
 
 
 def test_a_second_run_computes_nothing_again_and_says_the_same(micro):

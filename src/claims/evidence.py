@@ -9,7 +9,7 @@ from src.claims.plan import BATCHES, SHIPPED, SWEPT
 from src.runs.finished_runs import FinishedRun, read_json
 from src.runs.tables import chosen_answers
 from src.search.voting import trajectory_scores
-from utils.metrics import majority_vote, pairwise_auc, pass_at_k
+from utils.metrics import distinct_share, majority_vote, pairwise_auc, pass_at_k
 from utils.records import gold_of
 
 
@@ -99,23 +99,30 @@ class Evidence:
             lambda seed: self._of_questions(chosen(kind, benchmark, seed), of_one)
         )
 
-    def distance(self, sampler, strength):
-        """The mean pairwise distance of thoughts on the swept benchmark, over seeds."""
-        distances = self._of_pool(SWEPT, sampler, strength, lambda r: r["thought_distance"])
-        return float(distances.mean())
+    def diversity(self, sampler, strength, name):
+        """How different trajectories are on the swept benchmark, mean over questions and seeds.
 
-    def common_distance(self):
-        """The largest distance that both samplers reach with their strongest setting."""
+        name: "distance" of their thoughts (src.search.diversity), or "distinct_answers", the share
+        of distinct answers among all.
+        """
+        measures = {
+            "distance": lambda record: record["thought_distance"],
+            "distinct_answers": lambda record: distinct_share(record["predictions"]),
+        }
+        return float(self._of_pool(SWEPT, sampler, strength, measures[name]).mean())
+
+    def common_diversity(self, name):
+        """The largest diversity that both samplers reach with their strongest setting."""
         setting = self.setting
-        return min(self.distance(name, setting.grid(name)[-1]) for name in setting.chosen)
+        return min(self.diversity(kind, setting.grid(kind)[-1], name) for kind in setting.chosen)
 
-    def coverage_at(self, sampler, distance, n):
-        """Coverage where the thoughts are this far apart, interpolated between two strengths."""
+    def coverage_at(self, sampler, name, diversity, n):
+        """Coverage at a diversity, interpolated between two strengths."""
         grid = self.setting.grid(sampler)
-        distances = [self.distance(sampler, strength) for strength in grid]
-        above = next(k for k in range(1, len(grid)) if distances[k] >= distance)
-        low, high = distances[above - 1 : above + 1]
-        weight = (distance - low) / (high - low)
+        reached = [self.diversity(sampler, strength, name) for strength in grid]
+        above = next(k for k in range(1, len(grid)) if reached[k] >= diversity)
+        low, high = reached[above - 1 : above + 1]
+        weight = float(np.clip((diversity - low) / (high - low), 0, 1))
         before, after = (self.coverage(SWEPT, sampler, n, grid[k]) for k in (above - 1, above))
         return (1 - weight) * before + weight * after
 

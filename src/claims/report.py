@@ -1,14 +1,28 @@
 """report.md and report.json of the claims."""
 
+import textwrap
 from collections import Counter
 from dataclasses import asdict
 
 from src.claims.claims import CLAIMS, OWN_CLAIMS, PAPER_CLAIMS
 from src.claims.figure import NAME as FOREST
+from src.claims.plan import TRAININGS
 from src.claims.verdicts import RULES, WHOLE, verdict_of
 from utils.progress import duration
 
 UNTESTED = "not tested"
+WIDTH = 100  # of lines of text
+CAPTIONS = {
+    "coverage": "Coverage (solid), the majority vote (dashed) and greedy (dotted) against N.",
+    "diversity": "Coverage (solid) and the vote of 64 (dashed) against the two measures of "
+    "diversity; the numbers at the points are p or sigma.",
+    "map": "Thoughts of some questions that some trajectories solve, in two principal components; "
+    "the line is greedy's path.",
+    "cost": "What each way to choose reaches, against what it costs; the grey line is coverage.",
+    "gains": "Gains over one greedy trajectory by the number of steps of a problem.",
+    "latent_rm": "Rewards of right and wrong trajectories by thought, how often the chosen answer "
+    "is right where its weight is so high, and the pairwise AUC after each thought.",
+}
 
 
 def judge(evidence):
@@ -45,7 +59,7 @@ def as_json(setting, judged, seconds, environment):
             }
             for claim in CLAIMS
         ],
-        "seconds_of_last_session": seconds,
+        "seconds": seconds,
         "environment": environment,
     }
 
@@ -61,7 +75,7 @@ def as_markdown(plan, judged, figures, seconds, environment):
         *_overview("The claims of this project", OWN_CLAIMS, judged),
         f"![Every comparison with its 95 % interval.](figures/{FOREST}.png)",
         "",
-        "Every comparison with its 95 % interval, in points, coloured by its verdict.",
+        "Every comparison of the claims with its 95 % interval, coloured by its verdict.",
         "",
         *_rules(),
     ]
@@ -70,19 +84,25 @@ def as_markdown(plan, judged, figures, seconds, environment):
     return "\n".join([*lines, *_commands(plan), *_footer(seconds, environment)]) + "\n"
 
 
+def _paragraph(text):
+    return [*textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False), ""]
+
+
 def _introduction(setting, judged):
     counts = Counter(verdict(judged[claim.name]) for claim in PAPER_CLAIMS)
-    questions = "all questions" if setting.limit is None else f"the first {setting.limit} questions"
-    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
-    seeds = ", ".join(map(str, setting.seeds))
+    size = "all questions" if setting.limit is None else f"the first {setting.limit} questions"
+    files = ", ".join(f"{name} ({path})" for name, path in setting.benchmarks.items())
+    verdicts = ", ".join(f"{name}: {count}" for name, count in counts.items())
+    models = len(TRAININGS) * len(setting.seeds)
     return [
-        f"Of the paper's {len(PAPER_CLAIMS)} claims: {counted}.",
-        "",
-        f"Measured on {questions} of {', '.join(setting.benchmarks)}, with the seeds {seeds}. "
-        f"Reward models are trained for this report, one of each kind for every seed, on "
-        f"trajectories sampled by {setting.sampler}. Numbers are percent, differences points, with "
-        "95 % bootstrap intervals over questions of the mean over seeds.",
-        "",
+        *_paragraph(f"**Of the paper's {len(PAPER_CLAIMS)} claims: {verdicts}.**"),
+        *_paragraph(
+            f"Measured on {size} of {files}, with the seeds {', '.join(map(str, setting.seeds))}. "
+            f"{models} reward models were trained for this report, one of each kind for every "
+            f"seed, on trajectories of {setting.train_questions or 'all'} training questions, "
+            f"sampled by {setting.sampler}. Numbers are percent and differences points, with 95 % "
+            "bootstrap intervals over questions of the mean over seeds."
+        ),
     ]
 
 
@@ -92,44 +112,44 @@ def _overview(title, claims, judged):
 
 
 def _rules():
+    rules = [f"- **{name}**: {text}" for name, text in RULES.items()]
     return [
         "## Rules",
         "",
-        "They stand in `src/claims/verdicts.py` before anything is run.",
+        *_paragraph("They stand in `src/claims/verdicts.py` before anything is run."),
+        *(line for rule in rules for line in textwrap.wrap(rule, WIDTH, subsequent_indent="  ")),
         "",
-        *(f"- {text.strip()}" for text in RULES.values()),
-        f"- {WHOLE}",
-        "",
+        *_paragraph(WHOLE),
     ]
 
 
 def _claim(claim, parts, figures):
-    lines = [f"## Claim {claim.name}: {verdict(parts)}", "", claim.statement, ""]
+    lines = [f"## Claim {claim.name}: {verdict(parts)}", "", *_paragraph(claim.statement)]
     if claim.figures_given:
-        lines += [f"The paper: {claim.figures_given}.", ""]
+        lines += _paragraph(f"The paper: {claim.figures_given}.")
     if claim.note:
-        lines += [claim.note, ""]
+        lines += _paragraph(claim.note)
     for part, rows in parts.items():
-        lines += _table(part, rows) if rows else [f"{part}: these models can't be tested.", ""]
+        lines += _table(part, rows) if rows else _paragraph(f"{part}: not possible here.")
     for kind in claim.figures:
         for name in figures.get(kind, []):
             lines += [f"![{kind.replace('_', ' ')}](figures/{name}.png)", ""]
-    return [*lines, f"Commands (below): {', '.join(claim.runs)}.", ""]
+            lines += _paragraph(CAPTIONS[kind])
+    return [*lines, *_paragraph(f"Commands (below): {', '.join(claim.runs)}.")]
 
 
 def _table(title, rows):
     lines = [
-        f"{title}:",
-        "",
-        "| comparison | first | second | difference | by seed | verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *_paragraph(f"{title}:"),
+        "| comparison | first | second | difference | by seed | rule | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         seeds = " ".join(f"{difference:+.1f}" for difference in row.seeds)
         interval = f"{row.value:+.1f} [{row.low:.1f}, {row.high:.1f}]"
         lines.append(
             f"| {row.label} | {row.first:.1f} | {row.second:.1f} | {interval} | {seeds} "
-            f"| {row.verdict} |"
+            f"| {row.rule} | {row.verdict} |"
         )
     return [*lines, ""]
 
@@ -140,9 +160,10 @@ def _commands(plan):
     lines = [
         "## Commands",
         "",
-        "All that was run, by `python -m src.reproduce`. SEED stands for "
-        f"{', '.join(map(str, seeds))}.",
-        "",
+        *_paragraph(
+            "`python -m src.reproduce` runs them all and draws the figures. SEED stands for "
+            f"{', '.join(map(str, seeds))}."
+        ),
     ]
     for name, of_one in plan.commands().items():
         shown = dict.fromkeys(_without_seed(line, seeds) for line in of_one)
@@ -158,12 +179,14 @@ def _without_seed(line, seeds):
 
 
 def _footer(seconds, environment):
-    total = duration(sum(seconds.values()))
-    versions = environment["versions"]
-    device = f"{environment['device']}, {environment['processes']} processes"
-    commits = " and ".join(environment["git_commits"])
+    versions, commits = environment["versions"], " and ".join(environment["git_commits"])
+    times = ", ".join(f"{stage} {duration(time)}" for stage, time in seconds.items())
     return [
         "---",
-        f"{environment['date']}, commit {commits}, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}, {device}; {total} in the last session.",
+        "",
+        *_paragraph(
+            f"{environment['date']}, commit {commits}; torch {versions['torch']}, transformers "
+            f"{versions['transformers']}; {environment['processes']} processes on "
+            f"{environment['device']}. {duration(sum(seconds.values()))} in all: {times}."
+        ),
     ]

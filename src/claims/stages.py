@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from src.claims.alone import answers_alone
+from src.runs.finished_runs import read_json
 from src.runs.launch import run, run_cells
 from utils.errors import UserError
 from utils.files import write_json, write_text
@@ -13,22 +14,17 @@ from utils.progress import duration
 
 
 def run_stages(plan):
-    """Runs all that is not finished; returns {stage: seconds of this session}."""
-    stages = {
-        "sampling": sample,
-        "the same samples in other batches": sample_in_other_batches,
-        "annotation": annotate,
-        "training of reward models": train,
-        "choosing": choose,
-        "the shipped reward model by itself": answer_alone,
-    }
-    seconds = {}
-    for number, (name, stage) in enumerate(stages.items(), 1):
-        print(f"[{number}/{len(stages)}] {name}", flush=True)
+    """Runs all that is not finished; returns {stage: its seconds}, of all sessions that ended it."""
+    path = plan.folder / "seconds.json"
+    seconds = read_json(path) if path.exists() else {}
+    for number, (name, stage) in enumerate(STAGES.items(), 1):
+        print(f"[{number}/{len(STAGES)}] {name}", flush=True)
         start = time.monotonic()
         stage(plan)
-        seconds[name] = round(time.monotonic() - start)
-        print(f"[{number}/{len(stages)}] {name}: {duration(seconds[name])}", flush=True)
+        taken = time.monotonic() - start
+        seconds[name] = round(seconds.get(name, 0) + taken)
+        write_json(path, seconds)
+        print(f"[{number}/{len(STAGES)}] {name}: {duration(taken)}", flush=True)
     return seconds
 
 
@@ -76,3 +72,13 @@ def answer_alone(plan):
                 for b in setting.benchmarks
             }
             write_json(path, right)
+
+
+STAGES = {
+    "sampling": sample,
+    "the same samples in other batches": sample_in_other_batches,
+    "annotation": annotate,
+    "training of reward models": train,
+    "choosing": choose,
+    "the shipped reward model by itself": answer_alone,
+}

@@ -15,13 +15,17 @@ CLOSE = 2.0  # points; within which two methods match
 RULES = {
     "greater": (
         "The first is greater: its 95 % interval lies above 0, and so does every seed's "
-        f"difference. It does not hold if the interval lies below {MARGIN:g} point. "
+        f"difference. It does not hold if the interval lies below {MARGIN:g} point."
+    ),
+    "rises": (
+        "The first is greater, by however little: the 95 % interval lies above 0. It does not hold "
+        "if the interval lies below 0."
     ),
     "close": (
         f"The two match: the 95 % interval lies within {CLOSE:g} points of 0. It does not hold if "
-        "the interval lies wholly outside. "
+        "the interval lies wholly outside."
     ),
-    "same": "The two are identical: no answer differs. It does not hold if one does. ",
+    "same": "The two are identical: no answer differs. It does not hold if one does.",
 }
 WHOLE = (
     "A claim holds if each of its comparisons holds, does not hold if one of them does not, and is "
@@ -73,6 +77,12 @@ def _greater(comparison):
     return FAILS if comparison.high < MARGIN else OPEN
 
 
+def _rises(comparison):
+    if comparison.low > 0:
+        return HOLDS
+    return FAILS if comparison.high < 0 else OPEN
+
+
 def _close(comparison):
     if comparison.low >= -CLOSE and comparison.high <= CLOSE:
         return HOLDS
@@ -84,7 +94,7 @@ def _same(comparison):
     return HOLDS if comparison.first == comparison.second == 100.0 else FAILS
 
 
-_JUDGES = {"greater": _greater, "close": _close, "same": _same}
+_JUDGES = {"greater": _greater, "rises": _rises, "close": _close, "same": _same}
 
 
 def verdict_of(comparisons):

@@ -9,11 +9,11 @@ from src.runs.finished_runs import read_json
 from src.runs.launch import command_line, sampling_command
 from utils.errors import warn
 from utils.files import write_json
-from utils.metrics import measured
 
 SUFFIXES = {"coverage": "", "vote": "_for_vote"}  # of the keys of generation_config.json
 FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the present strength
 DIGITS = 4  # of a strength
+TOLERANCE = 0.5  # points of coverage or vote that do not matter
 
 
 def grids_of(arguments):
@@ -62,26 +62,16 @@ def curves_of(runs):
     return panel.curves, panel.greedy[0]
 
 
-def plateau_of(curve, measure):
-    """The strengths whose coverage or vote, at the largest N, is not clearly below the best one's.
-
-    That is: the 95 % interval of the paired difference does not lie below 0.
-    """
-    values = curve.per_question[measure]  # (K, Q)
-    best = values[values.mean(axis=1).argmax()]
-    level = [measured(row - best)["high"] >= 0 for row in values]
-    return [strength for strength, ok in zip(curve.strengths, level, strict=True) if ok]
-
-
 def best_strength(curve, measure):
-    """The strength for "coverage" or "vote".
+    """The strength for "coverage" or for "vote" at the largest N.
 
-    Differences on a plateau are chance, so what it costs the other purpose decides: of the
-    strengths that are level in coverage the weakest, of those that are level in the vote the
-    strongest.
+    Of the strengths within TOLERANCE of the best one, differences are chance, so what they cost the
+    other purpose decides: for coverage the weakest is taken, for the vote the strongest.
     """
-    plateau = plateau_of(curve, measure)
-    return min(plateau) if measure == "coverage" else max(plateau)
+    values = 100 * curve.per_question[measure].mean(axis=1)  # (K,)
+    near = values >= values.max() - TOLERANCE
+    level = [strength for strength, is_near in zip(curve.strengths, near, strict=True) if is_near]
+    return min(level) if measure == "coverage" else max(level)
 
 
 def table_of(curves, greedy):
