@@ -24,7 +24,7 @@ def main():
     args = parser.parse_args()
     found = {run.folder.resolve(): run for folder in args.folder for run in finished_runs(folder)}
     runs, folder = list(found.values()), args.folder[0] / "figures"
-    print("\n".join(map(str, plot(runs, folder, projection=args.projection))))
+    print("\n".join(map(str, plot(runs, folder, args.projection))))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main():
     runs = finished_runs(folder)
     collect(runs, folder)
     curves, greedy = curves_of(runs)
-    lines = [*table_of(curves, greedy), figures_line(runs, folder, "diversity")]
+    lines = [*table_of(curves, greedy), figures_line(runs, folder, ["diversity"])]
     lines += write_choices(arguments, choices_of(curves))
     print("\n".join(lines))
 

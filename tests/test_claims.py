@@ -227,7 +227,8 @@ def test_report_md_has_every_claim_its_commands_and_figures(micro):
     text = (setting.folder / "report.md").read_text()
     verdicts = {claim["name"]: claim["verdict"] for claim in report_of(setting)["claims"]}
     for claim in CLAIMS:
-        assert f"## Claim {claim.name}: {verdicts[claim.name]}\n\n{claim.statement}" in text
+        assert f"## Claim {claim.name}: {verdicts[claim.name]}\n\n" in text
+        assert claim.statement in text.replace("\n", " ")
         assert f"{claim.name}  {verdicts[claim.name]}" in printed
     for name in (
         line.partition("](")[2].rstrip(")") for line in text.splitlines() if line[:2] == "!["

@@ -47,12 +47,9 @@ def draw_figures(plan, evidence, judged):
     with load_matplotlib().rc_context(STYLE):
         save(forest_figure(judged), folder / NAME)
         for kinds, folders in _runs_of_figures(plan).items():
-            figures = draw([evidence.run(path) for path in folders])
-            for name, figure in figures.items():
-                kind = name.partition("-")[0]
-                if kind in kinds:
-                    save(figure, folder / name)
-                    found.setdefault(kind, []).append(name)
+            for name, figure in draw(map(evidence.run, folders), kinds=kinds).items():
+                save(figure, folder / name)
+                found.setdefault(name.partition("-")[0], []).append(name)
     return found
 
 

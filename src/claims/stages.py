@@ -14,7 +14,7 @@ from utils.progress import duration
 
 
 def run_stages(plan):
-    """Runs all that is not finished; returns {stage: its seconds}, of all sessions that ended it."""
+    """Runs all that is not finished; returns {stage: seconds of all sessions}."""
     path = plan.folder / "seconds.json"
     seconds = read_json(path) if path.exists() else {}
     for number, (name, stage) in enumerate(STAGES.items(), 1):

@@ -43,50 +43,50 @@ from utils.files import atomic_path
 BEST_METHODS = 2  # that are shown beside the vote where room is short
 COSTS = ("generator's latent forward passes a question", "milliseconds a question")
 FORMATS = ("png", "pdf")
+KINDS = ("coverage", "cost", "gains", "latent_rm", "diversity", "map")
 
 
-def plot(runs, folder, kind="", projection="pca"):
-    """Draws all figures of some finished runs into a folder; returns their paths.
+def plot(runs, folder, projection="pca", kinds=KINDS):
+    """Draws figures of some finished runs into a folder; returns their paths.
 
-    kind: only figures whose names begin so, such as "diversity". projection: of the maps of
-    thoughts, "pca" or "tsne". Raises UserError where there is nothing to draw, or no matplotlib, or
-    for "tsne" no scikit-learn.
+    projection: of the maps of thoughts, "pca" or "tsne". kinds: which of KINDS. Raises UserError
+    where there is nothing to draw, or no matplotlib, or for "tsne" no scikit-learn.
     """
     with load_matplotlib().rc_context(STYLE):
-        figures = draw(runs, projection)
-        figures = {name: figure for name, figure in figures.items() if name.startswith(kind)}
+        figures = draw(runs, projection, kinds)
         if not figures:
             raise UserError("nothing to draw, there are only greedy runs; sample some answers")
         return [path for name, figure in figures.items() for path in save(figure, folder / name)]
 
 
-def figures_line(runs, folder, kind=""):
-    """Draws figures as ``plot`` into ``folder``/figures; says in a line where, or why there are
-    none."""
+def figures_line(runs, folder, kinds=KINDS):
+    """Draws figures into ``folder``/figures; says in a line where, or why there are none."""
     try:
-        paths = plot(runs, Path(folder) / "figures", kind)
+        paths = plot(runs, Path(folder) / "figures", kinds=kinds)
     except UserError as error:
         return f"no figures: {error}"
     shown = [str(path) for path in paths if path.suffix == ".png"]
     return f"figures: {', '.join(shown)} (and as .pdf)"
 
 
-def draw(runs, projection="pca"):
+def draw(runs, projection="pca", kinds=KINDS):
     """{name of its file: Figure} of some finished runs; panels in the order of benchmarks.
 
-    projection: as in ``plot``.
+    A name begins with its kind. projection, kinds: as in ``plot``.
     """
     runs = sorted(runs, key=lambda run: run.columns["benchmark"])
-    drawn = [
-        *_coverage_figures(runs),
-        *_comparison_figures(runs),
-        *latent_rm_figures(runs),
-        *diversity_figures(runs),
-        *map_figures(runs, projection),
-    ]
+    draws = {
+        "coverage": _coverage_figures,
+        "cost": lambda runs: _comparison_figures("cost", cost_panel, cost_figure, runs),
+        "gains": lambda runs: _comparison_figures("gains", gain_panel, gain_figure, runs),
+        "latent_rm": latent_rm_figures,
+        "diversity": diversity_figures,
+        "map": lambda runs: map_figures(runs, projection),
+    }
     figures = {}
-    for name, figure in drawn:
-        figures[_free_name(name, figures)] = figure
+    for kind in kinds:
+        for name, figure in draws[kind](runs):
+            figures[_free_name(name, figures)] = figure
     return figures
 
 
@@ -101,16 +101,14 @@ def _coverage_figures(runs):
     ]
 
 
-def _comparison_figures(runs):
-    """[("cost TITLE" or "gains TITLE", Figure)], TITLE naming reward model and sampler."""
-    kinds = {"cost": (cost_panel, cost_figure), "gains": (gain_panel, gain_figure)}
+def _comparison_figures(kind, panel_of, figure_of, runs):
+    """[("KIND TITLE", Figure)], TITLE naming reward model and sampler."""
     drawn = []
-    for kind, (panel_of, figure_of) in kinds.items():
-        for title, by_panel in comparisons(runs):
-            panels = [panel_of(name, choosing, runs) for name, choosing in by_panel.items()]
-            panels = [panel for panel in panels if panel]
-            if panels:
-                drawn.append((f"{kind} {title}", figure_of(title, panels)))
+    for title, by_panel in comparisons(runs):
+        panels = [panel_of(name, choosing, runs) for name, choosing in by_panel.items()]
+        panels = [panel for panel in panels if panel]
+        if panels:
+            drawn.append((f"{kind} {title}", figure_of(title, panels)))
     return drawn
 
 
