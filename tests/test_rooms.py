@@ -17,7 +17,9 @@ MAY_IMPORT = {
     "src/training": {"utils", "src.sampling", "src.models", "src.training"},
     "src/training/losses": {"utils", "src.sampling", "src.models", "src.training"},
     "src/runs": {"utils", "src.sampling", "src.models", "src.search", "src.runs"},
-    "src/claims": {"utils", "src.models", "src.search", "src.runs", "src.claims"},
+    "src/claims": {
+        *("utils", "src.sampling", "src.models", "src.search", "src.runs", "src.claims"),
+    },
 }
 CODE = ("src", "utils", "tests", "benchmarks")
 TEXTS = (
