@@ -3,6 +3,7 @@
 import textwrap
 from pathlib import Path
 
+from src.runs.arguments import ReproduceArguments, TuningArguments
 from src.runs.commands import COMMANDS
 from utils.cli import flag_actions
 from utils.files import write_text
@@ -18,11 +19,13 @@ On every command `--config FILE.yaml` gives flags by a file; the command line wi
 def flags_page():
     """The text of the page: a section for each command."""
     sections, listed = [HEADER], set()
-    for name, command in COMMANDS.items():
-        lines = [_line(action) for action in flag_actions(command.arguments)]
+    commands = {name: command.arguments for name, command in COMMANDS.items()}
+    commands |= {"src.tune_sampler": TuningArguments, "src.reproduce": ReproduceArguments}
+    for name, arguments in commands.items():
+        lines = [_line(action) for action in flag_actions(arguments)]
         new = [line for line in lines if line not in listed]
         listed |= set(lines)
-        summary = command.arguments.__doc__.splitlines()[0]
+        summary = arguments.__doc__.splitlines()[0]
         count = len(lines) - len(new)
         shared = f"\n{count} of them are listed above." if count else ""
         sections.append(f"## {name}\n\n{summary}{shared}\n\n" + "".join(new))
@@ -36,7 +39,9 @@ def _line(action):
     parts = [f"{names}: {action.help}"]
     if action.choices:
         parts.append("one of " + ", ".join(f"`{choice}`" for choice in action.choices))
-    if action.default is not None:
+    if isinstance(action.default, list):
+        parts.append(f"default `{' '.join(map(str, action.default))}`")
+    elif action.default is not None:
         parts.append(f"default `{action.default}`")
     line = f"- {'; '.join(parts)}."
     return textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
