@@ -12,7 +12,9 @@ from src.models.precision import DTYPES, fastest_format
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
 from utils.config import check_seed, typed
+from utils.datasets import data_name
 from utils.errors import UserError
+from utils.hub_data import SYNTAX
 
 SAMPLER_FLAGS = {
     "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
@@ -52,7 +54,10 @@ class SamplingArguments:
     model_dtype: str = _flag(
         "float32", "number format; auto: bfloat16 where it is fast", ("auto", *DTYPES)
     )
-    data_path: str = _flag("data/tiny_test.json", "JSON list of question, steps, answer")
+    data_path: str = _flag(
+        "data/tiny_test.json",
+        f"JSON list of question, steps, answer; or a data set of the hub, {SYNTAX}",
+    )
     batch_size: int = _flag(8, "questions a batch")
     limit: int | None = _flag(None, "only the first so many questions")
     latent_length: int | None = _flag(
@@ -160,7 +165,7 @@ class SamplingArguments:
     @property
     def run_name(self):
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
-        model, data = Path(self.model_id).name, Path(self.data_path).stem
+        model, data = Path(self.model_id).name, data_name(self.data_path)
         digest = hashlib.sha256(json.dumps(self.result_settings()).encode()).hexdigest()[:6]
         size = f"n{self.n_samples}-seed{self.seed}-{digest}"
         return f"{model}-{data}-{self.sampler_name}-{size}"

@@ -11,6 +11,7 @@ import transformers
 import yaml
 
 from src.models.loading import checkpoint_files
+from utils.datasets import data_sha256
 from utils.errors import UserError
 from utils.files import is_temporary, remove_temporary, sha256, write_json, write_text
 
@@ -22,7 +23,7 @@ def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
     return {
         "settings": settings,
         "questions": num_questions,
-        "data_sha256": sha256([data_path]),
+        "data_sha256": data_sha256(data_path),
         "model_sha256": sha256(checkpoint_files(model_type, model_id)),
     }
 
