@@ -267,7 +267,7 @@ def steps_of(run):
     path = run.settings["data_path"]
     rows = load_dataset(path)
     if data_sha256(path) != run.config["data_sha256"]:
-        raise UserError(f"{path} is not the data that {run.folder} answered")
+        raise UserError(f"{path} is not the file that {run.folder} answered")
     return {i: min(len(rows[i]["steps"]), MOST_STEPS) for i in run.records}
 
 
