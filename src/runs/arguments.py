@@ -14,6 +14,7 @@ from src.sampling.trajectories import Request
 from utils.config import check_seed, typed
 from utils.datasets import data_name
 from utils.errors import UserError
+from utils.hub import HELP, check_push
 from utils.hub_data import SYNTAX
 
 SAMPLER_FLAGS = {
@@ -79,6 +80,7 @@ class SamplingArguments:
         False, "true: accept that over a tenth of the questions hold words unknown to the model"
     )
     overwrite: bool = _flag(False, "true: first remove what the output folder holds")
+    push_to_hub: str | None = _flag(None, HELP)
     model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
     model_id: str | None = _flag(None, MODEL_ID, aliases=["--generator_id"])
     n_samples: int | None = _flag(
@@ -87,10 +89,12 @@ class SamplingArguments:
 
     architecture: ClassVar = None  # which backbones the command takes, None: all
     sampler_flags: ClassVar = SAMPLER_FLAGS
-    volatile: ClassVar = ("batch_size", "allow_unknown", "overwrite")  # no effect on results
+    # without effect on results
+    volatile: ClassVar = ("batch_size", "allow_unknown", "overwrite", "push_to_hub")
 
     def _resolve(self, do_sample=True):
         """Fills in the defaults; raises ValueError on impossible values."""
+        check_push(self.push_to_hub)
         self.model_id = self.model_id or default_backbone(self.model_type)
         self._check_backbone()
         if self.model_dtype == "auto":
@@ -180,10 +184,11 @@ class SamplingArguments:
     def flags(self):
         """The flags that give this run again, {name: value}.
 
-        Without those that have no value, and without ``overwrite``, which would remove the run.
+        Without those that have no value, and without acts: ``overwrite`` would remove the run, and
+        ``push_to_hub`` would send it.
         """
-        values = asdict(self).items()
-        return {key: value for key, value in values if value is not None and key != "overwrite"}
+        acts, values = ("overwrite", "push_to_hub"), asdict(self).items()
+        return {key: value for key, value in values if value is not None and key not in acts}
 
 
 def report_sizes(report_n, n_samples):
