@@ -378,7 +378,6 @@ class BackboneTrainer:
             "history": history,
         }
         write_json(self.output / "metrics.json", metrics)
-        write_card(self.output)
         self.state_file.unlink(missing_ok=True)
         print(f"wrote {self.output}: valid accuracy {last.get('valid_accuracy')} %")
 
@@ -396,3 +395,5 @@ def train(recipe, accelerator, text):
     if slow:
         warn(f"mixed_precision: {slow}; auto chooses what is fast")
     trainer.run()
+    if accelerator.is_main_process:
+        write_card(recipe.output_dir)

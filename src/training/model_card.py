@@ -130,9 +130,9 @@ def _of_reward_model(folder, recipe, metrics):
             "sampled answers."
         ),
         _text(
-            "## Figures\n\nOn the pools of sampled trajectories that the recipe evaluates; accuracies in "
-            "percent. The AUC is the share of pairs of a right and a wrong trajectory of one "
-            f"question that the scores order rightly.{_choice_note(recipe)}"
+            "## Figures\n\nOn the pools of sampled trajectories that the recipe evaluates; "
+            "accuracies in percent. The AUC is the share of pairs of a right and a wrong trajectory "
+            f"of one question that the scores order rightly.{_choice_note(recipe)}"
         ),
         _table(["pool", *_POOL_METRICS.values()], *rows),
         _text(
@@ -159,9 +159,9 @@ def _limits(recipe):
     if recipe.get("answer_weight"):
         text += (
             "It also learned to answer the question by itself (`answer_weight`), which the paper's "
-            "LatentRM does not. The bundled reward models beat the vote because they solve the problems "
-            "better than their generators, not because thoughts alone reveal their quality "
-            "(docs/latent_rm.md of latent-tts). "
+            "LatentRM does not. The bundled reward models beat the vote because they solve the "
+            "problems better than their generators, not because thoughts alone reveal their "
+            "quality (docs/latent_rm.md of latent-tts). "
         )
     return text
 
