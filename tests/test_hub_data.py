@@ -188,5 +188,14 @@ def test_a_pool_of_a_hub_data_set_is_one_for_training(hub, tmp_path):
 
 
 @pytest.mark.quick
+def test_a_file_in_a_folder_with_colons_is_a_file(tmp_path):
+    path = tmp_path / "12:30:05/problems.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(TINY))
+    assert load_dataset(str(path)) == TINY
+    assert data_name(str(path)) == "problems"
+
+
+@pytest.mark.quick
 def test_a_backbone_is_trained_on_a_hub_data_set(hub):
     assert len(make_source(ID, 1, None, [])) == len(TINY)

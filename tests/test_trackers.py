@@ -138,6 +138,19 @@ def test_a_missing_tracker_is_one_line_that_names_its_package(tmp_path, monkeypa
 
 
 @pytest.mark.quick
+def test_a_tracker_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    def fails(self, values):
+        raise RuntimeError("api_key not\nconfigured")
+
+    monkeypatch.setattr(Recorder, "store_init_configuration", fails)
+    values = {"report_to": "wandb", "valid": few_problems(tmp_path)}
+    trainer_recipe = load_yaml(write_recipe(tmp_path / "x.yaml", **values), Recipe)
+    trainer = BackboneTrainer(trainer_recipe, Accelerator(cpu=True, log_with=Recorder()))
+    with raises_user_error("report_to: wandb", "api_key not configured", "leave out --report_to"):
+        trainer.run()
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize("module", ["train", "train_backbone"])
 def test_an_unknown_tracker_is_refused(tmp_path, module):
     result = run_here(command(module, tmp_path / "x.yaml", "--report_to", "tensorbord"))

@@ -38,8 +38,10 @@ class HubData:
 
 
 def is_hub_id(data_path):
-    """Whether a data path names a data set of the hub; names of files hold no two colons."""
-    return str(data_path).count(":") >= 2
+    """Whether a data path names a data set of the hub: it has two colons, and no folder after the
+    first one, as ``runs/12:30:05/questions.json`` has."""
+    parts = str(data_path).split(":")
+    return len(parts) >= 3 and "/" not in parts[1] + parts[2]
 
 
 def parse_hub_id(data_path):

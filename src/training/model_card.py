@@ -131,8 +131,8 @@ def _of_reward_model(folder, recipe, metrics):
         ),
         _text(
             "## Figures\n\nOn the pools of sampled trajectories that the recipe evaluates; "
-            "accuracies in percent. The AUC is the share of pairs of a right and a wrong trajectory "
-            f"of one question that the scores order rightly.{_choice_note(recipe)}"
+            "accuracies in percent. The AUC is the share of pairs of a right and a wrong trajectory"
+            f" of one question that the scores order rightly.{_choice_note(recipe)}"
         ),
         _table(["pool", *_POOL_METRICS.values()], *rows),
         _text(

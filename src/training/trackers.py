@@ -43,7 +43,8 @@ def make_accelerator(recipe):
 def start_trackers(accelerator, recipe, step):
     """Starts the accelerator's trackers, if any, after ``step`` optimizer steps.
 
-    What an interrupted session logged later than that is dropped from TensorBoard.
+    What an interrupted session logged later than that is dropped from TensorBoard. Raises UserError
+    when a tracker does not start, as W&B without a login.
     """
     if not accelerator.log_with:
         return
@@ -57,7 +58,14 @@ def start_trackers(accelerator, recipe, step):
         "tensorboard": {"purge_step": step + 1},
         "wandb": {"name": Path(recipe.output_dir).name, "dir": str(logs)},
     }
-    accelerator.init_trackers(_PROJECT, config=settings, init_kwargs=kwargs)
+    try:
+        accelerator.init_trackers(_PROJECT, config=settings, init_kwargs=kwargs)
+    except Exception as error:  # each package has its own kinds
+        reason = " ".join(str(error).split())[:200]
+        mend = "log in there, or leave out --report_to"
+        raise UserError(
+            f"report_to: {recipe.report_to} does not start ({reason}); {mend}"
+        ) from None
 
 
 def finish_trackers(accelerator):
