@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import transformers.integrations.integration_utils as integrations
@@ -185,6 +187,16 @@ def test_the_flag_reaches_the_trainer_of_a_reward_model(pool, tmp_path, monkeypa
     assert_success(run_here(command("train", path, "--report_to", "tensorboard")))
     assert steps == sorted(steps) and steps[0] == 2 and steps[-1] == 6
     assert folders == {str(tmp_path / "x/logs")}
+
+
+def test_w_and_b_without_a_login_is_one_line(pool, tmp_path, monkeypatch):  # noqa: F811
+    def login():
+        raise RuntimeError("No API key")
+
+    monkeypatch.setitem(trackers._INSTALLED, "wandb", lambda: True)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=login))
+    result = run_here(command("train", recipe(tmp_path / "x.yaml", pool), "--report_to", "wandb"))
+    assert_one_line_error(result, "report_to: wandb does not start (No API key)", "log in")
 
 
 def events(folder):

@@ -1,7 +1,9 @@
 """Trackers of a training: TensorBoard and Weights & Biases, which write below output_dir/logs."""
 
+import importlib
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def start_trackers(accelerator, recipe, step):
     """Starts the accelerator's trackers, if any, after ``step`` optimizer steps.
 
     What an interrupted session logged later than that is dropped from TensorBoard. Raises UserError
-    when a tracker does not start, as W&B without a login.
+    when a tracker does not start.
     """
     if not accelerator.log_with:
         return
@@ -58,14 +60,19 @@ def start_trackers(accelerator, recipe, step):
         "tensorboard": {"purge_step": step + 1},
         "wandb": {"name": Path(recipe.output_dir).name, "dir": str(logs)},
     }
-    try:
+    with _starting(recipe.report_to):
         accelerator.init_trackers(_PROJECT, config=settings, init_kwargs=kwargs)
+
+
+@contextmanager
+def _starting(name):
+    """Makes one line of a tracker's errors, such as W&B's without a login."""
+    try:
+        yield
     except Exception as error:  # each package has its own kinds
         reason = " ".join(str(error).split())[:200]
-        mend = "log in there, or leave out --report_to"
-        raise UserError(
-            f"report_to: {recipe.report_to} does not start ({reason}); {mend}"
-        ) from None
+        fault = f"report_to: {name} does not start ({reason})"
+        raise UserError(f"{fault}; log in there, or leave out --report_to") from None
 
 
 def finish_trackers(accelerator):
@@ -75,9 +82,16 @@ def finish_trackers(accelerator):
 
 
 def direct_trainer(recipe):
-    """Tells the trackers of the Hugging Face Trainer, by its own means, where to write."""
-    if recipe.report_to:
-        logs = logs_folder(recipe.output_dir)
-        logs.mkdir(parents=True, exist_ok=True)
-        os.environ |= {"TENSORBOARD_LOGGING_DIR": str(logs), "WANDB_DIR": str(logs)}
-        os.environ.setdefault("WANDB_PROJECT", _PROJECT)
+    """Tells the trackers of the Hugging Face Trainer, by its own means, where to write.
+
+    Raises UserError when W&B, which the Trainer starts later, has no login.
+    """
+    if not recipe.report_to:
+        return
+    logs = logs_folder(recipe.output_dir)
+    logs.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"TENSORBOARD_LOGGING_DIR": str(logs), "WANDB_DIR": str(logs)}
+    os.environ.setdefault("WANDB_PROJECT", _PROJECT)
+    if "wandb" in recipe.report_to and recipe.process_index == 0:
+        with _starting("wandb"):
+            importlib.import_module("wandb").login()
