@@ -5,10 +5,12 @@
 
 import json
 import shutil
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 
 from src.runs.job import Job
@@ -40,18 +42,21 @@ class Hub:
     sent = []
     fault = None
 
-    def create_repo(self, repo, repo_type, exist_ok):
-        assert exist_ok
+    def create_repo(self, *given, **named):
+        bound = signature(HfApi.create_repo).bind(self, *given, **named).arguments
+        assert bound["exist_ok"]
         if self.fault:
             raise self.fault
-        return SimpleNamespace(repo_id=repo)
+        return SimpleNamespace(repo_id=bound["repo_id"])
 
-    def upload_folder(self, repo_id, repo_type, folder_path, allow_patterns, commit_message):
-        paths = (path for path in folder_path.rglob("*") if path.is_file())
-        names = [path.relative_to(folder_path).as_posix() for path in paths]
-        names = filter_repo_objects(names, allow_patterns=allow_patterns)
-        files = {name: (folder_path / name).read_bytes() for name in names}
-        self.sent.append((repo_id, repo_type, files))
+    def upload_folder(self, **named):
+        bound = signature(HfApi.upload_folder).bind(self, **named).arguments
+        folder = bound["folder_path"]
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        names = filter_repo_objects(names, allow_patterns=bound["allow_patterns"])
+        files = {name: (folder / name).read_bytes() for name in names}
+        self.sent.append((bound["repo_id"], bound["repo_type"], files))
 
 
 @pytest.fixture
