@@ -6,7 +6,6 @@ publishers' raw files.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from utils.benchmarks import BENCHMARKS, convert
@@ -14,15 +13,11 @@ from utils.cli import Parser
 from utils.datasets import load_dataset
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
+from utils.rows import to_json
 from utils.tiny_problems import make_split
 
 TINY_SEED = 2510
 TINY_SIZES = {"test": 1000, "valid": 500, "multi": 500, "hard": 500}
-
-
-def to_json(rows):
-    """A JSON list, a row a line."""
-    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 
 def write_tiny(folder, train):

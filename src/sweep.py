@@ -49,6 +49,8 @@ def main():
         runs = finished_runs(args.results)
         print("\n".join(collect(runs, args.results)), flush=True)
         print(figures_line(runs, args.results))
+    for job in jobs:
+        job.push()
 
 
 if __name__ == "__main__":

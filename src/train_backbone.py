@@ -1,43 +1,31 @@
 """Trains a backbone: accelerate launch -m src.train_backbone training_args/backbone_*.yaml"""
 
-from pathlib import Path
-
-import torch
-from accelerate import Accelerator
 from transformers.utils import logging
 
-from src.models.precision import slowness
 from src.training.backbone_recipe import Recipe
-from src.training.backbone_trainer import BackboneTrainer
-from utils.cli import Parser
+from src.training.backbone_trainer import train
+from src.training.command_line import is_finished, push_checkpoint, training_flags
+from src.training.trackers import make_accelerator
 from utils.config import load_yaml
-from utils.errors import reports_user_errors, warn
-from utils.files import write_text
+from utils.errors import reports_user_errors
 from utils.processes import end_processes, leave_cleanly, use_all_cores
 
 
 @reports_user_errors
 def main():
-    parser = Parser(prog="src.train_backbone", description=__doc__)
-    parser.add_argument("recipe", type=Path, help="a YAML file, see training_args/")
-    path = parser.parse_args().recipe
-    recipe = load_yaml(path, Recipe)
+    flags = training_flags("src.train_backbone", __doc__)
+    recipe = load_yaml(flags.recipe, Recipe)
+    recipe.report_to = flags.report_to or recipe.report_to
+    text = flags.recipe.read_text(encoding="utf-8")
     logging.disable_progress_bar()  # of weights that are read and written
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision=recipe.mixed_precision
-    )
+    accelerator = make_accelerator(recipe)
     leave_cleanly()
     use_all_cores()
-    trainer = BackboneTrainer(recipe, accelerator)
-    if accelerator.is_main_process:
-        print(trainer.introduction(), flush=True)
-        text = path.read_text(encoding="utf-8")
-        write_text(Path(recipe.output_dir) / "recipe.yaml", text)
-    slow = slowness("bfloat16") if recipe.mixed_precision == "bf16" else None
-    if slow:
-        warn(f"mixed_precision: {slow}; auto chooses what is fast")
-    trainer.run()
+    if not (flags.push_to_hub and is_finished(recipe.output_dir, text)):
+        train(recipe, accelerator, text)
     end_processes()
+    if flags.push_to_hub and accelerator.is_main_process:
+        push_checkpoint(recipe.output_dir, flags.push_to_hub)
 
 
 if __name__ == "__main__":

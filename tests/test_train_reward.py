@@ -21,6 +21,7 @@ from src.models.loading import load_backbone, load_reward_model, weights_sha256
 from src.models.tokenizers import build_tokenizer
 from src.training import reward_trainer
 from src.training.losses.latent_rm import RewardLoss
+from src.training.model_card import model_card
 from src.training.reward_dataset import LengthSampler, TrajectoryDataset, collate
 from src.training.reward_recipe import load_recipe
 from src.training.reward_trainer import last_checkpoint, pool_metrics
@@ -100,6 +101,7 @@ def test_training_writes_a_reward_model_in_the_published_layout(whole):
         assert 0 <= final[f"test_n_4_{name}"] <= 100
     assert final["test_n_4_recall_at_1"] <= final["test_n_4_coverage"]
     assert (whole / "recipe.yaml").is_file()
+    assert (whole / "README.md").read_text() == model_card(whole)
 
 
 @pytest.mark.parametrize("moment", range(6))

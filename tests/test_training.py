@@ -19,6 +19,7 @@ from src.training.backbone_recipe import Recipe
 from src.training.backbone_trainer import BackboneTrainer
 from src.training.curriculum import Stage, TinyProblems, batches, make_source
 from src.training.losses.coconut import CoconutLoss
+from src.training.model_card import model_card
 from tests.commands import ROOT, command, run, run_here
 from tests.conftest import random_coconut
 from utils.config import load_yaml
@@ -226,6 +227,7 @@ def test_training_writes_a_checkpoint_with_its_recipe_and_metrics(trained):
     assert [entry["stage"] for entry in metrics["history"]] == [0, 1, 1]
     assert 0 <= metrics["valid_accuracy"] <= 100
     assert (trained / "recipe.yaml").read_text() == trained.with_suffix(".yaml").read_text()
+    assert (trained / "README.md").read_text() == model_card(trained)
     assert not (trained / "training_state.pt").exists()
 
 

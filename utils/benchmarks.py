@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from utils.answers import format_number
-from utils.datasets import fault_of
 from utils.errors import UserError
+from utils.rows import fault_of
 
 _MALFORMED = "20% of 7871124 people think horse"  # the one malformed row of GSM-Hard
 
@@ -54,21 +54,37 @@ def convert(name, source=None):
 
     Raises UserError when they can't be had, can't be read, or are not as many as they should be.
     """
-    wanted, hub, config, split, raw, converter = BENCHMARKS[name]
-    where = f"{hub} ({split})" if source is None else str(Path(source) / raw)
-    rows = (
-        _from_hub(name, hub, config, split)
-        if source is None
-        else _from_files(Path(source), name, raw)
-    )
+    _, hub, config, split, raw, converter = BENCHMARKS[name]
+    if source is not None:
+        rows, where = _from_files(Path(source), name, raw), str(Path(source) / raw)
+        return convert_rows(rows, converter, where, name)
+    mend = "give a folder with the raw files by --source"
+    rows = fetch(f"{name}: {hub}", hub, config, split, mend)
+    return convert_rows(rows, converter, f"{hub} ({split})", name)
+
+
+def published_as(hub, config, split):
+    """The converter of a hub data set, and the benchmark that this split of it is; or None each."""
+    converters = {of[1]: of[-1] for of in BENCHMARKS.values()}
+    names = {of[1:4]: name for name, of in BENCHMARKS.items()}
+    return converters.get(hub), names.get((hub, config, split))
+
+
+def convert_rows(rows, converter, where, name=None):
+    """The publisher's rows in our form, without malformed and repeated ones.
+
+    where: the source, for messages. name: the benchmark that they must be, in number, if any.
+    Raises UserError when a row is not as expected, or when they are too few or too many.
+    """
     converted = {}
     for number, row in enumerate(rows):
         new = _converted(row, converter, f"{where}: row {number}")
-        if name == "gsm_hard" and _MALFORMED in new["question"]:
+        if converter is gsm_hard and _MALFORMED in new["question"]:
             continue
-        key = new["question"] if name == "multiarith" else number  # MultiArith has exact repeats
+        key = new["question"] if converter is multiarith else number  # it has exact repeats
         converted.setdefault(key, new)
-    if len(converted) != wanted:
+    if name is not None and len(converted) != BENCHMARKS[name][0]:
+        wanted = BENCHMARKS[name][0]
         raise UserError(
             f"{where}: gives {len(converted)} questions for {name}, it should be {wanted}: the "
             "source is cut off or has changed"
@@ -88,16 +104,16 @@ def _converted(row, converter, where):
     return new
 
 
-def _from_hub(name, hub, config, split):
+def fetch(given, hub, config, split, mend):
+    """The rows of a hub data set, a datasets.Dataset. Raises UserError with ``given`` and mend."""
     from datasets import load_dataset  # takes seconds to import
 
     try:
         return load_dataset(hub, config, split=split)
     except Exception as error:  # the hub's errors share no base class
         reason = " ".join(str(error).split())[:120]
-        fault = f"{hub} can't be fetched from the hub ({type(error).__name__}: {reason})"
-        mend = "give a folder with the raw files by --source"
-        raise UserError(f"{name}: {fault}; {mend}") from None
+        fault = f"can't be fetched from the hub ({type(error).__name__}: {reason})"
+        raise UserError(f"{given} {fault}; {mend}") from None
 
 
 def _from_files(source, name, raw):

@@ -1,22 +1,44 @@
-"""Data sets: JSON lists of {"question", "steps", "answer"}."""
+"""Data sets: files, JSON lists of {"question", "steps", "answer"}, or data sets of the hub.
+
+A data path names a file, or a data set of the hub (utils.hub_data).
+"""
 
 import json
 from pathlib import Path
 
-from utils.answers import format_number, parse_number
 from utils.errors import UserError
+from utils.files import sha256
+from utils.hub_data import hub_rows, hub_sha256, is_hub_id, parse_hub_id
+from utils.rows import answer_as_text, fault_of
 
 
 def load_dataset(path):
-    """The rows of a data file: dicts with "question" (str), "steps" (list of str), "answer" (str).
+    """The rows of a data path: dicts with "question" (str), "steps" (list of str), "answer" (str).
 
-    Raises UserError that names file, row (counted from 0), fault and mend.
+    Raises UserError that names file or hub id, row (counted from 0), fault and mend.
     """
-    path = Path(path)
+    return list(hub_rows(str(path))) if is_hub_id(path) else _read_file(Path(path))
+
+
+def data_sha256(path):
+    """Hex digest of a data path: of the file, or of the text that a file of the hub's rows has.
+
+    Thus a benchmark of the hub has the digest of its file by src.prepare_data.
+    """
+    return hub_sha256(str(path)) if is_hub_id(path) else sha256([path])
+
+
+def data_name(path):
+    """The name of a data path in names of folders and in tables."""
+    return parse_hub_id(path).name if is_hub_id(path) else Path(path).stem
+
+
+def _read_file(path):
     if not path.is_file():
         raise UserError(
             f"{path}: no such data file; the shipped ones are data/tiny_*.json "
-            "(`python -m src.prepare_data tiny` makes them)"
+            "(`python -m src.prepare_data tiny` makes them); a data set of the hub is written "
+            "REPO:CONFIG:SPLIT"
         )
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -26,31 +48,8 @@ def load_dataset(path):
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: must be a non-empty JSON list of questions")
     for i, row in enumerate(rows):
-        _answer_as_text(row)
+        answer_as_text(row)
         fault = fault_of(row)
         if fault:
             raise UserError(f"{path}: row {i}: {fault}")
     return rows
-
-
-def _answer_as_text(row):
-    """A file may hold the answer as a number, 17 or "17"."""
-    answer = row.get("answer") if isinstance(row, dict) else None
-    if type(answer) in (int, float) and parse_number(str(answer)) is not None:
-        row["answer"] = format_number(answer)
-
-
-def fault_of(row):
-    """What is wrong with a row, with its mend, or None."""
-    if not isinstance(row, dict):
-        return 'must be an object {"question", "steps", "answer"}'
-    for key in ("question", "steps", "answer"):
-        if key not in row:
-            return f'has no "{key}"; add it or drop the row'
-    if not isinstance(row["question"], str) or not row["question"].strip():
-        return '"question" must be a non-empty string'
-    if not isinstance(row["steps"], list) or not all(isinstance(s, str) for s in row["steps"]):
-        return '"steps" must be a list of strings such as "<<1+2=3>>"'
-    if not isinstance(row["answer"], str) or parse_number(row["answer"]) is None:
-        return f'"answer" must be a number, such as 17 or "17", not {row["answer"]!r}'
-    return None

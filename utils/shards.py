@@ -22,8 +22,10 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
+from utils.datasets import data_sha256
 from utils.errors import UserError
 from utils.files import sha256, write_bytes, write_json
+from utils.hub_data import is_hub_id
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of the keys below
@@ -88,9 +90,10 @@ class Pool:
 
     def _check_questions(self):
         path = self.manifest["data_path"]
-        if not Path(path).is_file() or sha256([path]) != self.manifest["data_sha256"]:
+        gone = not is_hub_id(path) and not Path(path).is_file()
+        if gone or data_sha256(path) != self.manifest["data_sha256"]:
             fault = f"made from {path}, which has changed or is gone"
-            raise UserError(f"{self.folder}: {fault}; restore that file or annotate again")
+            raise UserError(f"{self.folder}: {fault}; restore it or annotate again")
 
     def _check_shard(self, entry):
         path = self.folder / entry["name"]

@@ -14,7 +14,10 @@ from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
 from utils.cli import flag
 from utils.config import check_seed, typed
+from utils.datasets import data_name
 from utils.errors import UserError
+from utils.hub import HELP, check_push
+from utils.hub_data import SYNTAX
 
 SAMPLER_FLAGS = {
     "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
@@ -50,7 +53,10 @@ class SamplingArguments:
     model_dtype: str = flag(
         "float32", "number format; auto: bfloat16 where it is fast", ("auto", *DTYPES)
     )
-    data_path: str = flag("data/tiny_test.json", "JSON list of question, steps, answer")
+    data_path: str = flag(
+        "data/tiny_test.json",
+        f"JSON list of question, steps, answer; or a data set of the hub, {SYNTAX}",
+    )
     batch_size: int = flag(8, "questions a batch")
     limit: int | None = flag(None, "only the first so many questions")
     latent_length: int | None = flag(
@@ -75,6 +81,7 @@ class SamplingArguments:
         False, "true: accept that over a tenth of the questions hold words unknown to the model"
     )
     overwrite: bool = flag(False, "true: first remove what the output folder holds")
+    push_to_hub: str | None = flag(None, HELP)
     model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
     model_id: str | None = flag(None, MODEL_ID, aliases=["--generator_id"])
     n_samples: int | None = flag(
@@ -84,10 +91,11 @@ class SamplingArguments:
     architecture: ClassVar = None  # which backbones the command takes, None: all
     sampler_flags: ClassVar = SAMPLER_FLAGS
     # No effect on the results; tuned_for ends in a value of dropout_p or noise_std.
-    volatile: ClassVar = ("batch_size", "tuned_for", "allow_unknown", "overwrite")
+    volatile: ClassVar = ("batch_size", "tuned_for", "allow_unknown", "overwrite", "push_to_hub")
 
     def _resolve(self, do_sample=True):
         """Fills in the defaults; raises ValueError on impossible values."""
+        check_push(self.push_to_hub)
         self.model_id = self.model_id or default_backbone(self.model_type)
         self._check_backbone()
         if self.model_dtype == "auto":
@@ -177,7 +185,7 @@ class SamplingArguments:
     @property
     def run_name(self):
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
-        model, data = Path(self.model_id).name, Path(self.data_path).stem
+        model, data = Path(self.model_id).name, data_name(self.data_path)
         digest = hashlib.sha256(json.dumps(self.result_settings()).encode()).hexdigest()[:6]
         size = f"n{self.n_samples}-seed{self.seed}-{digest}"
         return f"{model}-{data}-{self.sampler_name}-{size}"
@@ -192,10 +200,11 @@ class SamplingArguments:
     def flags(self):
         """The flags that give this run again, {name: value}.
 
-        Without those that have no value, and without ``overwrite``, which would remove the run.
+        Without those that have no value, and without acts: ``overwrite`` would remove the run, and
+        ``push_to_hub`` would send it.
         """
-        values = asdict(self).items()
-        return {key: value for key, value in values if value is not None and key != "overwrite"}
+        acts, values = ("overwrite", "push_to_hub"), asdict(self).items()
+        return {key: value for key, value in values if value is not None and key not in acts}
 
 
 def report_sizes(report_n, n_samples):

@@ -42,4 +42,5 @@ def run_command(name, description):
     metrics = job.complete()
     if processes.is_main_process:
         job.report(metrics)
-    end_processes()
+    end_processes()  # the others need not wait for an upload
+    job.push()

@@ -14,9 +14,8 @@ from src.runs.tables import (
     reward_model_name,
     with_sampler,
 )
-from utils.datasets import load_dataset
+from utils.datasets import data_sha256, load_dataset
 from utils.errors import UserError, warn
-from utils.files import sha256
 from utils.metrics import majority_vote, measured
 from utils.records import gold_of
 
@@ -278,7 +277,7 @@ def steps_of(run):
     """
     path = run.settings["data_path"]
     rows = load_dataset(path)
-    if sha256([path]) != run.config["data_sha256"]:
+    if data_sha256(path) != run.config["data_sha256"]:
         raise UserError(f"{path} is not the file that {run.folder} answered")
     return {i: min(len(rows[i]["steps"]), MOST_STEPS) for i in run.records}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.runs.run_folder import current_names
 from utils import records
+from utils.datasets import data_name
 from utils.errors import UserError, warn
 
 # Settings in which beams may differ from the pool that they are compared with.
@@ -50,7 +51,7 @@ class FinishedRun:
         method = settings["sampling_by"]
         return {
             "model": Path(settings["model_id"]).name,
-            "benchmark": Path(settings["data_path"]).stem,
+            "benchmark": data_name(settings["data_path"]),
             "questions": self.metrics["questions"],
             "sampler": method or "greedy",
             "dropout_p": settings["dropout_p"] if method == "dropout" else None,

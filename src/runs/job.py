@@ -103,6 +103,12 @@ class Job:
             self.run_folder.save_flags(self.arguments.flags())
         return self.finish()
 
+    def push(self):
+        """Sends the finished run to the hub if its flag says so; only the first process does."""
+        repo = self.arguments.push_to_hub
+        if repo is not None and self.processes.is_main_process:
+            self.run_folder.push(repo, self.outputs)
+
     def open(self):
         """Creates the folder; with --overwrite true removes the old run first. All processes call
         it, and it ends in a barrier."""

@@ -11,10 +11,13 @@ import transformers
 import yaml
 
 from src.models.loading import checkpoint_files
+from utils.datasets import data_sha256
 from utils.errors import UserError
 from utils.files import is_temporary, remove_temporary, sha256, write_json, write_text
+from utils.hub import push
 
 FLAGS = "flags.yaml"
+_OWN_FILES = (FLAGS, "config.json")  # beside the outputs of the run
 
 
 def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
@@ -22,7 +25,7 @@ def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
     return {
         "settings": settings,
         "questions": num_questions,
-        "data_sha256": sha256([data_path]),
+        "data_sha256": data_sha256(data_path),
         "model_sha256": sha256(checkpoint_files(model_type, model_id)),
     }
 
@@ -96,9 +99,13 @@ class RunFolder:
         text = yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
         write_text(self.path / FLAGS, comment + text)
 
+    def push(self, repo, outputs):
+        """Sends the run to a data set repository of the hub. Raises UserError when that fails."""
+        push(self.path, repo, "dataset", (*outputs, *_OWN_FILES))
+
     def _remove(self, outputs):
         """Removes the old run; config.json, which identifies the folder, goes last."""
-        for pattern in (*outputs, FLAGS, "config.json"):
+        for pattern in (*outputs, *_OWN_FILES):
             for path in self.path.glob(pattern):
                 path.unlink()
 

@@ -1,6 +1,6 @@
 """The recipe of a backbone's training, a YAML file."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from src.models import BACKBONES
@@ -8,6 +8,7 @@ from src.models.latent_reasoner import GenerationDefaults
 from src.models.precision import resolve_precision
 from src.training.curriculum import Stage
 from src.training.losses import BACKBONE_LOSSES
+from src.training.trackers import TRACKERS
 from utils.config import check_seed
 
 
@@ -51,11 +52,15 @@ class Recipe:
     allow_unknown: bool = False  # accept files with words that the tokenizer does not know
     validate_every: int = 1  # in epochs
     save_every: int = 500  # in optimizer steps
+    report_to: str = "none"  # or tensorboard, wandb
 
     def __post_init__(self):
         self._check_model_type()
         self.mixed_precision = resolve_precision(self.mixed_precision)
         check_seed(self.seed)
+        if self.report_to not in TRACKERS:
+            names = ", ".join(TRACKERS)
+            raise ValueError(f"report_to must be one of {names}, not {self.report_to!r}")
         for name in ("batch_size", "problems_per_epoch", "validate_every", "save_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
@@ -66,6 +71,10 @@ class Recipe:
             raise ValueError("key problems_per_epoch is missing; train: tiny needs it")
         if self.train != "tiny" and self.problems_per_epoch is not None:
             raise ValueError("problems_per_epoch has no effect with a file as train: leave it out")
+
+    def fingerprint(self):
+        """The values that a training must be resumed under."""
+        return {key: value for key, value in asdict(self).items() if key != "report_to"}
 
     def _check_model_type(self):
         """Checks the keys that depend on the backbone; fills in its loss's default weights."""

@@ -13,14 +13,17 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from src.models import BACKBONES
+from src.models.precision import slowness
 from src.models.tokenizers import UNKNOWN_SHARE, add_tokens, build_tokenizer, rows_with_unknown
 from src.sampling import rng
 from src.training.attention import training_attention
 from src.training.curriculum import FileProblems, batches, make_source
 from src.training.losses import BACKBONE_LOSSES
+from src.training.model_card import write_card
+from src.training.trackers import finish_trackers, start_trackers
 from utils.datasets import load_dataset
 from utils.errors import UserError, warn
-from utils.files import write_bytes, write_json
+from utils.files import write_bytes, write_json, write_text
 from utils.processes import where
 from utils.progress import Pace, progress
 
@@ -38,6 +41,7 @@ class Cursor:
     epoch: int = 0  # of the stage
     batch: int = 0  # of the epoch
     step: int = 0  # optimizer steps of the stage
+    total_steps: int = 0  # of all stages
     seconds: float = 0.0  # of training, over all sessions
     history: list = field(default_factory=list)  # a dict for each validation
 
@@ -164,6 +168,15 @@ class BackboneTrainer:
 
     def run(self):
         """Trains to the end and writes the model and its metrics."""
+        start_trackers(self.accelerator, self.recipe, self.cursor.total_steps)
+        try:
+            self._run_stages()
+        finally:
+            finish_trackers(self.accelerator)
+        if self.accelerator.is_main_process:
+            self._finish()
+
+    def _run_stages(self):
         is_main, cursor, stages = self.accelerator.is_main_process, self.cursor, self.recipe.stages
         epochs = sum(stage.epochs for stage in stages[cursor.stage :])
         self.pace = Pace(epochs * self._steps_per_epoch() - cursor.step, print if is_main else None)
@@ -173,8 +186,6 @@ class BackboneTrainer:
             cursor.epoch = cursor.batch = cursor.step = 0
             self.optimizer = self._new_optimizer()  # each stage has its own, as in COCONUT
             self._save()
-        if is_main:
-            self._finish()
 
     def _steps_per_epoch(self):
         """An upper bound: an epoch may leave problems out that fill no batch."""
@@ -204,16 +215,26 @@ class BackboneTrainer:
             loss, right = self._step(batch, stage, total_steps)
             cursor.batch += 1
             cursor.step += 1
+            cursor.total_steps += 1
             bar.update()
             self.pace.step()
             if cursor.step % 50 == 0:
-                share = right.float().mean()
-                bar.set_postfix_str(f"loss {loss:.3f}, right {share:.2f}", refresh=False)
+                self._show(bar, float(loss), float(right.float().mean()))
             if cursor.step % recipe.save_every == 0:
                 self._save()
         if not cursor.batch:
             size = recipe.batch_size
             raise UserError(f"batch_size: an epoch holds no full batch of {size} problems")
+
+    def _show(self, bar, loss, right):
+        """Running metrics of this process: beside the bar, and in the tracker."""
+        bar.set_postfix_str(f"loss {loss:.3f}, right {right:.2f}", refresh=False)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self._log({"loss": loss, "right": right, "learning_rate": rate})
+
+    def _log(self, values):
+        place = {"stage": self.cursor.stage, "epoch": self.cursor.epoch}
+        self.accelerator.log(values | place, step=self.cursor.total_steps)
 
     def _step(self, batch, stage, total_steps):
         """One optimizer step; the loss (scalar) and right predictions of this process's rows."""
@@ -286,6 +307,7 @@ class BackboneTrainer:
             "by_steps": by_steps,
         }
         self.cursor.history.append(entry)
+        self._log({"valid_accuracy": overall})
         if self.accelerator.is_main_process:
             bar.write(json.dumps(entry))
 
@@ -300,7 +322,7 @@ class BackboneTrainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe.fingerprint(),
             "cursor": asdict(self.cursor),
             "module": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -322,7 +344,7 @@ class BackboneTrainer:
             reason = f"{self.state_file} is damaged ({type(error).__name__})"
             raise UserError(f"{reason}; remove it to start anew") from None
         before, now = state["recipe"].get("mixed_precision"), self.recipe.mixed_precision
-        if state["recipe"] | {"mixed_precision": now} != asdict(self.recipe):
+        if state["recipe"] | {"mixed_precision": now} != self.recipe.fingerprint():
             mend = "go on with that one or remove the file"
             raise UserError(f"{self.state_file} was made by another recipe; {mend}")
         if before != now:
@@ -358,3 +380,20 @@ class BackboneTrainer:
         write_json(self.output / "metrics.json", metrics)
         self.state_file.unlink(missing_ok=True)
         print(f"wrote {self.output}: valid accuracy {last.get('valid_accuracy')} %")
+
+
+def train(recipe, accelerator, text):
+    """Trains a Recipe to its end, from the state in its folder on, and says what it does.
+
+    text: the recipe's YAML, kept beside the model. Raises UserError, as BackboneTrainer.
+    """
+    trainer = BackboneTrainer(recipe, accelerator)
+    if accelerator.is_main_process:
+        print(trainer.introduction(), flush=True)
+        write_text(Path(recipe.output_dir) / "recipe.yaml", text)
+    slow = slowness("bfloat16") if recipe.mixed_precision == "bf16" else None
+    if slow:
+        warn(f"mixed_precision: {slow}; auto chooses what is fast")
+    trainer.run()
+    if accelerator.is_main_process:
+        write_card(recipe.output_dir)

@@ -12,6 +12,7 @@ from src.models import BACKBONES
 from src.models.precision import resolve_precision
 from src.training.losses.latent_rm import REWARD_LOSSES
 from src.training.reward_dataset import LABELS
+from src.training.trackers import check_installed
 from utils.config import build, check_seed, read_yaml, seed_of_32_bits, typed
 from utils.errors import UserError
 
@@ -101,6 +102,8 @@ class RewardRecipe(TrainingArguments):
                 raise UserError(f"{key} must be at least {minimum}, not {value}")
         if "8bit" in self.optim and find_spec("bitsandbytes") is None:
             raise UserError(f"optim: {self.optim} needs bitsandbytes: pip install bitsandbytes")
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        check_installed(names)
         metric, patience = self.metric_for_best_model, self.early_stopping_patience
         if metric is None and (self.load_best_model_at_end or patience):
             raise UserError("metric_for_best_model is missing: the best model is chosen by it")
@@ -133,9 +136,12 @@ _NEW_KEYS = [field.name for field in fields(RewardRecipe) if field.name not in _
 _OWN_KEYS = ["output_dir", "seed", *_NEW_KEYS]
 
 
-def load_recipe(path):
-    """The RewardRecipe of a YAML file. Raises UserError that names the file and the key."""
-    values = read_yaml(path)
+def load_recipe(path, report_to=None):
+    """The RewardRecipe of a YAML file. Raises UserError that names the file and the key.
+
+    report_to: a tracker in place of the file's, if not None.
+    """
+    values = read_yaml(path) | ({} if report_to is None else {"report_to": report_to})
     try:
         _check_keys(values)
         return build(RewardRecipe, values)
@@ -149,6 +155,8 @@ def _check_keys(values):
         if key not in _NEW_KEYS + _TRAINER_KEYS:
             known = f"{', '.join(sorted(_OWN_KEYS))}, and those of transformers.TrainingArguments"
             raise UserError(f"unknown key {key}; known keys: {known}")
+        if key.startswith(("hub_", "push_to_hub")):
+            raise UserError(f"{key} is not supported here: use the flag --push_to_hub REPO")
         if key in _UNSUPPORTED:
             raise UserError(f"{key} is not supported here: leave it out")
     if "bf16" in values:

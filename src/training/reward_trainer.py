@@ -18,7 +18,9 @@ from src.models.loading import checkpoint_files, checkpoint_folder, load_backbon
 from src.models.precision import slowness
 from src.training.attention import training_attention
 from src.training.losses.latent_rm import RewardLoss
+from src.training.model_card import write_card
 from src.training.reward_dataset import LengthSampler, TrajectoryDataset, collate
+from src.training.trackers import direct_trainer
 from utils.errors import UserError, warn
 from utils.files import sha256, write_json, write_text
 from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
@@ -199,6 +201,7 @@ def train(recipe, text):
     callbacks = [_MarkComplete(), _PrintPace()]
     if recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    direct_trainer(recipe)
     trainer = RewardTrainer(
         model=model, args=recipe, data_collator=collate, train_dataset=train_set,
         eval_dataset=eval_sets, compute_metrics=pool_metrics, callbacks=callbacks,
@@ -261,6 +264,7 @@ def _finish(trainer, tokenizer, metrics):
         "history": [log for log in state.log_history if any("recall" in key for key in log)],
     }
     write_json(output / "metrics.json", summary)
+    write_card(output)
     tokenizer.save_pretrained(output)
     with tempfile.TemporaryDirectory(dir=output) as folder:
         model.to(getattr(torch, trainer.args.store_dtype)).save_pretrained(folder)
