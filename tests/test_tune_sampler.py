@@ -131,6 +131,14 @@ def test_tune_sampler_writes_what_its_runs_measured(copy, tmp_path):
     assert checkpoint_defaults("coconut", copy).noise_std == after["noise_std"]
 
 
+def test_a_mistake_in_a_run_is_one_line(copy, capfd):
+    line = command("tune_sampler", "--model_id", copy, "--data_path", "nope.json")
+    result = run_here([*line, "--output_dir", f"{copy}/../tune"])
+    lines = capfd.readouterr().err.splitlines()  # of the process that was started
+    assert result.returncode == 2 and not result.stderr
+    assert len(lines) == 1 and "nope.json: no such data file" in lines[0]
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("flags", "parts"),

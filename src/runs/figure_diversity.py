@@ -27,6 +27,7 @@ from src.runs.figure_style import (
 )
 from utils.metrics import distinct_share, measured
 
+LABEL_ROOM = 0.12  # of a line's width on the log axis, from one label to the next
 FEWEST_STRENGTHS = 3  # that make a curve
 DIVERSITIES = {
     "distance": "mean distance between thoughts",
@@ -181,5 +182,16 @@ def _draw(axis, curve, diversity, color):
         draw_curve(axis, x, curve.points(outcome), color, style)
     offset = OFFSETS[curve.kind]
     look = {"textcoords": "offset points", "ha": "center", "va": "center", "color": color}
-    for strength, *point in zip(curve.strengths, x, curve.points("vote")[:, 0], strict=True):
-        axis.annotate(f"{strength:g}", point, offset, fontsize=8, **look)
+    votes = curve.points("vote")[:, 0]
+    for k in _with_room(x):
+        axis.annotate(f"{curve.strengths[k]:g}", (x[k], votes[k]), offset, fontsize=8, **look)
+
+
+def _with_room(x):
+    """The indices of points (K,) on a log axis whose labels do not overlap; the last is one."""
+    places = np.log(x) / np.log(x[-1] / x[0])
+    chosen = [len(x) - 1]
+    for k in reversed(range(len(x) - 1)):
+        if places[chosen[-1]] - places[k] >= LABEL_ROOM:
+            chosen.append(k)
+    return chosen

@@ -7,7 +7,6 @@ import sys
 
 import torch
 
-from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -40,17 +39,14 @@ def _word(value):
 
 
 def run_cells(lines, path, nproc):
-    """Runs command lines by src.sweep in ``nproc`` processes; they are kept in the file ``path``.
-
-    Raises UserError where one fails, which has then reported its error itself.
-    """
+    """Runs command lines by src.sweep in ``nproc`` processes; they are kept in the file ``path``."""
     write_text(path, "".join(f"{line}\n" for line in lines))
     run(["-m", "src.sweep", str(path), "--nproc", str(nproc)])
 
 
 def run(arguments):
-    """Runs Python with some arguments. Raises UserError where it fails."""
-    done = subprocess.run([sys.executable, *arguments], check=False)
-    if done.returncode:
-        line = shlex.join(["python", *arguments])
-        raise UserError(f"`{line}` failed; the same command resumes what was done")
+    """Runs Python with some arguments. If it fails this process ends with its exit code: it has
+    reported its error itself."""
+    code = subprocess.run([sys.executable, *arguments], check=False).returncode
+    if code:
+        sys.exit(abs(code))
