@@ -39,7 +39,7 @@ def _word(value):
 
 
 def run_cells(lines, path, nproc):
-    """Runs command lines by src.sweep in ``nproc`` processes; they are kept in the file ``path``."""
+    """Runs command lines by src.sweep in ``nproc`` processes; the file ``path`` keeps them."""
     write_text(path, "".join(f"{line}\n" for line in lines))
     run(["-m", "src.sweep", str(path), "--nproc", str(nproc)])
 
