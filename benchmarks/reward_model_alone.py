@@ -19,10 +19,9 @@ def main():
     parser.add_argument("--prm_id", default="checkpoints/tiny-latentRM-coconut")
     parser.add_argument("pools", nargs="+", type=Path)
     args = parser.parse_args()
-    for folder in args.pools:
-        right = answers_alone(args.prm_id, folder)
-        measures = {name: measured(values) for name, values in right.items()}
-        print(json.dumps({"pool": str(folder)} | measures))
+    for name, right in answers_alone(args.prm_id, {str(pool): pool for pool in args.pools}).items():
+        measures = {who: measured(values) for who, values in right.items()}
+        print(json.dumps({"pool": name} | measures))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from src.runs.arguments import TuningArguments
 from src.runs.figures import figures_line
-from src.runs.finished_runs import finished_runs
+from src.runs.finished_runs import FinishedRun
 from src.runs.launch import run_cells
 from src.runs.tables import collect
 from src.runs.tuning import cells, choices_of, curves_of, grids_of, table_of, write_choices
@@ -21,8 +21,9 @@ from utils.errors import reports_user_errors
 def main():
     arguments = parse_flags(TuningArguments, "src.tune_sampler", __doc__)
     folder = Path(arguments.output_dir)
-    run_cells(cells(arguments, grids_of(arguments)), folder / "cells.txt", arguments.nproc)
-    runs = finished_runs(folder)
+    lines = cells(arguments, grids_of(arguments))
+    run_cells(lines.values(), folder / "cells.txt", arguments.nproc)
+    runs = list(map(FinishedRun, lines))
     collect(runs, folder)
     curves, greedy = curves_of(runs)
     lines = [*table_of(curves, greedy), figures_line(runs, folder, ["diversity"])]

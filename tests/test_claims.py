@@ -21,7 +21,14 @@ from src.models.latent_reasoner import GenerationDefaults
 from src.runs import launch
 from src.runs.commands import COMMANDS
 from src.runs.finished_runs import FinishedRun
-from tests.commands import assert_one_line_error, assert_success, command, run, run_here
+from tests.commands import (
+    assert_one_line_error,
+    assert_success,
+    command,
+    edit_json,
+    run,
+    run_here,
+)
 from utils.cli import flag_actions
 from utils.config import read_yaml
 
@@ -48,19 +55,20 @@ def mixed(share):
         ("close", mixed(0.5), mixed(0.5), HOLDS),
         ("close", mixed(0.5), mixed(0.3), FAILS),
         ("close", mixed(0.5), mixed(0.5)[:, ::-1], OPEN),
+        ("greater", mixed(0.995), mixed(0.995), OPEN),  # no room for a gain of a point
         ("same", ONES, 1.0, HOLDS),
         ("same", np.vstack([ONES[:2], [[0.0] + [1.0] * 199]]), 1.0, FAILS),
     ],
 )
 def test_rules(rule, first, second, expected):
-    assert compare("", rule, first, second).verdict == expected
+    assert compare("", rule, ("a", "b"), first, second).verdict == expected
 
 
 @pytest.mark.quick
 def test_a_gain_has_to_be_there_in_every_seed():
     first = mixed(0.6)
     first[2] = mixed(0.29)[2]
-    comparison = compare("", "greater", first, mixed(0.3))
+    comparison = compare("", "greater", ("a", "b"), first, mixed(0.3))
     assert comparison.low > 0 and min(comparison.seeds) < 0
     assert comparison.verdict == OPEN
 
@@ -69,7 +77,7 @@ def test_a_gain_has_to_be_there_in_every_seed():
 def test_a_comparison_is_paired_and_leaves_out_questions_without_a_measure():
     first, second = mixed(0.5), mixed(0.4)
     first[1, :20] = np.nan
-    comparison = compare("", "greater", first, second)
+    comparison = compare("", "greater", ("a", "b"), first, second)
     assert comparison.first == round(100 * 80 / 180, 2)
     assert comparison.second == round(100 * 60 / 180, 2)
     assert comparison.value == pytest.approx(100 * 20 / 180, abs=0.01)
@@ -79,7 +87,7 @@ def test_a_comparison_is_paired_and_leaves_out_questions_without_a_measure():
 @pytest.mark.quick
 def test_one_comparison_that_fails_decides_and_one_that_is_open_leaves_open():
     holds, fails, open_ = (
-        compare("", "greater", first, second)
+        compare("", "greater", ("a", "b"), first, second)
         for first, second in (
             (mixed(0.5), mixed(0.3)),
             (mixed(0.3), mixed(0.5)),
@@ -184,7 +192,7 @@ def report_of(setting):
 
 def rows_of(setting, name):
     (claim,) = [claim for claim in report_of(setting)["claims"] if claim["name"] == name]
-    return {row["label"]: row for row in claim["comparisons"]}
+    return {(row["where"], *row["names"]): row for row in claim["comparisons"]}
 
 
 def mean_of(setting, folder_of, n, measure):
@@ -196,20 +204,20 @@ def mean_of(setting, folder_of, n, measure):
 def test_the_figures_of_the_report_are_those_of_the_runs(micro):
     setting, _ = micro
     plan = Plan(setting)
-    row = rows_of(setting, "4")["Test: best-of-32 over the vote"]
+    row = rows_of(setting, "4")["Test", "best-of-32", "vote"]
     first = mean_of(setting, lambda seed: plan.chosen(PAPER, "Test", seed), 32, "best_of_n")
     vote = mean_of(setting, lambda seed: plan.scored_pool("Test", seed), 32, "voting_accuracy")
     assert (row["first"], row["second"]) == (pytest.approx(first), pytest.approx(vote))
-    row = rows_of(setting, "4")["Hard: beam search 4 x 8 over the vote"]
+    row = rows_of(setting, "4")["Hard", "beam search 4 x 8", "vote"]
     beams = mean_of(setting, lambda seed: plan.beams(PAPER, "Hard", seed), 4, "beam_search")
     assert row["first"] == pytest.approx(beams)
-    row = rows_of(setting, "C")["MultiArith: weighted_vote of 64 over greedy"]
+    row = rows_of(setting, "C")["MultiArith", "weighted vote", "greedy"]
     chosen = mean_of(
         setting, lambda seed: plan.chosen(SHIPPED, "MultiArith", seed), 64, "weighted_vote"
     )
     greedy = FinishedRun(plan.greedy("MultiArith")).metrics["by_n"]["1"]["voting_accuracy"]["value"]
     assert (row["first"], row["second"]) == (pytest.approx(chosen), pytest.approx(greedy))
-    row = rows_of(setting, "1")["Test, dropout: coverage at 64 over 16"]
+    row = rows_of(setting, "1")["Test, dropout", "coverage at 64", "at 16"]
     p = setting.chosen["dropout"]
     pool = mean_of(setting, lambda seed: plan.pool("Test", "dropout", p, seed), 64, "coverage")
     assert row["first"] == pytest.approx(pool)
@@ -247,6 +255,30 @@ def test_coverage_between_two_strengths_is_interpolated(micro):
     between = evidence.coverage_at("noise", "distance", low + 0.25 * (high - low), 64)
     np.testing.assert_allclose(between, 0.75 * before + 0.25 * after)
     np.testing.assert_allclose(evidence.coverage_at("noise", "distance", high, 64), after)
+
+
+def test_a_diversity_that_a_sampler_does_not_reach_gives_no_coverage(micro):
+    setting, _ = micro
+    evidence = Evidence(Plan(setting))
+    assert evidence.coverage_at("noise", "distance", 1e6, 64) is None
+    both = [max(evidence._reached(name, "distance")) for name in ("noise", "dropout")]
+    assert evidence.common_diversity("distance") == min(both)
+
+
+def test_a_folder_of_another_setting_is_refused(micro, tmp_path):
+    setting, _ = micro
+    with pytest.raises(settings.UserError, match="was begun with another seeds; name another"):
+        settings.prepare(replace(setting, seeds=(42,)))
+    settings.prepare(replace(setting, nproc=7))
+
+
+def test_what_the_reward_model_answers_alone_is_renewed_after_a_change(micro):
+    setting, _ = micro
+    plan = Plan(setting)
+    before = json.loads(plan.alone(42).read_text())
+    edit_json(plan.alone(42), made_from="other", Test={})
+    stages.answer_alone(plan)
+    assert json.loads(plan.alone(42).read_text()) == before
 
 
 def test_a_second_run_computes_nothing_again_and_says_the_same(micro):

@@ -21,6 +21,11 @@ def test_a_console_command_has_its_script_s_name_and_an_importable_main(name):
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_every_script_is_a_console_command():
+    modules = {f"src.{path.stem}:main" for path in (ROOT / "src").glob("*.py")}
+    assert set(SCRIPTS.values()) == modules - {"src.__init__:main"}
+
+
 def test_the_package_holds_every_folder_of_code():
     for room in ("src", "utils"):
         folders = {path.parent for path in (ROOT / room).rglob("*.py")}

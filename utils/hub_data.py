@@ -10,6 +10,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from utils.benchmarks import convert_rows, fetch, published_as
 from utils.errors import UserError
@@ -38,8 +39,10 @@ class HubData:
 
 
 def is_hub_id(data_path):
-    """Whether a data path names a data set of the hub: it has two colons, and no folder after the
-    first one, as ``runs/12:30:05/questions.json`` has."""
+    """Whether a data path names a data set of the hub: it is no file, has two colons, and no folder
+    after the first one, as ``runs/12:30:05/questions.json`` has."""
+    if Path(data_path).exists():
+        return False
     parts = str(data_path).split(":")
     return len(parts) >= 3 and "/" not in parts[1] + parts[2]
 

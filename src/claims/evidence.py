@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from src.claims.plan import BATCHES, SHIPPED, SWEPT
+from src.claims.plan import BATCHES, PARTS, SHIPPED, SWEPT
 from src.runs.finished_runs import FinishedRun, read_json
 from src.runs.tables import chosen_answers
 from src.search.voting import trajectory_scores
@@ -17,19 +17,19 @@ class Evidence:
     """The measures of a Plan whose commands have finished; each from 0 to 1."""
 
     def __init__(self, plan):
-        self.plan, self.setting = plan, plan.setting
-        self.run = cache(FinishedRun)  # of a folder, read once
+        self.plan, self.setting, self._runs = plan, plan.setting, {}
         self._answers = cache(lambda folder, n: chosen_answers(self.run(folder), n))
 
+    def run(self, folder):
+        """The FinishedRun of a folder, read once."""
+        if folder not in self._runs:
+            self._runs[folder] = FinishedRun(folder)
+        return self._runs[folder]
+
     def environment(self):
-        """Where the runs were made: versions, device, processes, and every commit among them."""
-        configs = [self.run(self.plan.greedy(b)).config for b in self.setting.benchmarks]
-        configs += [
-            self.run(folder(SHIPPED, benchmark, seed)).config
-            for folder in (self.plan.chosen, self.plan.beams)
-            for benchmark in self.setting.benchmarks
-            for seed in self.setting.seeds
-        ]
+        """Where the runs that were read were made: versions, device, processes, all commits."""
+        configs = [run.config for run in self._runs.values()]
+        configs += [read_json(self.plan.annotated(part) / "config.json") for part in PARTS]
         same = {key: configs[0][key] for key in ("versions", "device", "processes")}
         commits = sorted({str(config["git_commit"])[:7] for config in configs})
         return same | {"date": time.strftime("%Y-%m-%d"), "git_commits": commits}
@@ -111,20 +111,27 @@ class Evidence:
         }
         return float(self._of_pool(SWEPT, sampler, strength, measures[name]).mean())
 
+    def _reached(self, sampler, name):
+        """The diversity of each strength of a sampler's grid."""
+        return [self.diversity(sampler, x, name) for x in self.setting.grid(sampler)]
+
     def common_diversity(self, name):
-        """The largest diversity that both samplers reach with their strongest setting."""
-        setting = self.setting
-        return min(self.diversity(kind, setting.grid(kind)[-1], name) for kind in setting.chosen)
+        """The largest diversity that both samplers reach."""
+        return min(max(self._reached(sampler, name)) for sampler in self.setting.chosen)
 
     def coverage_at(self, sampler, name, diversity, n):
-        """Coverage at a diversity, interpolated between two strengths."""
-        grid = self.setting.grid(sampler)
-        reached = [self.diversity(sampler, strength, name) for strength in grid]
-        above = next(k for k in range(1, len(grid)) if reached[k] >= diversity)
-        low, high = reached[above - 1 : above + 1]
-        weight = float(np.clip((diversity - low) / (high - low), 0, 1))
-        before, after = (self.coverage(SWEPT, sampler, n, grid[k]) for k in (above - 1, above))
-        return (1 - weight) * before + weight * after
+        """Coverage at a diversity, interpolated between two strengths; None beyond them.
+
+        Diversity need not grow with the strength throughout: the strongest such pair counts.
+        """
+        grid, reached = self.setting.grid(sampler), self._reached(sampler, name)
+        for k in reversed(range(1, len(grid))):
+            low, high = reached[k - 1], reached[k]
+            if min(low, high) <= diversity <= max(low, high) and low != high:
+                weight = (diversity - low) / (high - low)
+                before, after = (self.coverage(SWEPT, sampler, n, grid[i]) for i in (k - 1, k))
+                return (1 - weight) * before + weight * after
+        return None
 
     def same_batches(self, sampler):
         """Whether a question's answers are the same in other batches and processes."""

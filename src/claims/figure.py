@@ -18,7 +18,7 @@ def forest_figure(judged):
     judged: {claim's name: {part: [Comparison]}}.
     """
     rows = [
-        (f"{name}  {row.label}", row)
+        (f"{name}  {row.where}: {' - '.join(row.names)}", row)
         for name, parts in judged.items()
         for of_part in parts.values()
         for row in of_part

@@ -16,6 +16,7 @@ TRAININGS = {
 }
 PAPER = "contrastive-rollout"
 SHIPPED = "shipped"
+PARTS = ("train", "valid")  # of the annotated data
 SWEPT = "Test"  # the benchmark on which strengths are swept
 BATCHES = {"limit": 200, "n_samples": 16, "batch_size": 7}  # of the runs in other batches
 MAP_LIMIT = 40  # questions whose thoughts are kept for the map

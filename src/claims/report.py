@@ -44,7 +44,7 @@ def summary(judged):
 def as_json(setting, judged, seconds, environment):
     """The content of report.json."""
     return {
-        "setting": asdict(setting) | {"folder": str(setting.folder)},
+        "setting": setting.contents(),
         "claims": [
             {
                 "name": claim.name,
@@ -98,10 +98,14 @@ def _introduction(setting, judged):
         *_paragraph(f"**Of the paper's {len(PAPER_CLAIMS)} claims: {verdicts}.**"),
         *_paragraph(
             f"Measured on {size} of {files}, with the seeds {', '.join(map(str, setting.seeds))}. "
-            f"{models} reward models were trained for this report, one of each kind for every "
-            f"seed, on trajectories of {setting.train_questions or 'all'} training questions, "
-            f"sampled by {setting.sampler}. Numbers are percent and differences points, with 95 % "
-            "bootstrap intervals over questions of the mean over seeds."
+            "Numbers are percent and differences points, with 95 % bootstrap intervals over "
+            "questions of the mean over seeds."
+        ),
+        *_paragraph(
+            f"{models} reward models were trained for this report by {setting.recipe}, one of each "
+            f"kind for every seed, on {setting.train_questions or 'all'} training questions with "
+            f"{setting.rollouts} rollouts a thought, sampled by {setting.sampler}. A verdict on "
+            "them is one at this size: the paper has 385,620 questions and 64 rollouts."
         ),
     ]
 
@@ -141,16 +145,18 @@ def _claim(claim, parts, figures):
 def _table(title, rows):
     lines = [
         *_paragraph(f"{title}:"),
-        "| comparison | first | second | difference | by seed | rule | verdict |",
+        "| where | first | second | difference | by seed | rule | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
+        first, second = (
+            f"{name} {value:.1f}"
+            for name, value in zip(row.names, (row.first, row.second), strict=True)
+        )
         seeds = " ".join(f"{difference:+.1f}" for difference in row.seeds)
         interval = f"{row.value:+.1f} [{row.low:.1f}, {row.high:.1f}]"
-        lines.append(
-            f"| {row.label} | {row.first:.1f} | {row.second:.1f} | {interval} | {seeds} "
-            f"| {row.rule} | {row.verdict} |"
-        )
+        cells = (row.where, first, second, interval, seeds, row.rule, row.verdict)
+        lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -162,7 +168,9 @@ def _commands(plan):
         "",
         *_paragraph(
             "`python -m src.reproduce` runs them all and draws the figures. SEED stands for "
-            f"{', '.join(map(str, seeds))}."
+            f"{', '.join(map(str, seeds))}. The reward models of these seeds are trained with the "
+            f"seeds 0 to {len(seeds) - 1}, all on one pool; their recipes lie in the folder of the "
+            "report."
         ),
     ]
     for name, of_one in plan.commands().items():

@@ -1,18 +1,23 @@
 """What src.reproduce runs: models, benchmarks, sizes."""
 
+import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.models.loading import bundled_backbone, checkpoint_defaults, checkpoint_folder
 from src.runs.arguments import STRENGTHS
+from src.runs.finished_runs import read_json
 from src.runs.launch import run
 from utils.errors import UserError
+from utils.files import write_json
 
 SEEDS = (42, 43, 44)
 MORE_SEEDS = (45, 46)
 SWEEP_FACTORS = (0.25, 0.5, 1, 2, 3)  # times the strength that was chosen for coverage
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # N; all come from one pool of the largest
 BEAMS = (4, 8)  # beams, proposals of each: the budget of best-of-32
+_VOLATILE = ("folder", "nproc", "batch_size")  # of a Setting, without effect on results
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,15 @@ class Setting:
 
     def grid(self, sampler):
         """The strengths of a sampler, from the weakest to the strongest."""
-        return [round(factor * self.chosen[sampler], 4) for factor in SWEEP_FACTORS]
+        most = 0.95 if sampler == "dropout" else math.inf  # a rate is below 1
+        values = (factor * self.chosen[sampler] for factor in SWEEP_FACTORS)
+        return [round(min(value, most), 4) for value in values]
 
-    @property
-    def proposals(self):
-        """The trajectories that beam search costs."""
-        return BEAMS[0] * BEAMS[1]
+    def contents(self):
+        """What determines the results, as JSON, the strengths of both samplers included."""
+        values = {key: value for key, value in vars(self).items() if key not in _VOLATILE}
+        values["strengths"] = {sampler: self.grid(sampler) for sampler in self.chosen}
+        return json.loads(json.dumps(values))
 
 
 def setting_of(arguments):
@@ -131,15 +139,24 @@ def paper_setting(model_type, folder, nproc):
 
 
 def prepare(setting):
-    """Makes the bundled training problems, and checks that all data and models are there.
+    """Makes the bundled training problems, and checks data, models and the folder.
 
-    Raises UserError where something is missing.
+    The folder keeps the setting, setting.json. Raises UserError where something is missing, or
+    where the folder was begun with another setting.
     """
-    if setting.train_data == "data/tiny_train.json" and not Path(setting.train_data).exists():
+    bundled = setting.model_id == str(bundled_backbone(setting.model_type))
+    if bundled and not Path(setting.train_data).exists():
         run(["-m", "src.prepare_data", "tiny", "--train", "120000"])
     for path in (*setting.benchmarks.values(), setting.train_data, setting.valid_data):
         if not Path(path).is_file():
-            mend = "python -m src.prepare_data paper --train fetches the paper's"
-            raise UserError(f"{path}: no such data file; {mend}")
+            which = "tiny" if bundled else "paper --train"
+            raise UserError(f"{path}: no such data file; python -m src.prepare_data {which}")
     checkpoint_folder(setting.model_type, setting.model_id)
     checkpoint_folder("rm", setting.reward_model)
+    path, contents = setting.folder / "setting.json", setting.contents()
+    begun = read_json(path) if path.exists() else contents
+    other = [key for key in contents if begun.get(key) != contents[key]]
+    if other:
+        fault = f"{setting.folder} was begun with another {other[0]}"
+        raise UserError(f"{fault}; name another --output_dir or remove it")
+    write_json(path, contents)

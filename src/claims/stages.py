@@ -6,10 +6,12 @@ from pathlib import Path
 import yaml
 
 from src.claims.alone import answers_alone
+from src.models.loading import checkpoint_files
 from src.runs.finished_runs import read_json
 from src.runs.launch import run, run_cells
+from utils import records
 from utils.errors import UserError
-from utils.files import write_json, write_text
+from utils.files import sha256, write_json, write_text
 from utils.progress import duration
 
 
@@ -20,10 +22,12 @@ def run_stages(plan):
     for number, (name, stage) in enumerate(STAGES.items(), 1):
         print(f"[{number}/{len(STAGES)}] {name}", flush=True)
         start = time.monotonic()
-        stage(plan)
-        taken = time.monotonic() - start
-        seconds[name] = round(seconds.get(name, 0) + taken)
-        write_json(path, seconds)
+        try:
+            stage(plan)
+        finally:  # of an interrupted session too
+            taken = time.monotonic() - start
+            seconds[name] = round(seconds.get(name, 0) + taken)
+            write_json(path, seconds)
         print(f"[{number}/{len(STAGES)}] {name}: {duration(taken)}", flush=True)
     return seconds
 
@@ -53,7 +57,7 @@ def train(plan):
             print(f"reward model {number} of {len(recipes)}: {path.stem}", flush=True)
             write_text(path, text)
             launcher = "accelerate.commands.accelerate_cli"
-            run(["-m", launcher, "launch", "-m", "src.train", str(path)])
+            run(["-m", launcher, "launch", "--quiet", "-m", "src.train", str(path)])
 
 
 def choose(plan):
@@ -65,13 +69,13 @@ def answer_alone(plan):
     """Writes what the shipped reward model answers by itself, a file a seed."""
     setting = plan.setting
     for seed in setting.seeds:
+        pools = {name: plan.scored_pool(name, seed) for name in setting.benchmarks}
+        samples = [folder / records.NAME for folder in pools.values()]
+        made_from = sha256([*checkpoint_files("rm", setting.reward_model), *samples])
         path = plan.alone(seed)
-        if not path.is_file():
-            right = {
-                b: answers_alone(setting.reward_model, plan.scored_pool(b, seed))
-                for b in setting.benchmarks
-            }
-            write_json(path, right)
+        if not path.is_file() or read_json(path).get("made_from") != made_from:
+            right = answers_alone(setting.reward_model, pools)
+            write_json(path, {"made_from": made_from} | right)
 
 
 STAGES = {

@@ -14,8 +14,10 @@ MARGIN = 1.0  # points; the smallest gain that would matter
 CLOSE = 2.0  # points; within which two methods match
 RULES = {
     "greater": (
-        "The first is greater: its 95 % interval lies above 0, and so does every seed's "
-        f"difference. It does not hold if the interval lies below {MARGIN:g} point."
+        "The first is greater: the 95 % interval of the difference lies above 0, and so does the "
+        "difference of every seed (so more seeds make it harder). It does not hold if the interval "
+        f"reaches below 0 and rules out a gain of {MARGIN:g} point, unless the second is so close "
+        "to 100 % that there is no room for one."
     ),
     "rises": (
         "The first is greater, by however little: the 95 % interval lies above 0. It does not hold "
@@ -37,13 +39,14 @@ WHOLE = (
 class Comparison:
     """Two measures of the same questions, percent. What is judged is first minus second.
 
-    label: what is compared. rule: a key of RULES. first, second: their means over seeds and
-    questions. value, low, high: the difference with its 95 % interval over questions, of the mean
-    over seeds. seeds: the difference for each seed.
+    where: the benchmark and what else. rule: a key of RULES. names: of the two. first, second:
+    their means over seeds and questions. value, low, high: the difference with its 95 % interval
+    over questions, of the mean over seeds. seeds: the difference for each seed.
     """
 
-    label: str
+    where: str
     rule: str
+    names: tuple
     first: float
     second: float
     value: float
@@ -56,7 +59,7 @@ class Comparison:
         return _JUDGES[self.rule](self)
 
 
-def compare(label, rule, first, second):
+def compare(where, rule, names, first, second):
     """The Comparison of two measures (S, Q) from 0 to 1: S seeds, Q questions.
 
     A question that is NaN (it has no such measure) in any seed is left out.
@@ -68,13 +71,17 @@ def compare(label, rule, first, second):
     measure = measured((first - second).mean(axis=0))
     seeds = tuple(round(100 * float(x), 2) for x in (first - second).mean(axis=1))
     means = (round(100 * float(x.mean()), 2) for x in (first, second))
-    return Comparison(label, rule, *means, measure["value"], measure["low"], measure["high"], seeds)
+    return Comparison(
+        where, rule, names, *means, measure["value"], measure["low"], measure["high"], seeds
+    )
 
 
 def _greater(comparison):
     if comparison.low > 0 and min(comparison.seeds) > 0:
         return HOLDS
-    return FAILS if comparison.high < MARGIN else OPEN
+    has_room = 100 - comparison.second >= MARGIN
+    excluded = comparison.low <= 0 and comparison.high < MARGIN
+    return FAILS if excluded and has_room else OPEN
 
 
 def _rises(comparison):

@@ -384,7 +384,10 @@ class LlamaRewardArguments(RewardArguments):
 
 @dataclass
 class TuningArguments:
-    """The flags of src.tune_sampler. Raises ValueError or UserError on impossible values."""
+    """The flags of src.tune_sampler, which chooses the strengths of both samplers.
+
+    Raises ValueError or UserError on impossible values.
+    """
 
     model_type: str = flag("coconut", f"backbone: {', '.join(BACKBONES)}", BACKBONES)
     model_id: str | None = flag(None, "folder of the checkpoint, default: as in src.infer_gpt2")
@@ -403,6 +406,8 @@ class TuningArguments:
         if not Path(self.model_id).is_dir():
             mend = f"fetch it first: hf download {self.model_id} --local-dir FOLDER"
             raise UserError(f"--model_id {self.model_id}: no folder to write to; {mend}")
+        if self.n_samples < 2:
+            raise ValueError(f"--n_samples must be at least 2, not {self.n_samples}")
         for name in ("dropout_ps", "noise_stds"):
             values = getattr(self, name)
             if values is not None and len(set(values)) < 3:
@@ -413,13 +418,16 @@ class TuningArguments:
 
 @dataclass
 class ReproduceArguments:
-    """The flags of src.reproduce. Raises ValueError on impossible combinations."""
+    """The flags of src.reproduce, which tests the paper's claims.
+
+    Raises ValueError on impossible combinations.
+    """
 
     model: str = flag("coconut", f"the backbone: {', '.join(BACKBONES)}", BACKBONES)
     profile: str = flag("tiny", "the bundled models, or the published ones", ("tiny", "paper"))
     full: bool = flag(False, "tiny: all questions, 5 seeds, longer trainings")
     nproc: int | None = flag(None, PROCESSES)
-    output_dir: str | None = flag(None, "default: outputs/reproduce_<profile>_<model>")
+    output_dir: str | None = flag(None, "default: outputs/reproduce_<profile or full>_<model>")
 
     def __post_init__(self):
         if self.full and self.profile == "paper":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from src.runs.arguments import STRENGTHS
 from src.runs.tables import (
     choice_frame,
     chosen_answers,
@@ -24,7 +25,6 @@ _SAMPLER = (
     "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
     "latent_length", "max_new_tokens", "model_dtype",
 )  # fmt: skip
-_STRENGTHS = {"dropout": "dropout_p", "noise": "noise_std"}
 MOST_STEPS = 6  # longer problems are counted with these
 
 
@@ -109,12 +109,12 @@ def sampler_of(run):
 
 def strength_of(run):
     """The parameter of a run's sampler, p or sigma."""
-    return run.settings[_STRENGTHS[run.settings["sampling_by"]]]
+    return run.settings[STRENGTHS[run.settings["sampling_by"]]]
 
 
 def variant_of(run):
     """The sampler without its strength, (name, value) pairs with the kind, sampling_by, first."""
-    names = [name for name in _SAMPLER if name not in _STRENGTHS.values()]
+    names = [name for name in _SAMPLER if name not in STRENGTHS.values()]
     return tuple((name, run.settings.get(name)) for name in names)
 
 

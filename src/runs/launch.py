@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -46,7 +47,10 @@ def run_cells(lines, path, nproc):
 
 def run(arguments):
     """Runs Python with some arguments. If it fails this process ends with its exit code: it has
-    reported its error itself."""
+    reported its error itself. Raises UserError where a signal ended it."""
     code = subprocess.run([sys.executable, *arguments], check=False).returncode
+    if code < 0:
+        line = shlex.join(["python", *arguments])
+        raise UserError(f"`{line}` was ended by signal {-code}; out of memory? Run again to go on")
     if code:
-        sys.exit(abs(code))
+        sys.exit(code)

@@ -7,7 +7,7 @@ from src.runs.arguments import STRENGTHS
 from src.runs.figure_diversity import diversity_panels
 from src.runs.finished_runs import read_json
 from src.runs.launch import command_line, sampling_command
-from utils.errors import warn
+from utils.errors import UserError, warn
 from utils.files import write_json
 
 SUFFIXES = {"coverage": "", "vote": "_for_vote"}  # of the keys of generation_config.json
@@ -21,17 +21,19 @@ def grids_of(arguments):
     present = checkpoint_defaults(arguments.model_type, arguments.model_id)
     given = {"dropout": arguments.dropout_ps, "noise": arguments.noise_stds}
     return {
-        sampler: sorted(given[sampler] or _grid_around(getattr(present, name)))
+        sampler: sorted(given[sampler] or _grid_around(name, getattr(present, name)))
         for sampler, name in STRENGTHS.items()
     }
 
 
-def _grid_around(value):
+def _grid_around(name, value):
+    if not value:
+        raise UserError(f"{name} of the checkpoint is 0: name the values to try, --{name}s ..")
     return {round(factor * value, DIGITS) for factor in FACTORS}
 
 
 def cells(arguments, grids):
-    """The command lines of a choice: greedy, and every strength of ``grids`` with every seed."""
+    """{folder: command line} of a choice: greedy, and each strength of ``grids`` and seed."""
     command = sampling_command(arguments.model_type)
     shared = {
         "model_type": arguments.model_type,
@@ -41,19 +43,20 @@ def cells(arguments, grids):
         "batch_size": arguments.batch_size,
     }
     folder = Path(arguments.output_dir)
-    lines = [command_line(command, shared | {"do_sample": False, "output_dir": folder / "greedy"})]
+    flags_of = {folder / "greedy": {"do_sample": False}}
     for sampler, strengths in grids.items():
         for strength in strengths:
             for seed in arguments.seeds:
-                flags = {
+                flags_of[folder / f"{sampler}-{strength}-seed{seed}"] = {
                     "n_samples": arguments.n_samples,
                     "sampling_by": sampler,
                     STRENGTHS[sampler]: strength,
                     "seed": seed,
-                    "output_dir": folder / f"{sampler}-{strength}-seed{seed}",
                 }
-                lines.append(command_line(command, shared | flags))
-    return lines
+    return {
+        path: command_line(command, shared | flags | {"output_dir": path})
+        for path, flags in flags_of.items()
+    }
 
 
 def curves_of(runs):

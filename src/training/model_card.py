@@ -136,9 +136,10 @@ def _of_reward_model(folder, recipe, metrics):
         ),
         _table(["pool", *_POOL_METRICS.values()], *rows),
         _text(
-            f"## Training\n\nTrained on {metrics['questions']:,} questions, from the generator's "
-            f"weights on: {metrics['steps']:,} steps in {_precision(metrics)}. {_FILES} The pools "
-            "that it names come from `src.annotate_data`."
+            f"## Training\n\nTrained on pools of {metrics['questions']:,} questions in all, from "
+            f"the generator's weights on{_new_layers(recipe)}: {metrics['steps']:,} steps in "
+            f"{_precision(metrics)}. {_FILES} The pools that it names come from "
+            "`src.annotate_data`."
         ),
         _commands(f"accelerate launch -m src.train {folder.as_posix()}/recipe.yaml"),
         _text(f"## Use\n\n{_PLACE}"),
@@ -154,14 +155,19 @@ def _choice_note(recipe):
     return f" The checkpoint was chosen by `{metric}`, so these figures are somewhat flattered."
 
 
+def _new_layers(recipe):
+    count = recipe.get("extra_layers")
+    return f", with {count} new layers on top" if count else ""
+
+
 def _limits(recipe):
     text = "It judges the thoughts of its own generator only. "
     if recipe.get("answer_weight"):
         text += (
             "It also learned to answer the question by itself (`answer_weight`), which the paper's "
-            "LatentRM does not. The bundled reward models beat the vote because they solve the "
-            "problems better than their generators, not because thoughts alone reveal their "
-            "quality (docs/latent_rm.md of latent-tts). "
+            "LatentRM does not, and scores the answer too. A gain over the vote may come from that "
+            "alone: COCONUT's bundled reward model solves the problems better than its generator, "
+            "while thoughts alone hardly reveal their quality (docs/latent_rm.md of latent-tts). "
         )
     return text
 
