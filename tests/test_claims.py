@@ -13,15 +13,16 @@ from src.claims import stages
 from src.claims.claims import CLAIMS
 from src.claims.evidence import Evidence
 from src.claims.plan import PAPER, SHIPPED, Plan
-from src.claims.report import UNTESTED, verdict
+from src.claims.report import UNTESTED, table, verdict
 from src.claims.setting import full_setting, paper_setting, tiny_setting
-from src.claims.verdicts import FAILS, HOLDS, OPEN, compare, verdict_of
+from src.claims.verdicts import FAILS, HOLDS, OPEN, Comparison, compare, verdict_of
 from src.models import BACKBONES
 from src.models.latent_reasoner import GenerationDefaults
 from src.runs import launch
 from src.runs.commands import COMMANDS
 from src.runs.finished_runs import FinishedRun
 from tests.commands import (
+    ROOT,
     assert_one_line_error,
     assert_success,
     command,
@@ -155,6 +156,20 @@ def test_recipes_differ_in_what_is_compared_and_in_the_seed(tmp_path):
         assert {k: v for k, v in (other | same).items() if v is not None} == paper
 
 
+@pytest.mark.quick
+def test_docs_claims_md_has_the_figures_of_its_json():
+    text = (ROOT / "docs/claims.md").read_text()
+    claims = json.loads((ROOT / "docs/results/claims.json").read_text())["claims"]
+    assert [claim["name"] for claim in claims] == [claim.name for claim in CLAIMS]
+    for claim in claims:
+        assert f"## Claim {claim['name']}: {claim['verdict']}\n" in text
+        for row in claim["comparisons"]:
+            fields = {key: row[key] for key in Comparison.__dataclass_fields__}
+            comparison = Comparison(**fields | {"seeds": tuple(row["seeds"])})
+            assert comparison.verdict == row["verdict"]
+            assert table("", [comparison])[-2] in text
+
+
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory):
     """The Setting of a whole run on 4 questions with 2 seeds, and what it printed."""
@@ -243,8 +258,8 @@ def test_report_md_has_every_claim_its_commands_and_figures(micro):
     ):
         assert (setting.folder / name).is_file(), name
     assert "accelerate launch -m src.train" in text and "--seed $SEED" in text
-    kinds = {path.name.partition("-")[0] for path in (setting.folder / "figures").glob("*.png")}
-    assert kinds == {"claims.png", "coverage", "cost", "gains", "diversity", "map", "latent_rm"}
+    kinds = {path.name.partition("-")[0] for path in (setting.folder / "claims").glob("*.png")}
+    assert kinds == {"all.png", "coverage", "cost", "gains", "diversity", "map", "latent_rm"}
 
 
 def test_coverage_between_two_strengths_is_interpolated(micro):

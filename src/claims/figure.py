@@ -7,7 +7,8 @@ from src.claims.verdicts import FAILS, HOLDS, OPEN
 from src.runs.figure_style import GREEDY_LOOK, STYLE, load_matplotlib
 from src.runs.figures import draw, save
 
-NAME = "claims"
+FOLDER = "claims"  # beside the report, so that docs/claims.md and docs/claims are a copy of both
+FOREST = "all"  # the figure of all comparisons
 COLORS = {HOLDS: "#0072B2", OPEN: "#777777", FAILS: "#D55E00"}
 WIDTH, ROW_HEIGHT, MARGIN_HEIGHT = 7.0, 0.2, 0.9  # inches
 
@@ -18,7 +19,7 @@ def forest_figure(judged):
     judged: {claim's name: {part: [Comparison]}}.
     """
     rows = [
-        (f"{name}  {row.where}: {' - '.join(row.names)}", row)
+        (f"{name}  {row.where}: {' vs '.join(row.names)}", row)
         for name, parts in judged.items()
         for of_part in parts.values()
         for row in of_part
@@ -42,10 +43,10 @@ def forest_figure(judged):
 
 
 def draw_figures(plan, evidence, judged):
-    """Draws all figures into the folder ``figures``; returns {kind: [names of their files]}."""
-    folder, found = Path(plan.folder) / "figures", {}
+    """Draws all figures into FOLDER; returns {kind: [names of their files]}."""
+    folder, found = Path(plan.folder) / FOLDER, {}
     with load_matplotlib().rc_context(STYLE):
-        save(forest_figure(judged), folder / NAME)
+        save(forest_figure(judged), folder / FOREST)
         for kinds, folders in _runs_of_figures(plan).items():
             for name, figure in draw(map(evidence.run, folders), kinds=kinds).items():
                 save(figure, folder / name)

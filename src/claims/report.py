@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from src.claims.claims import CLAIMS, OWN_CLAIMS, PAPER_CLAIMS
-from src.claims.figure import NAME as FOREST
+from src.claims.figure import FOLDER, FOREST
 from src.claims.plan import TRAININGS
 from src.claims.verdicts import RULES, WHOLE, verdict_of
 from utils.progress import duration
@@ -65,7 +65,7 @@ def as_json(setting, judged, seconds, environment):
 
 
 def as_markdown(plan, judged, figures, seconds, environment):
-    """The text of report.md. figures: {kind: [names of files in the folder figures]}."""
+    """The text of report.md. figures: {kind: [names of files in FOLDER]}."""
     setting = plan.setting
     lines = [
         f"# The paper's claims on {setting.model_id}",
@@ -73,7 +73,7 @@ def as_markdown(plan, judged, figures, seconds, environment):
         *_introduction(setting, judged),
         *_overview("The claims of You et al. (arXiv 2510.07745)", PAPER_CLAIMS, judged),
         *_overview("The claims of this project", OWN_CLAIMS, judged),
-        f"![Every comparison with its 95 % interval.](figures/{FOREST}.png)",
+        f"![Every comparison with its 95 % interval.]({FOLDER}/{FOREST}.png)",
         "",
         "Every comparison of the claims with its 95 % interval, coloured by its verdict.",
         "",
@@ -134,15 +134,16 @@ def _claim(claim, parts, figures):
     if claim.note:
         lines += _paragraph(claim.note)
     for part, rows in parts.items():
-        lines += _table(part, rows) if rows else _paragraph(f"{part}: not possible here.")
+        lines += table(part, rows) if rows else _paragraph(f"{part}: not possible here.")
     for kind in claim.figures:
         for name in figures.get(kind, []):
-            lines += [f"![{kind.replace('_', ' ')}](figures/{name}.png)", ""]
+            lines += [f"![{kind.replace('_', ' ')}]({FOLDER}/{name}.png)", ""]
             lines += _paragraph(CAPTIONS[kind])
     return [*lines, *_paragraph(f"Commands (below): {', '.join(claim.runs)}.")]
 
 
-def _table(title, rows):
+def table(title, rows):
+    """The lines of a table of Comparisons, under a title."""
     lines = [
         *_paragraph(f"{title}:"),
         "| where | first | second | difference | by seed | rule | verdict |",
