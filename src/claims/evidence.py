@@ -7,6 +7,7 @@ import numpy as np
 
 from src.claims.plan import BATCHES, PARTS, SHIPPED, SWEPT
 from src.runs.finished_runs import FinishedRun, read_json
+from src.runs.run_folder import git_commit
 from src.runs.tables import chosen_answers
 from src.search.voting import trajectory_scores
 from utils.metrics import distinct_share, majority_vote, pairwise_auc, pass_at_k
@@ -32,7 +33,8 @@ class Evidence:
         configs += [read_json(self.plan.annotated(part) / "config.json") for part in PARTS]
         same = {key: configs[0][key] for key in ("versions", "device", "processes")}
         commits = sorted({str(config["git_commit"])[:7] for config in configs})
-        return same | {"date": time.strftime("%Y-%m-%d"), "git_commits": commits}
+        judged = {"date": time.strftime("%Y-%m-%d"), "judged_by": str(git_commit())[:7]}
+        return same | {"git_commits": commits} | judged
 
     def _of_seeds(self, measure_of):
         """(S, Q) from a function of the seed that returns (Q,)."""

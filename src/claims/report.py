@@ -190,12 +190,14 @@ def _without_seed(line, seeds):
 def _footer(seconds, environment):
     versions, commits = environment["versions"], " and ".join(environment["git_commits"])
     times = ", ".join(f"{stage} {duration(time)}" for stage, time in seconds.items())
+    made = f"runs of commit {commits}, judged by {environment['judged_by']}"
+    where = f"{environment['processes']} processes on {environment['device']}"
+    libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers"))
+    total = duration(sum(seconds.values()))
     return [
         "---",
         "",
         *_paragraph(
-            f"{environment['date']}, commit {commits}; torch {versions['torch']}, transformers "
-            f"{versions['transformers']}; {environment['processes']} processes on "
-            f"{environment['device']}. {duration(sum(seconds.values()))} in all: {times}."
+            f"{environment['date']}; {made}; {libraries}; {where}. {total} in all: {times}."
         ),
     ]

@@ -125,11 +125,12 @@ def _environment(processes, batch_size):
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
         "processes": processes.num_processes,
         "threads_per_process": torch.get_num_threads(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
-def _git_commit():
+def git_commit():
+    """The commit of this code, or None."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
