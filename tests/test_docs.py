@@ -158,7 +158,7 @@ def test_modules_scripts_and_files_of_commands_exist(page):
     text = "\n".join([*commands(page), *inline])
     files = [
         f"{module.replace('.', '/')}.py"
-        for module in re.findall(r"-m ((?:src|benchmarks|tests)\.\w+)", text)
+        for module in re.findall(r"-m ((?:src|benchmarks|tests)(?:\.\w+)+)", text)
     ]
     files += re.findall(r"\./(\w+\.sh)", text)
     files += re.findall(r"\b((?:training_args|src|utils|tests)/[\w/]+\.\w+)", text)
