@@ -171,13 +171,16 @@ def test_docs_claims_md_has_the_figures_of_its_json():
 
 
 @pytest.fixture(scope="module")
-def micro(tmp_path_factory):
+def micro(tmp_path_factory, request):
     """The Setting of a whole run on 4 questions with 2 seeds, and what it printed."""
     folder = tmp_path_factory.mktemp("claims")
     recipe = read_yaml(RECIPE)
     recipe |= {"max_steps": 1, "warmup_steps": 0, "eval_strategy": "no", "save_strategy": "no"}
     recipe |= {"load_best_model_at_end": False, "per_device_train_batch_size": 4}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(settings, "SWEEP_FACTORS", (0.25, 1, 3))
+    request.addfinalizer(patch.undo)
     setting = replace(
         tiny_setting("coconut", folder / "run", 1),
         limit=4, seeds=(42, 43), train_data="data/tiny_valid.json", train_questions=40,

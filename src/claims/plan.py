@@ -99,6 +99,9 @@ class Plan:
         }
         return self._sampling(benchmark, self.pool(benchmark, sampler, strength, seed), **flags)
 
+    def _at_most(self, questions):
+        return min(questions, self.setting.limit or questions)
+
     def greedy_cells(self):
         return [self._sampling(b, self.greedy(b), do_sample=False) for b in self.setting.benchmarks]
 
@@ -115,7 +118,7 @@ class Plan:
 
     def map_cells(self):
         """Small runs whose thoughts are kept for the map: greedy and both samplers."""
-        flags = {"limit": MAP_LIMIT, "save_latents": True}  # the figure takes a few of them
+        flags = {"limit": self._at_most(MAP_LIMIT), "save_latents": True}  # the map shows a few
         lines = [self._sampling(SWEPT, self.map(None), do_sample=False, **flags)]
         for sampler, strength in self.setting.chosen.items():
             drawn = {"sampling_by": sampler, STRENGTHS[sampler]: strength}
@@ -124,12 +127,11 @@ class Plan:
 
     def other_batch_cells(self):
         """The same samples in other batches, for one process."""
-        limit = min(BATCHES["limit"], self.setting.limit or BATCHES["limit"])
         return [
             self._sampling(
                 SWEPT,
                 self.other_batches(sampler, seed),
-                **BATCHES | {"limit": limit},
+                **BATCHES | {"limit": self._at_most(BATCHES["limit"])},
                 sampling_by=sampler,
                 **{STRENGTHS[sampler]: strength},
                 seed=seed,

@@ -27,7 +27,7 @@ from src.runs.figure_style import (
 )
 from utils.metrics import distinct_share, measured
 
-LABEL_ROOM = 0.12  # of a line's width on the log axis, from one label to the next
+LABEL_ROOM = 0.13  # of the axis' width, from one label to the next
 FEWEST_STRENGTHS = 3  # that make a curve
 DIVERSITIES = {
     "distance": "mean distance between thoughts",
@@ -149,15 +149,16 @@ def _figure(model, panels):
     for panel, pair in zip(panels, axes.reshape(-1, len(DIVERSITIES)), strict=True):
         pair[0].set_title(panel.title)
         for axis, diversity in zip(pair, DIVERSITIES, strict=True):
+            set_log_axis(axis, (1, 2, 5))
+            axis.margins(x=0.08)  # room for the strengths
             for curve in panel.curves:
                 _draw(axis, curve, diversity, colors[labels[curve.variant]])
+            for curve in panel.curves:
+                _label(axis, curve, diversity, colors[labels[curve.variant]])
             for accuracy in panel.greedy:
                 axis.axhline(accuracy, **GREEDY_LOOK)
     for axis, label in zip(axes[-len(DIVERSITIES) :], DIVERSITIES.values(), strict=True):
         axis.set_xlabel(label)
-    for axis in axes:
-        set_log_axis(axis, (1, 2, 5))
-        axis.margins(x=0.08)  # room for the strengths
     entries = {label: {"color": color} for label, color in colors.items()}
     entries |= {name: {"color": GREY, "linestyle": style} for name, style in OUTCOMES.items()}
     draw_legend(figure, entries | greedy_entry(panels), columns=5)
@@ -180,18 +181,22 @@ def _draw(axis, curve, diversity, color):
     x = curve.points(diversity)[:, 0]
     for outcome, style in OUTCOMES.items():
         draw_curve(axis, x, curve.points(outcome), color, style)
+
+
+def _label(axis, curve, diversity, color):
+    """Writes the strengths beside the points of the vote, as many as have room."""
+    x, votes = curve.points(diversity)[:, 0], curve.points("vote")[:, 0]
     offset = OFFSETS[curve.kind]
     look = {"textcoords": "offset points", "ha": "center", "va": "center", "color": color}
-    votes = curve.points("vote")[:, 0]
-    for k in _with_room(x):
+    low, high = axis.get_xlim()
+    for k in _with_room(np.log(x) / np.log(high / low)):
         axis.annotate(f"{curve.strengths[k]:g}", (x[k], votes[k]), offset, fontsize=8, **look)
 
 
-def _with_room(x):
-    """The indices of points (K,) on a log axis whose labels do not overlap; the last is one."""
-    places = np.log(x) / np.log(x[-1] / x[0])
-    chosen = [len(x) - 1]
-    for k in reversed(range(len(x) - 1)):
-        if places[chosen[-1]] - places[k] >= LABEL_ROOM:
+def _with_room(places):
+    """The indices of points (K,), in widths of the axis, whose labels do not overlap."""
+    chosen = [len(places) - 1]
+    for k in reversed(range(len(places) - 1)):
+        if abs(places[chosen[-1]] - places[k]) >= LABEL_ROOM:
             chosen.append(k)
-    return chosen
+    return sorted(chosen)
