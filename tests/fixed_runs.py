@@ -32,12 +32,19 @@ CASES = {
     "annotate_noise": ("annotate", *LABEL, "--sampling_by", "noise"),
     "annotate_dropout": ("annotate", *LABEL, "--sampling_by", "dropout"),
 }
+# The strengths of the bundled checkpoints when the results were stored.
+DROPOUT_P = {"coconut": 0.1, "codi": 0.1, "colar": 0.03}
+NOISE_STD = {"coconut": 0.8, "codi": 0.6, "colar": 0.05}
 STORED_KEYS = ("texts", "vote", "candidates", "log_probs", "scores", "answer_scores")
 
 
 def run_case(backbone, case, folder):
     """Runs one case into a folder. Returns what it wrote: (records, tensors)."""
     kind, *flags = CASES[case]
+    if "dropout" in case:
+        flags += ["--dropout_p", DROPOUT_P[backbone]]
+    elif case != "greedy":
+        flags += ["--noise_std", NOISE_STD[backbone]]
     if kind == "annotate":
         return [], _annotate(backbone, flags, folder)
     module = "infer_llama" if backbone == "colar" else "infer_gpt2"

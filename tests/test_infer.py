@@ -95,7 +95,8 @@ def test_saved_latents_are_those_of_the_engine(whole):
     model, tokenizer = load_backbone("coconut", str(CHECKPOINT))
     question = json.loads((ROOT / "data/tiny_valid.json").read_text())[3]["question"]
     prompt = tokenizer(model.format_prompt(question))["input_ids"]
-    sampled = sample(model, Request([prompt], [3], N, 6, 12, 42, Sampling("dropout", 0.1)))
+    sampling = Sampling("dropout", model.defaults.dropout_p)
+    sampled = sample(model, Request([prompt], [3], N, 6, 12, 42, sampling))
     torch.testing.assert_close(tensors["latent_embeds"], sampled.thoughts[0], rtol=1e-4, atol=1e-4)
     assert tensors["input_ids"].tolist() == prompt
     assert tensors["corrects"].tolist() == samples_of(whole)[3]["correct"]

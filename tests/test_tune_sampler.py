@@ -12,7 +12,6 @@ from src.runs.arguments import AnnotationArguments, InferenceArguments, RewardAr
 from src.runs.figure_diversity import DiversityCurve
 from tests.commands import (
     ROOT,
-    assert_one_line_error,
     assert_success,
     command,
     edit_json,
@@ -137,15 +136,3 @@ def test_a_mistake_in_a_run_is_one_line(copy, capfd):
     lines = capfd.readouterr().err.splitlines()  # of the process that was started
     assert result.returncode == 2 and not result.stderr
     assert len(lines) == 1 and "nope.json: no such data file" in lines[0]
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (("--model_id", "ModalityDance/latent-tts-coconut"), ("no folder", "hf download")),
-        (("--noise_stds", "0.1"), ("--noise_stds", "at least 3")),
-    ],
-)
-def test_mistakes_are_one_line(flags, parts):
-    assert_one_line_error(run_here(command("tune_sampler", *flags)), *parts)
