@@ -12,7 +12,7 @@ from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request, thought_mask
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.beam_search import beam_search
-from tests.conftest import random_reward_model
+from tests.conftest import RANDOM, random_reward_model
 from tests.reference import (
     continue_one,
     ends_thinking,
@@ -110,6 +110,25 @@ def test_no_rollouts_are_spent_where_all_or_none_are_right(backbone, monkeypatch
     assert not by_outcome.skipped.any()
     exists = thought_mask(by_outcome.trajectories.num_thoughts, by_outcome.estimations.shape[2])
     assert torch.equal(by_outcome.estimations, (by_outcome.corrects[..., None] & exists).float())
+
+
+def test_questions_without_rollouts_may_have_more_thoughts_than_those_with():
+    """CoLaR decides when to stop: here only question 1 is mixed, and it stops before the others."""
+    model = RANDOM["colar"]()[0]
+
+    def only_second(q, ids):
+        return q == 1 and is_right(q, ids)
+
+    longer = replace(request(NOISE), latent_length=12)
+    labelled = annotate(model, longer, 2, only_second)
+    num_thoughts = labelled.trajectories.num_thoughts
+    assert labelled.skipped.tolist() == [True, False, True]
+    assert num_thoughts[1].max() < num_thoughts.max()
+    alone = replace(request(NOISE, questions=slice(1, 2)), latent_length=12)
+    expected = annotate(model, alone, 2, is_right).estimations[0]  # (N, T')
+    most = expected.shape[1]
+    torch.testing.assert_close(labelled.estimations[1][:, :most], expected)
+    assert not labelled.estimations[1][:, most:].any()
 
 
 def sample_with_likelihoods(model, request):

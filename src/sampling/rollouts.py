@@ -97,7 +97,8 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     request = replace(request, sampling=replace(request.sampling, dropout_answer=True))
     length = thoughts.shape[1]
     shares = torch.zeros(thoughts.shape[:2])
-    for step in range(1, length + 1):
+    longest = int(state.num_thoughts.max())  # other questions may have more thoughts than these
+    for step in range(1, longest + 1):
         part, rows = _with_thought(state, step, request.n_samples)
         # Without dropout nothing is random after the last thought: one rollout tells all.
         random = step < length or request.sampling.uses_dropout
