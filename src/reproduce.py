@@ -12,6 +12,7 @@ from src.claims.report import as_json, as_markdown, judge, summary
 from src.claims.setting import prepare, setting_of
 from src.claims.stages import run_stages
 from src.runs.arguments import ReproduceArguments
+from src.runs.figure_style import load_matplotlib
 from utils.cli import parse_flags
 from utils.errors import reports_user_errors
 from utils.files import write_json, write_text
@@ -20,6 +21,7 @@ from utils.files import write_json, write_text
 @reports_user_errors
 def main():
     setting = setting_of(parse_flags(ReproduceArguments, "src.reproduce", __doc__))
+    load_matplotlib()  # if it is missing, say so before the work
     prepare(setting)
     plan = Plan(setting)
     seconds = run_stages(plan)

@@ -1,13 +1,15 @@
-"""Runs written by hand, and the data of figures read back."""
+"""Runs written by hand, and the data of figures read back; skips where there is no matplotlib."""
 
 import json
 
-import matplotlib.colors
+import pytest
 import safetensors.torch
 
 from src.runs.finished_runs import FinishedRun
 from src.search.voting import measure
 from utils.records import latents_path
+
+colors = pytest.importorskip("matplotlib.colors")
 
 SETTINGS = {
     "model_id": "checkpoints/some-model",
@@ -73,7 +75,7 @@ def colored(axis, color, style="-"):
 
 def band(axis, color):
     """The {(x, y)} of the corners of all bands of a colour."""
-    shade = matplotlib.colors.to_rgb(color)
+    shade = colors.to_rgb(color)
     filled = [x for x in axis.collections if len(x.get_facecolor())]  # error bars are not
     bands = [x for x in filled if tuple(x.get_facecolor()[0][:3]) == shade]
     return {tuple(corner) for x in bands for corner in x.get_paths()[0].vertices.tolist()}

@@ -173,6 +173,7 @@ def test_docs_claims_md_has_the_figures_of_its_json():
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory, request):
     """The Setting of a whole run on 4 questions with 2 seeds, and what it printed."""
+    pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("claims")
     recipe = read_yaml(RECIPE)
     recipe |= {"max_steps": 1, "warmup_steps": 0, "eval_strategy": "no", "save_strategy": "no"}

@@ -3,7 +3,6 @@
 import sys
 import types
 
-import matplotlib.colors
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,7 @@ from src.runs.figure_maps import TRAJECTORIES, chosen_questions, question_maps
 from src.runs.figure_style import OUTCOME_COLORS
 from src.runs.figures import draw
 from tests.commands import assert_one_line_error, assert_success, command, run_here
-from tests.plotted import GREEDY, dropout, noise, record, write_run
+from tests.plotted import GREEDY, colors, dropout, noise, record, write_run
 
 NAME = "map-some-model-some_test"
 MIXED, RIGHT, WRONG = [1.0, 2.0, 1.0, 3.0], [1.0] * 4, [2.0] * 4
@@ -51,7 +50,7 @@ def write_all(folder, pools=(MIXED,), **shape):
 
 def dots(axis, outcome):
     """The points (K, 2) of one outcome in an axis."""
-    color = matplotlib.colors.to_rgb(OUTCOME_COLORS[outcome])
+    color = colors.to_rgb(OUTCOME_COLORS[outcome])
     (found,) = [c for c in axis.collections if tuple(c.get_facecolor()[0][:3]) == color]
     return np.asarray(found.get_offsets())
 

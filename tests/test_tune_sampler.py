@@ -106,6 +106,7 @@ def tune(model, folder, *flags):
 
 
 def test_tune_sampler_writes_what_its_runs_measured(copy, tmp_path):
+    pytest.importorskip("matplotlib")
     before = json.loads((tmp_path / "model/generation_config.json").read_text())
     result = assert_success(tune(copy, tmp_path / "tune"))
     lines = result.stdout.splitlines()
