@@ -28,8 +28,7 @@ check_backbone() {
 # NPROC: one process per GPU; without a GPU one per core, at most four.
 choose_processes() {
   if [ -z "${NPROC:-}" ]; then
-    local count='torch.cuda.device_count() or min(4, os.cpu_count())'
-    NPROC=$(python -c "import os, torch; print($count)")
+    NPROC=$(python -c 'from src.runs.launch import default_processes as n; print(n())')
   fi
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 }

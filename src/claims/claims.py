@@ -272,7 +272,7 @@ PAPER_CLAIMS = (
         beams_match,
         (*TRAINED, "beams"),
         (),
-        "An interval within 2 points needs about a thousand questions.",
+        "With few questions the interval alone is wider than these 2 points.",
     ),
 )
 OWN_CLAIMS = (

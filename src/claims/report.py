@@ -120,7 +120,10 @@ def _rules():
     return [
         "## Rules",
         "",
-        *_paragraph("They stand in `src/claims/verdicts.py` before anything is run."),
+        *_paragraph(
+            "They stand in `src/claims/verdicts.py`, what is compared in `src/claims/claims.py`. "
+            "The last lines name the commit that judged."
+        ),
         *(line for rule in rules for line in textwrap.wrap(rule, WIDTH, subsequent_indent="  ")),
         "",
         *_paragraph(WHOLE),
