@@ -109,30 +109,33 @@ def test_codi_texts_end_with_the_answer_s_number():
 @pytest.mark.parametrize("speed", [1, 2, 3])
 def test_colar_loss_and_gradients_equal_the_uncached_ones(speed):
     model, tokenizer = random_colar(max_position_embeddings=192)
-    module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer.eos_token)
+    module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer).double()
     stage = Stage(epochs=1, learning_rate=1e-3, speeds=[speed])
     batch = a_batch(module, tokenizer, stage)
     assert f"thinking speed : {speed} )" in tokenizer.decode(batch.prompts[0])
     loss, _ = module(batch, stage, RNG_KEYS)
-    groups, _ = module._merge(batch)
-    drawn, embed, expected = _draw(groups, RNG_KEYS), model.model.embed_tokens, 0.0
+    drawn, embed = _draw(module._merge(batch)[0], RNG_KEYS), model.model.embed_tokens
+    latents, tokens = [], []  # of all predictions of the batch
     for row in range(4):
         steps = batch.texts["steps"][row][batch.texts["steps"][row] != -100]
         text = batch.texts["text"][row][batch.texts["text"][row] != -100]
-        merged = torch.stack([embed(part).sum(0) / speed**0.5 for part in steps.split(speed)])
+        merged = torch.stack([embed(part).sum(0) / len(part) ** 0.5 for part in steps.split(speed)])
         for k, part in enumerate(steps.split(speed)):
             assert drawn[row, k] in part
         x = torch.cat((embed(batch.prompts[row]), merged, embed(text[:-1])))[None]
         hidden = model.model(inputs_embeds=x).last_hidden_state[0, len(batch.prompts[row]) - 1 :]
         count = len(merged)
-        head = model.lt_head.mean(model.lt_head.fc(hidden[:count]))
-        latent = F.mse_loss(head, merged.detach() / model.config.latent_embedding_std)
+        features = model.lt_head.fc(hidden[: count + 1])
+        keys = rng.fold(RNG_KEYS[row], torch.arange(count + 1))
+        noise = rng.normal(keys, -16, merged.shape[1])
+        thought = model.lt_head.mean(features) + module.log_std(features).exp() * noise
+        target = torch.cat((merged, embed(text[:1]))).detach() / model.config.latent_embedding_std
+        latents += (thought - target).pow(2).mean(-1)
         target = torch.cat((drawn[row, :count], text))
-        expected = (
-            expected + 1.3 * latent + 0.7 * F.cross_entropy(model.lm_head(hidden).float(), target)
-        )
-    torch.testing.assert_close(loss, (expected / 4).to(loss), rtol=1e-4, atol=1e-4)
-    assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected / 4))
+        tokens += F.cross_entropy(model.lm_head(hidden), target, reduction="none")
+    expected = 1.3 * torch.stack(latents).mean() + 0.7 * torch.stack(tokens).mean()
+    torch.testing.assert_close(loss, expected.to(loss), rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
 
 
 @pytest.mark.quick

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from src.models.tokenizers import TOKENS, missing_tokens, set_token_ids
+from src.models.tokenizers import START, TOKENS, missing_tokens, set_token_ids
 from src.sampling.engine import sample
 from src.sampling.samplers import DETERMINISTIC, Sampling
 from src.sampling.trajectories import Request
@@ -109,6 +109,12 @@ class LatentReasoner:
     def defaults(self):
         """The GenerationDefaults of this model."""
         return self.generation_defaults(self.generation_config.to_dict())
+
+    @classmethod
+    def format_cot(cls, question, steps, answer):
+        """Prompt and text of a chain of thought in words, without markers (src/models/cot.py)."""
+        prompt = cls.format_prompt(question).removesuffix(START)
+        return prompt, "\n".join([*steps, cls.format_answer(answer)])
 
     @classmethod
     def encode(cls, tokenizer, questions):

@@ -21,14 +21,20 @@ class CoconutLoss(nn.Module):
     supervision in the manner of SIM-CoT, arXiv 2509.20317); its weight may be 0.
     """
 
-    default_weights = {"probe": 0.0}
+    default_settings = {"probe": 0.0}
     stage_keys = {"thoughts", "hidden_steps"}
 
-    def __init__(self, model, weights, eos):
-        """weights: as default_weights; eos: the end-of-text token."""
+    def __init__(self, model, settings, tokenizer, model_dropout=0.0):
+        """settings: as default_settings. model_dropout: rate of GPT-2's own dropout."""
         super().__init__()
-        self.model, self.weights, self.eos = model, weights, eos
+        self.model, self.weights, self.eos = model, settings, tokenizer.eos_token
+        self.model_dropout = model_dropout
         self.probe = nn.Linear(model.config.hidden_size, DIGITS * DIGIT_CLASSES)
+
+    @staticmethod
+    def accepts(row):
+        """Whether a row of the training data can be learned from."""
+        return True
 
     def format_row(self, row, stage, speed=None):
         """The prompt, and the text after the thoughts: the explicit steps, then the answer."""
@@ -41,7 +47,7 @@ class CoconutLoss(nn.Module):
     def forward(self, batch, stage, rng_keys=None):
         """The loss (scalar), and whether each row's text is predicted without a mistake (B,), so
         that greedy decoding yields it. rng_keys (B,): the rows' random keys, for dropout."""
-        sampling = Sampling("dropout", stage.dropout)
+        sampling = training_dropout(stage, self.model_dropout)
         thoughts, hidden = self.read(batch, "text", stage.thoughts, sampling, rng_keys)
         loss, right = self.text_loss(batch, "text", hidden)
         return loss + self.weights["probe"] * self.probe_loss(thoughts, batch.digits), right
@@ -93,6 +99,13 @@ class CoconutLoss(nn.Module):
         if layers is not None:
             layers[:] = [layer[:, first:] for layer in layers]
         return thoughts, hidden[:, first:]
+
+
+def training_dropout(stage, model_dropout):
+    """The Sampling of a training forward pass: GPT-2's own dropout, or that of the stage."""
+    if model_dropout:
+        return Sampling("dropout", model_dropout, dropout_embedding=True, dropout_attention=True)
+    return Sampling("dropout", stage.dropout)
 
 
 def read_prompts(model, batch, sampling, rng_keys):

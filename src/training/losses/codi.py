@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from src.sampling.samplers import Sampling
 from src.training.curriculum import IGNORED
-from src.training.losses.coconut import CoconutLoss, zero_loss
+from src.training.losses.coconut import CoconutLoss, training_dropout, zero_loss
 
 
 class CodiLoss(CoconutLoss):
@@ -16,7 +16,7 @@ class CodiLoss(CoconutLoss):
     deviation over a process's rows, averaged over layers. probe: as COCONUT's.
     """
 
-    default_weights = {"teacher": 1.0, "student": 1.0, "distill": 1.0, "probe": 0.0}
+    default_settings = {"teacher": 1.0, "student": 1.0, "distill": 1.0, "probe": 0.0}
 
     def format_row(self, row, stage, speed=None):
         """The prompt, the student's and the teacher's text, and the answer's number, their end."""
@@ -40,7 +40,7 @@ class CodiLoss(CoconutLoss):
     def forward(self, batch, stage, rng_keys=None):
         """The loss (scalar), and whether each student's text is predicted without a mistake (B,);
         in a stage without thoughts, the teacher's."""
-        dropout, weights = Sampling("dropout", stage.dropout), self.weights
+        dropout, weights = training_dropout(stage, self.model_dropout), self.weights
         teacher_layers, student_layers = [], []
         _, hidden = self.read(batch, "teacher", 0, dropout, rng_keys, teacher_layers)
         teacher, right = self.text_loss(batch, "teacher", hidden)
