@@ -76,6 +76,16 @@ def test_raw_rows_become_questions_steps_and_answers(source):
     assert convert("gsm_train", source) == AUG
 
 
+def test_the_plain_training_set_is_gsm8k_without_the_validation_rows(source, tmp_path, monkeypatch):
+    for module in (benchmarks, prepare_data):
+        monkeypatch.setattr(module, "PLAIN_TRAIN", 2)
+    flags = ("--source", str(source), "--output_dir", str(tmp_path), "--train", "gsm8k")
+    monkeypatch.setattr("sys.argv", ["prepare_data", "paper", *flags])
+    prepare_data.main()
+    train = load_dataset(tmp_path / "gsm_train.json")
+    assert [row["question"] for row in train] == ["No steps?", "How many?"]  # rows 1 and 2
+
+
 def test_hub_and_raw_files_give_the_same_rows(source, monkeypatch):
     multi = [{"question": row["input"], "final_ans": str(row["target"])} for row in MULTI]
     sets = {

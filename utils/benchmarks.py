@@ -47,6 +47,19 @@ BENCHMARKS = {
     "multiarith": (580, "ChilleD/MultiArith", None, "train+test", "multiarith.jsonl", multiarith),
 }
 _CHOSEN = {"gsm_valid": "gsm8k_aug_valid_indices.json"}  # which rows of the raw file
+PLAIN_TRAIN = 6973  # gsm_train of GSM8K itself: its 7473 rows without those of gsm_valid
+
+
+def plain_train(source):
+    """gsm_train without GSM8K-Aug: the rows of gsm8k_train.jsonl that gsm_valid does not have.
+
+    source: the folder of raw files. Raises UserError as ``convert`` does.
+    """
+    path = Path(source) / BENCHMARKS["gsm_valid"][4]
+    rows = _read_rows(path)
+    valid = set(_chosen("gsm_valid", path, rows))
+    rows = [row for number, row in enumerate(rows) if number not in valid]
+    return convert_rows(rows, gsm8k, str(path), "gsm_train", PLAIN_TRAIN)
 
 
 def convert(name, source=None):
@@ -56,8 +69,11 @@ def convert(name, source=None):
     """
     _, hub, config, split, raw, converter = BENCHMARKS[name]
     if source is not None:
-        rows, where = _from_files(Path(source), name, raw), str(Path(source) / raw)
-        return convert_rows(rows, converter, where, name)
+        path = Path(source) / raw
+        rows = _read_rows(path)
+        if name in _CHOSEN:
+            rows = [rows[number] for number in _chosen(name, path, rows)]
+        return convert_rows(rows, converter, str(path), name)
     mend = "give a folder with the raw files by --source"
     rows = fetch(f"{name}: {hub}", hub, config, split, mend)
     return convert_rows(rows, converter, f"{hub} ({split})", name)
@@ -70,10 +86,11 @@ def published_as(hub, config, split):
     return converters.get(hub), names.get((hub, config, split))
 
 
-def convert_rows(rows, converter, where, name=None):
+def convert_rows(rows, converter, where, name=None, wanted=None):
     """The publisher's rows in our form, without malformed and repeated ones.
 
-    where: the source, for messages. name: the benchmark that they must be, in number, if any.
+    where: the source, for messages. name: the benchmark that they must be, if any. wanted: its
+    number of questions, by default that of BENCHMARKS.
     Raises UserError when a row is not as expected, or when they are too few or too many.
     """
     converted = {}
@@ -83,8 +100,9 @@ def convert_rows(rows, converter, where, name=None):
             continue
         key = new["question"] if converter is multiarith else number  # it has exact repeats
         converted.setdefault(key, new)
-    if name is not None and len(converted) != BENCHMARKS[name][0]:
+    if name is not None and wanted is None:
         wanted = BENCHMARKS[name][0]
+    if wanted is not None and len(converted) != wanted:
         raise UserError(
             f"{where}: gives {len(converted)} questions for {name}, it should be {wanted}: the "
             "source is cut off or has changed"
@@ -116,16 +134,17 @@ def fetch(given, hub, config, split, mend):
         raise UserError(f"{given} {fault}; {mend}") from None
 
 
-def _from_files(source, name, raw):
-    rows = [_parsed(source / raw, line, k) for k, line in enumerate(_lines(source / raw))]
-    if name not in _CHOSEN:
-        return rows
-    path = source / _CHOSEN[name]
-    chosen = _parsed(path, "".join(_lines(path)), 0)
-    try:
-        return [rows[i] for i in chosen]
-    except (IndexError, TypeError):
-        raise UserError(f"{path}: names rows that {raw} does not have") from None
+def _read_rows(path):
+    return [_parsed(path, line, k) for k, line in enumerate(_lines(path))]
+
+
+def _chosen(name, raw, rows):
+    """Which of the raw file's rows are benchmark ``name``, numbers from 0."""
+    path = raw.parent / _CHOSEN[name]
+    numbers = _parsed(path, "".join(_lines(path)), 0)
+    if not isinstance(numbers, list) or not set(numbers) <= set(range(len(rows))):
+        raise UserError(f"{path}: names rows that {raw.name} does not have")
+    return numbers
 
 
 def _lines(path):
