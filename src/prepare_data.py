@@ -1,14 +1,15 @@
 """Writes the benchmarks.
 
 python -m src.prepare_data tiny: data/tiny_*.json from their seed.
-python -m src.prepare_data paper: data/gsm_*.json and data/multiarith.json, from the hub or from the
-publishers' raw files.
+python -m src.prepare_data paper: the paper's benchmarks data/gsm_*.json and data/multiarith.json,
+and further ones: data/svamp.json, data/gsm_plus.json, data/asdiv_a.json. They come from the hub or
+from the publishers' raw files, asdiv_a from the hub only.
 """
 
 import argparse
 from pathlib import Path
 
-from utils.benchmarks import BENCHMARKS, PLAIN_TRAIN, convert, plain_train
+from utils.benchmarks import BENCHMARKS, PLAIN_TRAIN, convert, has_raw_file, plain_train
 from utils.cli import Parser
 from utils.datasets import load_dataset
 from utils.errors import UserError, reports_user_errors
@@ -41,6 +42,9 @@ def write_paper(folder, source, train):
         path = folder / f"{name}.json"
         if name == "gsm_train" and not train:
             continue
+        if source is not None and not has_raw_file(name):
+            print(f"{path}: left out, it comes from the hub only, without --source")
+            continue
         plain = name == "gsm_train" and train == "gsm8k"
         if path.exists():
             count, wanted = len(load_dataset(path)), PLAIN_TRAIN if plain else BENCHMARKS[name][0]
@@ -62,7 +66,7 @@ def main():
     tiny.add_argument(
         "--train", type=int, default=0, help="also tiny_train.json, so many questions"
     )
-    paper = which.add_parser("paper", help="the paper's benchmarks")
+    paper = which.add_parser("paper", help="the benchmarks of the paper and of later work")
     paper.add_argument(
         "--train", nargs="?", const="aug", choices=("aug", "gsm8k"),
         help="also gsm_train.json: aug (the default) is GSM8K-Aug, 385,620 questions; gsm8k is "
