@@ -100,7 +100,7 @@ def pool_metrics(prediction):
     outcomes = defaultdict(list)
     for right, numbers, score in zip(corrects, answers, scores, strict=True):
         parsed = [None if math.isnan(number) else number for number in numbers.tolist()]
-        # the right answer, if any trajectory gave it
+        # the numbers that are right, as far as any trajectory gave them
         gold = {number for number, ok in zip(parsed, right, strict=True) if ok}
         outcomes["recall_at_1"].append(best_of_n(parsed, score) in gold)
         outcomes["weighted_vote"].append(weighted_vote(parsed, softmax(score)) in gold)
