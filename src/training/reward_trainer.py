@@ -135,6 +135,14 @@ class _SetEpoch(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
+class _Patience(EarlyStoppingCallback):
+    """Counts evaluations of the pool of metric_for_best_model; the Trainer reports each pool."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
+            super().on_evaluate(args, state, control, metrics=metrics, **kwargs)
+
+
 class _MarkComplete(TrainerCallback):
     """Marks a checkpoint once it is wholly on the disk: a kill may leave half of one."""
 
@@ -200,7 +208,7 @@ def train(recipe, text):
     _begin(recipe, train_set, text)
     callbacks = [_MarkComplete(), _PrintPace()]
     if recipe.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+        callbacks.append(_Patience(recipe.early_stopping_patience))
     direct_trainer(recipe)
     trainer = RewardTrainer(
         model=model, args=recipe, data_collator=collate, train_dataset=train_set,
@@ -237,6 +245,7 @@ def _begin(recipe, train_set, text):
 def _train_or_resume(trainer):
     recipe = trainer.args
     checkpoint = last_checkpoint(recipe.output_dir)
+    recipe.eval_on_start = recipe.eval_on_start and checkpoint is None  # it would count twice
     if checkpoint is None or (checkpoint / _COMPLETE_FILE).read_text() != _ENDED:
         if recipe.train_weights:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
