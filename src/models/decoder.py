@@ -22,12 +22,14 @@ class Decoder:
     added, and the rotary pair (cos, sin) or None.
     qkv(block, x, rotary): queries (R, H, S, K), keys and values (R, H', S, K).
     attention_output(block, out), mlp(block, x): what is added to the residual stream, (R, S, D).
-    dropout_sites: after which of ATTENTION and MLP the dropout hook acts.
+    dropout_sites: after which of ATTENTION and MLP the dropout hook acts. drops_embedding: whether
+    it acts in encode_positions.
 
     Shapes as in src/models/kv_cache.py.
     """
 
     dropout_sites = (ATTENTION, MLP)
+    drops_embedding = True
 
     def embed(self, ids):
         """Token ids to embeddings (..., D), without positions."""

@@ -1,5 +1,6 @@
-"""What is LLaMA's in the forward pass (src/models/decoder.py)."""
+"""LLaMA: what is its own in the forward pass (src/models/decoder.py)."""
 
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from src.models.decoder import Decoder
@@ -11,6 +12,7 @@ class LlamaDecoder(Decoder):
     """Mixin of the models that hold a LlamaModel, ``self.model``; hooks: see Decoder."""
 
     dropout_sites = (MLP,)  # as in the release, which has no dropout after the embedding either
+    drops_embedding = False
 
     @property
     def blocks(self):
@@ -38,3 +40,7 @@ class LlamaDecoder(Decoder):
 
     def mlp(self, block, x):
         return block.mlp(block.post_attention_layernorm(x))
+
+
+class LlamaLanguageModel(LlamaDecoder, LlamaForCausalLM):
+    """The architecture of a backbone. Layout: ``model.*``, ``lm_head.weight``."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from src.models import BACKBONES
+from src.models import architectures, model_class
 from src.models.precision import slowness
 from src.models.tokenizers import UNKNOWN_SHARE, add_tokens, build_tokenizer, rows_with_unknown
 from src.sampling import rng
@@ -46,12 +46,18 @@ class Cursor:
     history: list = field(default_factory=list)  # a dict for each validation
 
 
-def new_model(recipe):
-    """The model before training, and its tokenizer with the special tokens. Raises UserError."""
-    cls, base = BACKBONES[recipe.model_type], recipe.base
-    values = {key: 0 for key in _DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
+def new_model(recipe, architecture=None):
+    """The model before training, and its tokenizer with the special tokens. Raises UserError.
+
+    architecture: of a model from scratch, None: the backbone's default. A base has its own.
+    """
+    base = recipe.base
     fault = "config: makes no model" if base is None else f"base: {base} can't be loaded"
     try:
+        if base is not None:
+            architecture = AutoConfig.from_pretrained(base).model_type
+        cls = model_class(recipe.model_type, architecture or architectures(recipe.model_type)[0])
+        values = {key: 0 for key in _DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
         if base is None:
             model, tokenizer = _from_scratch(cls, values)
         else:
