@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from src.models.coconut import COCONUT
+from src.models import model_class
 from src.sampling import rng
 from src.sampling.engine import sample
 from src.sampling.memory import tokens_within
@@ -43,7 +43,8 @@ def cached(cache):
 def build_model(device):
     """GPT-2 small with random weights and ids for the special tokens."""
     torch.manual_seed(0)
-    model = COCONUT(GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0)).to(device).eval()
+    config = GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0)
+    model = model_class("coconut", "gpt2")(config).to(device).eval()
     model.config.end_latent_token_id, model.config.eos_token_id = 50256, NEVER
     return model
 

@@ -1,4 +1,4 @@
-"""Samples latent trajectories of COCONUT or CODI (GPT-2) and votes."""
+"""Samples latent trajectories of a backbone on GPT-2 and votes."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

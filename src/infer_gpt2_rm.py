@@ -1,4 +1,4 @@
-"""Chooses among latent trajectories of COCONUT or CODI (GPT-2) by LatentRM."""
+"""Chooses among latent trajectories of a backbone on GPT-2 by LatentRM."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

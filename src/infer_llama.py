@@ -1,4 +1,4 @@
-"""Samples latent trajectories of CoLaR (LLaMA) and votes."""
+"""Samples latent trajectories of a backbone on LLaMA and votes."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

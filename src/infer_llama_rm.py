@@ -1,4 +1,4 @@
-"""Chooses among latent trajectories of CoLaR (LLaMA) by LatentRM."""
+"""Chooses among latent trajectories of a backbone on LLaMA by LatentRM."""
 
 from src.runs.commands import run_command
 from utils.errors import reports_user_errors

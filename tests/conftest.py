@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import GPT2Config, LlamaConfig
 
+from src.models.architectures import combine
 from src.models.coconut import COCONUT
 from src.models.codi import CODI
 from src.models.colar import CoLaR
@@ -32,7 +33,7 @@ def random_gpt2(cls, seed=0, **values):
     config = GPT2Config(
         vocab_size=len(tokenizer), initializer_range=0.3, bos_token_id=1, eos_token_id=1, **values
     )
-    model = set_token_ids(cls(config), tokenizer)
+    model = set_token_ids(combine(cls, "gpt2")(config), tokenizer)
     # Make end-of-text likelier than one word in 263, so that answers end at different lengths.
     model.lm_head.weight.data[tokenizer.eos_token_id] *= 3
     return model.eval(), tokenizer
@@ -46,26 +47,34 @@ def random_codi(seed=0, projector=True, **values):
     return random_gpt2(CODI, seed, projector=projector, projector_hidden_size=24, **values)
 
 
-def random_colar(seed=0, **values):
-    """A small random CoLaR. Some of its trajectories stop early, some late, some at the limit."""
+def random_llama(cls, seed=0, **values):
+    """A small random backbone on LLaMA, as ``random_gpt2``. In float64: it magnifies rounding."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(CoLaR)
+    tokenizer = build_tokenizer(cls)
     values = {
         "hidden_size": 32,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "intermediate_size": 48,
+        "max_position_embeddings": 96,
+    } | values
+    config = LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, bos_token_id=1, **values)
+    model = set_token_ids(combine(cls, "llama")(config), tokenizer)
+    model.lm_head.weight.data[tokenizer.eos_token_id] *= 3
+    return model.double().eval(), tokenizer
+
+
+def random_colar(seed=0, **values):
+    """A small random CoLaR. Some of its trajectories stop early, some late, some at the limit."""
+    values = {
         "max_position_embeddings": 128,
         "latent_intermediate_size": 24,
         "latent_embedding_std": 0.3,
     } | values
-    config = LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, bos_token_id=1, **values)
-    model = set_token_ids(CoLaR(config), tokenizer)
-    model.lm_head.weight.data[tokenizer.eos_token_id] *= 3
+    model, tokenizer = random_llama(CoLaR, seed, **values)
     model.lm_head.weight.data[model.config.end_latent_token_id] *= 2
-    # In float64, because the latent head that feeds thoughts back magnifies rounding.
-    return model.double().eval(), tokenizer
+    return model, tokenizer
 
 
 RANDOM = {
@@ -73,12 +82,16 @@ RANDOM = {
     "codi": random_codi,
     "codi without projector": partial(random_codi, projector=False),
     "colar": random_colar,
+    "coconut llama": partial(random_llama, COCONUT),
+    "codi llama": partial(random_llama, CODI, projector=True, projector_hidden_size=24),
 }
+LLAMAS = ("colar", "coconut llama", "codi llama")
 # Positions enough for the longest questions of the tiny benchmark.
 LONG = {
     "coconut": {"n_positions": 160},
     "codi": {"n_positions": 160},
     "colar": {"max_position_embeddings": 256},
+    "codi llama": {"max_position_embeddings": 256},
 }
 
 

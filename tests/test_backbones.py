@@ -4,10 +4,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import GPT2LMHeadModel
 
 from src.models import BACKBONES
-from src.models.gpt2 import GPT2Decoder
 from src.models.latent_reasoner import LatentReasoner
 from tests.commands import (
     assert_one_line_error,
@@ -162,7 +160,7 @@ def test_a_command_for_the_other_architecture_is_refused(generator, tmp_path):
     assert_one_line_error(run_here(command(other, *flags)), "use the command with")
 
 
-class Halved(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
+class Halved(LatentReasoner):
     """A backbone that the project does not know. Its thoughts are half the hidden state."""
 
     parse_answer = staticmethod(after_hash)
@@ -177,6 +175,15 @@ class Halved(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
 
     def to_thought(self, hidden):
         return hidden / 2
+
+
+def test_the_other_architecture_takes_the_same_way(tmp_path, monkeypatch):
+    """CODI on LLaMA is sampled, annotated, and chosen from by a reward model with a projector."""
+    monkeypatch.setitem(COMMANDS, "codi", COMMANDS["colar"])
+    generator = ("codi", save_random_checkpoint("codi llama", tmp_path / "codi"))
+    reward_model = train_reward_model(generator, tmp_path)
+    assert "projector.1.weight" in load_file(reward_model / "model.safetensors")
+    assert len(choose(generator, reward_model, tmp_path / "x", "--prm_mode", "best_of_n")) == 12
 
 
 def test_a_backbone_joins_by_one_class_and_one_entry(tmp_path, monkeypatch):

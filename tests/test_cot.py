@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from src.models import BACKBONES
-from src.models.cot import GPT2CoT, LlamaCoT
+from src.models.architectures import combine
+from src.models.cot import CoT
 from src.models.tokenizers import START, add_tokens, build_tokenizer
 from src.training.curriculum import Stage, batches
 from src.training.losses.cot import CotLoss
@@ -21,10 +22,10 @@ PLAIN = Stage(epochs=1, learning_rate=1e-3)
 
 def random_cot(name):
     """A small random CoT model with the weights of a random backbone."""
-    random, cls = {"coconut": (random_coconut, GPT2CoT), "colar": (random_colar, LlamaCoT)}[name]
+    random = {"coconut": random_coconut, "colar": random_colar}[name]
     positions = {"n_positions": 192} if name == "coconut" else {"max_position_embeddings": 192}
     backbone, tokenizer = random(**positions)
-    model = cls(backbone.config)
+    model = combine(CoT, backbone.config.model_type)(backbone.config)
     weights = {key: w for key, w in backbone.state_dict().items() if "lt_head" not in key}
     model.load_state_dict(weights)
     model.backbone = BACKBONES[name]

@@ -7,6 +7,7 @@ from src.sampling import memory
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
+from tests.conftest import LLAMAS, RANDOM
 from tests.reference import sample_one
 
 QUESTIONS = [
@@ -71,6 +72,21 @@ def test_engine_equals_the_reference(backbone, name):
     assert len(lengths) > 1 if model.stops_itself else lengths == {T}
     if model.stops_itself and name in ("noise", "dropout"):
         assert len(lengths) > 2 and T in lengths
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("kind", LLAMAS[1:])
+def test_the_other_architecture_equals_the_reference(kind, name):
+    """In a batch, and alone."""
+    model, tokenizer = RANDOM[kind]()
+    prompts, sampling = prompts_of(tokenizer, model)[:3], SAMPLINGS[name]
+    sampled = run(model, prompts, range(3), 2, sampling)
+    for q, prompt in enumerate(prompts):
+        for n in range(2):
+            assert_equals_reference(model, sampled, prompt, q, n, sampling)
+    alone = run(model, prompts[1:2], [1], 2, sampling)
+    assert alone.tokens[0] == sampled.tokens[1]
+    assert_close(alone.thoughts_of(0), sampled.thoughts_of(1))
 
 
 @torch.no_grad()

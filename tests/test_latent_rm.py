@@ -11,6 +11,7 @@ from src.models.loading import load_reward_model
 from src.search.prefix_scorer import PrefixScorer
 from src.training.losses.latent_rm import bce, contrastive
 from tests.conftest import (
+    LLAMAS,
     RANDOM,
     raises_user_error,
     random_coconut,
@@ -209,10 +210,10 @@ def test_a_checkpoint_of_each_architecture_has_its_layout_and_loads_unchanged(tm
     model = random_reward_model(backbone.float())
     model.save_pretrained(tmp_path)
     keys = set(load_file(tmp_path / "model.safetensors"))
-    body = "model." if name == "colar" else "transformer."
+    body = "model." if name in LLAMAS else "transformer."
     heads = {key for key in keys if not key.startswith(body)}
     expected = {"classifier.weight", "classifier.bias"}
-    if name == "codi":
+    if name in ("codi", "codi llama"):
         expected |= {f"projector.{k}.{part}" for k in (1, 3, 4) for part in ("weight", "bias")}
     assert heads == expected
     loaded = load_reward_model(tmp_path, backbone, tokenizer)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
+from transformers import BertConfig
 
 from src.models.coconut import COCONUT
 from src.models.loading import load_backbone, load_reward_model
@@ -14,7 +14,7 @@ from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from tests.commands import edit_json
-from tests.conftest import RANDOM, raises_user_error, random_reward_model, save_checkpoint
+from tests.conftest import LLAMAS, RANDOM, raises_user_error, random_reward_model, save_checkpoint
 
 pytestmark = pytest.mark.quick
 
@@ -108,8 +108,8 @@ def test_weights_with_nan_are_refused_by_name(folder):
 
 
 def test_another_architecture_is_refused(folder):
-    LlamaConfig(vocab_size=300).save_pretrained(folder)
-    assert_load_fails(folder, "model_type 'llama'")
+    BertConfig(vocab_size=300).save_pretrained(folder)
+    assert_load_fails(folder, "model_type 'bert', COCONUT needs 'gpt2' or 'llama'")
 
 
 def test_missing_and_unexpected_weights_are_refused_by_name(folder):
@@ -126,7 +126,7 @@ def test_missing_and_unexpected_weights_are_refused_by_name(folder):
 
 def publish(name, folder, dtype):
     """A small checkpoint as on the hub: sharded, without tied output layers, with ids of -100."""
-    values = {"tie_word_embeddings": True} if name == "colar" else {}
+    values = {"tie_word_embeddings": True} if name in LLAMAS else {}
     model, tokenizer = RANDOM[name](**values)
     for key in model.special_tokens:
         setattr(model.config, key, -100)
@@ -143,6 +143,16 @@ def weights_of(folder):
     for path in sorted(folder.glob("*.safetensors")):
         weights |= load_file(path)
     return weights
+
+
+CLASSES = {
+    "coconut": "COCONUT",
+    "codi": "CODI",
+    "codi without projector": "CODI",
+    "colar": "CoLaR",
+    "coconut llama": "LlamaCOCONUT",
+    "codi llama": "LlamaCODI",
+}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -169,7 +179,8 @@ def test_published_checkpoints_load_sample_score_and_save_unchanged(name, dtype,
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     config = json.loads((tmp_path / "again/config.json").read_text())
-    assert config["model_type"] == ("llama" if kind == "colar" else "gpt2")
+    assert config["model_type"] == ("llama" if name in LLAMAS else "gpt2")
+    assert config["architectures"] == [CLASSES[name]]
 
 
 def test_projector_and_latent_head_have_the_published_keys(tmp_path):
@@ -188,8 +199,9 @@ def test_projector_and_latent_head_have_the_published_keys(tmp_path):
     ("name", "model_type", "message"),
     [
         ("codi", "coconut", "says CODI, not COCONUT"),
-        ("colar", "codi", "model_type 'llama'"),
-        ("codi", "colar", "model_type 'gpt2'"),
+        ("colar", "codi", "says CoLaR, not CODI"),
+        ("codi", "colar", "says CODI, not CoLaR"),
+        ("codi llama", "coconut", "says LlamaCODI, not COCONUT"),
     ],
 )
 def test_a_checkpoint_of_another_backbone_is_refused(name, model_type, message, tmp_path):

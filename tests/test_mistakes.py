@@ -205,7 +205,7 @@ MODELS = [
         "checkpoints/tiny-coconut",
         parts=("says COCONUT, not CODI",),
     ),
-    flag("--model_id", "checkpoints/tiny-colar", parts=("model_type 'llama'",)),
+    flag("--model_id", "checkpoints/tiny-colar", parts=("says CoLaR, not COCONUT",)),
     flag("--model_id", "checkpoints/tiny-latentRM-coconut", parts=("not a COCONUT checkpoint",)),
     *(
         Mistake("infer_gpt2", (*INFER, "--model_id", "{model}"), parts, {f"model/{name}": content})

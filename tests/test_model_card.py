@@ -31,6 +31,7 @@ def card_of(folder, recipe, metrics):
     """(metadata, body) of the card of a folder with this recipe and these metrics."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
     return parts_of(model_card(folder))
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from src.claims.setting import BEAMS, SIZES
+from src.models import architectures
 from src.runs.arguments import STRENGTHS
 from src.runs.launch import command_line, sampling_command
 from utils.config import read_yaml
@@ -27,6 +28,7 @@ class Plan:
 
     def __init__(self, setting):
         self.setting, self.folder = setting, Path(setting.folder)
+        self.architecture = architectures(setting.model_type)[0]  # of the bundled and published
 
     def greedy(self, benchmark):
         return self.folder / "greedy" / benchmark
@@ -83,7 +85,7 @@ class Plan:
             "limit": setting.limit,
             "batch_size": setting.batch_size,
         }
-        command = sampling_command(setting.model_type)
+        command = sampling_command(self.architecture)
         return command_line(command, shared | flags | {"output_dir": folder})
 
     def _pool(self, benchmark, sampler, strength, seed):
@@ -237,7 +239,7 @@ class Plan:
             "report_n": SIZES,
             "output_dir": self.chosen(kind, benchmark, seed),
         }
-        return command_line(sampling_command(self.setting.model_type, chooses=True), flags)
+        return command_line(sampling_command(self.architecture, chooses=True), flags)
 
     def _chooses(self, kind, benchmark, seed, folder, mode):
         setting, sampler = self.setting, self.setting.sampler
@@ -253,4 +255,4 @@ class Plan:
             "seed": seed,
             "output_dir": folder,
         }
-        return command_line(sampling_command(setting.model_type, chooses=True), flags | mode)
+        return command_line(sampling_command(self.architecture, chooses=True), flags | mode)

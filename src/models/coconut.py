@@ -1,14 +1,11 @@
-"""COCONUT (Hao et al., arXiv 2412.06769): GPT-2 whose last hidden state is its next input."""
+"""COCONUT (Hao et al., arXiv 2412.06769): the last hidden state is the next input."""
 
-from transformers import GPT2LMHeadModel
-
-from src.models.gpt2 import GPT2Decoder
 from src.models.latent_reasoner import LatentReasoner
 from utils.answers import after_hash
 
 
-class COCONUT(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
-    """Published layout: ``transformer.*`` as GPT-2, ``lm_head.weight`` tied (it may be absent)."""
+class COCONUT(LatentReasoner):
+    """Published layout: as the architecture's; tied ``lm_head.weight`` may be absent."""
 
     parse_answer = staticmethod(after_hash)
 

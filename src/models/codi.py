@@ -1,14 +1,12 @@
-"""CODI (Shen et al., arXiv 2502.21074): GPT-2 that learned latent thoughts by self-distillation."""
+"""CODI (Shen et al., arXiv 2502.21074): latent thoughts learned by self-distillation."""
 
 from torch import nn
-from transformers import GPT2LMHeadModel
 
-from src.models.gpt2 import GPT2Decoder
 from src.models.latent_reasoner import GenerationDefaults, LatentReasoner
 from utils.answers import last_number
 
 
-class CODI(LatentReasoner, GPT2Decoder, GPT2LMHeadModel):
+class CODI(LatentReasoner):
     """Published layout: as COCONUT, and with ``config.projector`` also ``projector.{1,3,4}``."""
 
     parse_answer = staticmethod(last_number)
@@ -36,7 +34,8 @@ def new_projector(config):
     """The projector that a config asks for; without one the identity, which has no weights."""
     if not getattr(config, "projector", False):
         return nn.Identity()
-    width, inner = config.n_embd, getattr(config, "projector_hidden_size", config.n_embd)
+    width = config.hidden_size
+    inner = getattr(config, "projector_hidden_size", width)
     return nn.Sequential(
         nn.Dropout(getattr(config, "projector_dropout", 0.0)),
         nn.Linear(width, inner),

@@ -1,10 +1,8 @@
-"""CoLaR (Tan et al., arXiv 2505.16552): LLaMA that thinks in compressed token embeddings."""
+"""CoLaR (Tan et al., arXiv 2505.16552): thoughts are compressed token embeddings."""
 
 from torch import nn
-from transformers import LlamaForCausalLM
 
 from src.models.latent_reasoner import GenerationDefaults, LatentReasoner
-from src.models.llama import LlamaDecoder
 from utils.answers import after_answer
 
 
@@ -26,13 +24,14 @@ class LatentHead(nn.Module):
         return self.mean(self.fc(hidden))
 
 
-class CoLaR(LatentReasoner, LlamaDecoder, LlamaForCausalLM):
-    """Published layout: as LLaMA, and ``lt_head.fc.{0,2,3}``, ``lt_head.mean``.
+class CoLaR(LatentReasoner):
+    """Published layout: as the architecture's, and ``lt_head.fc.{0,2,3}``, ``lt_head.mean``.
 
     The model decides when to stop thinking, by ``###``. ``config.latent_embedding_std`` is the unit
     of its thoughts.
     """
 
+    architectures = ("llama", "gpt2")
     parse_answer = staticmethod(after_answer)
     special_tokens = {"end_latent_token_id": "###", "latent_token_id": "<|latent|>"}
     config_keys = ("latent_intermediate_size", "latent_embedding_std")

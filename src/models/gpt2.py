@@ -1,6 +1,7 @@
-"""What is GPT-2's in the forward pass (src/models/decoder.py)."""
+"""GPT-2: what is its own in the forward pass (src/models/decoder.py)."""
 
 import torch.nn.functional as F
+from transformers import GPT2LMHeadModel
 
 from src.models.decoder import Decoder
 from src.models.kv_cache import split_heads
@@ -44,3 +45,7 @@ class GPT2Decoder(Decoder):
         else:
             hidden = block.mlp.act(hidden)
         return block.mlp.c_proj(hidden)
+
+
+class GPT2LanguageModel(GPT2Decoder, GPT2LMHeadModel):
+    """The architecture of a backbone. Layout: ``transformer.*``, ``lm_head.weight``."""

@@ -5,8 +5,9 @@ from typing import get_type_hints
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from src.models.architectures import combine
 from src.models.tokenizers import START, TOKENS, missing_tokens, set_token_ids
 from src.sampling.engine import sample
 from src.sampling.samplers import DETERMINISTIC, Sampling
@@ -74,18 +75,20 @@ class GenerationDefaults:
 
 
 class LatentReasoner:
-    """Mixin before the decoder of an architecture and its Hugging Face language model.
+    """Base of the backbones; src/models/architectures.py combines them with architectures.
 
     A backbone (src/models/coconut.py is the shortest) gives:
     format_prompt(question), the prompt; format_answer(answer), the text that it learns to write;
     parse_answer(text), the number in such a text or None; to_thought(hidden), from a hidden state
     (..., D) to the thought (..., D) that is fed back.
 
-    It may also set: special_tokens; config_keys, which its config must have; stops_itself, whether
-    the model decides when to stop thinking, by its end token; paper_defaults, the paper's sampler
-    settings and lengths, which a checkpoint's generation_config.json may override.
+    It may also set: architectures, those that it exists for, the published one first;
+    special_tokens; config_keys, which its config must have; stops_itself, whether the model decides
+    when to stop thinking, by its end token; paper_defaults, the paper's sampler settings and
+    lengths, which a checkpoint's generation_config.json may override.
     """
 
+    architectures = ("gpt2", "llama")
     special_tokens = TOKENS
     config_keys = ()
     stops_itself = False
@@ -124,10 +127,16 @@ class LatentReasoner:
 
     @classmethod
     def from_pretrained(cls, path, *args, **kwargs):
-        """As in transformers; the ids of special tokens come from the checkpoint's tokenizer."""
+        """As in transformers; the ids of special tokens come from the checkpoint's tokenizer.
+
+        Called on a backbone, it picks the architecture by the checkpoint's config.
+        """
+        location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
+        if not issubclass(cls, PreTrainedModel):
+            config = AutoConfig.from_pretrained(path, **location)
+            return combine(cls, config.model_type).from_pretrained(path, *args, **kwargs)
         loaded = super().from_pretrained(path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(path, **location)
         if not missing_tokens(tokenizer, cls.special_tokens):
             set_token_ids(model, tokenizer)

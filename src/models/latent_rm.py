@@ -18,15 +18,15 @@ from src.sampling.trajectories import thought_mask
 class LatentRM:
     """r_t = g(x, h_1 .. h_t); a trajectory's score is the sum of its r_t. Mixin of the two below.
 
-    Published layout: the backbone's body and ``classifier.{weight,bias}`` with one output. With
-    ``config.scores_answer`` (not in the paper) the model also answers the question itself after
-    the thoughts, with its word embeddings as output layer, and gives the trajectory one more
-    reward: log p(the trajectory's answer | x, h_1 .. h_T).
+    Published layout: the backbone's body and ``classifier.{weight,bias}`` with one output; for CODI
+    also ``projector.*``. With ``config.scores_answer`` (not in the paper) the model also answers
+    the question itself after the thoughts, with its word embeddings as output layer, and gives the
+    trajectory one more reward: log p(the trajectory's answer | x, h_1 .. h_T).
     """
 
-    def add_heads(self, projector):
-        """Adds the classifier. projector: the module between a hidden state and the classifier."""
-        self.projector = projector
+    def add_heads(self):
+        """Adds the classifier, and CODI's projector between a hidden state and it."""
+        self.projector = new_projector(self.config)
         self.classifier = nn.Linear(self.config.hidden_size, 1)
         self.post_init()
 
@@ -101,12 +101,12 @@ class LatentRM:
 
 
 class GPT2LatentRM(LatentRM, GPT2Decoder, GPT2PreTrainedModel):
-    """Layout: ``transformer.*``; for CODI also ``projector.*``, before the classifier."""
+    """Layout: ``transformer.*``."""
 
     def __init__(self, config):
         super().__init__(config)
         self.transformer = GPT2Model(config)
-        self.add_heads(new_projector(config))
+        self.add_heads()
 
 
 class LlamaLatentRM(LatentRM, LlamaDecoder, LlamaPreTrainedModel):
@@ -115,7 +115,7 @@ class LlamaLatentRM(LatentRM, LlamaDecoder, LlamaPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.model = LlamaModel(config)
-        self.add_heads(nn.Identity())
+        self.add_heads()
 
 
 LATENT_RMS = {cls.config_class.model_type: cls for cls in (GPT2LatentRM, LlamaLatentRM)}

@@ -1,5 +1,6 @@
-"""What is LLaMA's in the forward pass (src/models/decoder.py)."""
+"""LLaMA: what is its own in the forward pass (src/models/decoder.py)."""
 
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from src.models.decoder import Decoder
@@ -42,3 +43,7 @@ class LlamaDecoder(Decoder):
 
     def mlp(self, block, x):
         return block.mlp(block.post_attention_layernorm(x))
+
+
+class LlamaLanguageModel(LlamaDecoder, LlamaForCausalLM):
+    """The architecture of a backbone. Layout: ``model.*``, ``lm_head.weight``."""

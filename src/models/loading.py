@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
-from src.models import BACKBONES
+from src.models import BACKBONES, model_class
+from src.models.architectures import class_name
 from src.models.latent_rm import LATENT_RMS
 from src.models.precision import DTYPES
 from src.models.tokenizers import missing_tokens
@@ -105,15 +106,26 @@ def checkpoint_defaults(model_type, model_id):
         raise UserError(f"{path}: {error}; correct it or remove the key") from None
 
 
+def checkpoint_architecture(model_type, model_id):
+    """The name of a checkpoint's architecture, without loading its weights.
+
+    Raises UserError when config.json can't be read or is not that of such a backbone.
+    """
+    folder = checkpoint_folder(model_type, model_id)
+    return _read_config(BACKBONES[model_type], folder, f"--model_id {model_id}").model_type
+
+
 def load_backbone(model_type, model_id, dtype="float32", device="cpu"):
     """The model in evaluation mode and its tokenizer, from a folder or a hub id.
 
     Raises UserError when the checkpoint is missing, damaged, of another architecture, without its
     special tokens, or holds a number that is not finite.
     """
-    cls, folder = BACKBONES[model_type], checkpoint_folder(model_type, model_id)
+    backbone, folder = BACKBONES[model_type], checkpoint_folder(model_type, model_id)
     given = f"--model_id {model_id}"
-    tokenizer = _read_tokenizer(cls, folder, given)
+    config = _read_config(backbone, folder, given)
+    tokenizer = _read_tokenizer(backbone, config, folder, given)
+    cls = model_class(model_type, config.model_type)
     model = _read_weights(cls, folder, given, DTYPES[dtype])
     return model.to(device).eval(), tokenizer
 
@@ -211,41 +223,58 @@ def _damaged(given, error):
     return UserError(f"{given}: the checkpoint can't be read ({reason}); fetch it again")
 
 
-def _read_tokenizer(cls, folder, given):
-    """The tokenizer; raises UserError where config or tokenizer do not suit backbone ``cls``."""
+def _read_config(backbone, folder, given):
+    """The config; raises UserError where it does not suit the ``backbone``, one of BACKBONES."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # a damaged file raises many kinds
+        raise _damaged(given, error) from None
+    if fault := _config_fault(backbone, config):
+        raise UserError(f"{given}: {fault}")
+    return config
+
+
+def _read_tokenizer(backbone, config, folder, given):
+    """The tokenizer; raises UserError where it does not suit the ``backbone`` or the config."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{given}: no tokenizer.json there; fetch the checkpoint again")
     try:
-        config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # a damaged file raises many kinds
         raise _damaged(given, error) from None
-    fault = _config_fault(cls, config) or _tokenizer_fault(cls, config, tokenizer)
-    if fault:
+    if fault := _tokenizer_fault(backbone, config, tokenizer):
         raise UserError(f"{given}: {fault}")
     return tokenizer
 
 
-def _config_fault(cls, config):
-    """Why a config is not that of the backbone ``cls``, with the mend, or None."""
-    mend = "choose another --model_type or checkpoint"
-    needed = cls.config_class.model_type
-    if config.model_type != needed:
-        named = f"config.json says model_type {config.model_type!r}"
-        return f"{named}, {cls.__name__} needs {needed!r}: {mend}"
-    names = {backbone.__name__ for backbone in BACKBONES.values()}
-    named = names & set(config.architectures or [])
-    if named and cls.__name__ not in named:
-        return f"config.json says {named.pop()}, not {cls.__name__}: {mend}"
-    lacking = [key for key in cls.config_keys if not hasattr(config, key)]
+def _config_fault(backbone, config):
+    """Why a config is not that of the ``backbone``, with the mend, or None."""
+    mend, name = "choose another --model_type or checkpoint", backbone.__name__
+    if config.model_type not in backbone.architectures:
+        needed = " or ".join(map(repr, backbone.architectures))
+        return f"config.json says model_type {config.model_type!r}, {name} needs {needed}: {mend}"
+    named = {_backbone_of(written): written for written in config.architectures or []}
+    named.pop(None, None)
+    if named and backbone not in named:
+        return f"config.json says {next(iter(named.values()))}, not {name}: {mend}"
+    lacking = [key for key in backbone.config_keys if not hasattr(config, key)]
     if lacking:
-        return f"config.json lacks {lacking[0]}: not a {cls.__name__} checkpoint; {mend}"
+        return f"config.json lacks {lacking[0]}: not a {name} checkpoint; {mend}"
     return None
 
 
-def _tokenizer_fault(cls, config, tokenizer):
-    """Why a tokenizer can't serve the backbone ``cls``, with the mend, or None."""
-    missing = missing_tokens(tokenizer, cls.special_tokens)
+def _backbone_of(name):
+    """The backbone of which ``name``, from a config's ``architectures``, is a class, or None."""
+    for backbone in BACKBONES.values():
+        names = {class_name(backbone, architecture) for architecture in backbone.architectures}
+        if name in names:
+            return backbone
+    return None
+
+
+def _tokenizer_fault(backbone, config, tokenizer):
+    """Why a tokenizer can't serve the ``backbone``, with the mend, or None."""
+    missing = missing_tokens(tokenizer, backbone.special_tokens)
     if missing or tokenizer.eos_token_id is None:
         names = ", ".join(missing) or "an end-of-text token"
         return f"the tokenizer lacks {names}: not a latent reasoning checkpoint; choose another"

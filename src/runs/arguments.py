@@ -6,8 +6,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, get_type_hints
 
-from src.models import BACKBONES
-from src.models.loading import checkpoint_defaults, default_backbone, default_reward_model
+from src.models import BACKBONES, model_class
+from src.models.loading import (
+    checkpoint_architecture,
+    checkpoint_defaults,
+    default_backbone,
+    default_reward_model,
+)
 from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
 from src.runs.launch import default_processes
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
@@ -23,6 +28,7 @@ SAMPLER_FLAGS = {
     "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
     "noise": ("noise_std",),
 }
+_KNOWN = ", ".join(BACKBONES)
 MODEL_ID = (
     "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
 )
@@ -87,13 +93,13 @@ class SamplingArguments:
     )
     overwrite: bool = flag(False, "true: first remove what the output folder holds")
     push_to_hub: str | None = flag(None, HELP)
-    model_type: str = _model_type("coconut", f"backbone: {', '.join(BACKBONES)}")
+    model_type: str = _model_type("coconut", f"backbone: {_KNOWN}")
     model_id: str | None = flag(None, MODEL_ID, aliases=["--generator_id"])
     n_samples: int | None = flag(
         None, "trajectories N a question, default 64", aliases=["--num_return_sequences"]
     )
 
-    architecture: ClassVar = None  # which backbones the command takes, None: all
+    architecture: ClassVar = None  # of the checkpoints that the command takes, None: any
     sampler_flags: ClassVar = SAMPLER_FLAGS
     # No effect on the results; tuned_for ends in a value of dropout_p or noise_std.
     volatile: ClassVar = ("batch_size", "tuned_for", "allow_unknown", "overwrite", "push_to_hub")
@@ -123,11 +129,10 @@ class SamplingArguments:
 
     def _check_backbone(self):
         if self.model_type not in BACKBONES:
-            known = ", ".join(BACKBONES)
-            raise ValueError(f"--model_type must be one of {known}, not {self.model_type!r}")
-        architecture = BACKBONES[self.model_type].config_class.model_type
+            raise ValueError(f"--model_type must be one of {_KNOWN}, not {self.model_type!r}")
+        architecture = checkpoint_architecture(self.model_type, self.model_id)
         if self.architecture not in (None, architecture):
-            fault = f"--model_type {self.model_type} is a {architecture} backbone"
+            fault = f"--model_type {self.model_type}: {self.model_id} is a {architecture} model"
             raise ValueError(f"{fault}: use the command with {architecture} in its name")
 
     def _resolve_sampler(self, do_sample, checkpoint):
@@ -225,7 +230,7 @@ def report_sizes(report_n, n_samples):
 class InferenceArguments(SamplingArguments):
     """The flags of src.infer_gpt2: sampled inference with majority voting."""
 
-    model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
+    model_type: str = _model_type("coconut", f"backbone, on GPT-2: {_KNOWN}")
     report_n: list[int] = flag(None, "sizes N to report, default 1 4 16 64 up to n_samples")
     do_sample: bool = flag(True, "false: one deterministic trajectory a question")
     bayesian_vote: bool = flag(False, "true: also vote by the mean probability of each answer")
@@ -251,7 +256,7 @@ class InferenceArguments(SamplingArguments):
 class LlamaInferenceArguments(InferenceArguments):
     """The flags of src.infer_llama."""
 
-    model_type: str = _model_type("colar", "backbone, a LLaMA: colar")
+    model_type: str = _model_type("colar", f"backbone, on LLaMA: {_KNOWN}")
 
     architecture: ClassVar = "llama"
 
@@ -265,7 +270,7 @@ class AnnotationArguments(SamplingArguments):
     n_samples: int = flag(8, "trajectories n a question", aliases=["--num_return_sequences"])
     n_samples_per_step: int = flag(64, "rollouts M from every thought; 0: labels are the outcome")
     dropout_embedding: bool | None = flag(
-        None, "dropout after the embedding too; default: the checkpoint's; CoLaR has none"
+        None, "dropout after the embedding too; default: the checkpoint's; LLaMA has none"
     )
     shard_size: int = flag(64, "questions a file")
 
@@ -282,12 +287,20 @@ class AnnotationArguments(SamplingArguments):
     def __post_init__(self):
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
             self._at_least(name, least)
+        given = self.dropout_embedding
         self._resolve()
-        has_it = BACKBONES[self.model_type].paper_defaults.dropout_embedding
-        if self.dropout_embedding and not has_it:
-            fault = f"{self.model_type} has no such dropout"
-            raise ValueError(f"--dropout_embedding true: {fault}; leave it out")
+        self._check_dropout_embedding(given)
         self.name = self.name or self.run_name
+
+    def _check_dropout_embedding(self, given):
+        """Of the paper's defaults and the flag, ``given``, only the flag can be a mistake."""
+        architecture = checkpoint_architecture(self.model_type, self.model_id)
+        has_it = model_class(self.model_type, architecture).has_embedding_dropout
+        if given and not has_it:
+            fault = f"a {architecture} model has no such dropout"
+            raise ValueError(f"--dropout_embedding true: {fault}; leave it out")
+        if self.dropout_embedding:
+            self.dropout_embedding = has_it
 
     @property
     def output_dir(self):
@@ -298,7 +311,7 @@ class AnnotationArguments(SamplingArguments):
 class RewardArguments(SamplingArguments):
     """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
 
-    model_type: str = _model_type("coconut", "backbone, a GPT-2: coconut or codi")
+    model_type: str = _model_type("coconut", f"backbone, on GPT-2: {_KNOWN}")
     prm_id: str | None = flag(None, "folder or hub id of the LatentRM, default: the backbone's")
     prm_mode: str = flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
     score_by: str = flag("sum", "how a trajectory's rewards make its score", SCORES)
@@ -397,7 +410,7 @@ def _typed_settings(settings):
 class LlamaRewardArguments(RewardArguments):
     """The flags of src.infer_llama_rm."""
 
-    model_type: str = _model_type("colar", "backbone, a LLaMA: colar")
+    model_type: str = _model_type("colar", f"backbone, on LLaMA: {_KNOWN}")
 
     architecture: ClassVar = "llama"
 
@@ -409,7 +422,7 @@ class TuningArguments:
     Raises ValueError or UserError on impossible values.
     """
 
-    model_type: str = flag("coconut", f"backbone: {', '.join(BACKBONES)}", BACKBONES)
+    model_type: str = flag("coconut", f"backbone: {_KNOWN}", BACKBONES)
     model_id: str | None = flag(None, "folder of the checkpoint, default: as in src.infer_gpt2")
     data_path: str = flag("data/tiny_valid.json", "JSON list of question, steps, answer")
     limit: int | None = flag(None, "only the first so many questions")
@@ -443,7 +456,7 @@ class ReproduceArguments:
     Raises ValueError on impossible combinations.
     """
 
-    model: str = flag("coconut", f"the backbone: {', '.join(BACKBONES)}", BACKBONES)
+    model: str = flag("coconut", f"the backbone: {_KNOWN}", BACKBONES)
     profile: str = flag("tiny", "the bundled models, or the published ones", ("tiny", "paper"))
     full: bool = flag(False, "tiny: all questions, 5 seeds, longer trainings")
     nproc: int | None = flag(None, PROCESSES)

@@ -16,9 +16,8 @@ def default_processes():
     return torch.cuda.device_count() or min(4, os.cpu_count() or 1)
 
 
-def sampling_command(model_type, chooses=False):
-    """The command that samples from a backbone, or chooses among its trajectories."""
-    architecture = "llama" if model_type == "colar" else "gpt2"
+def sampling_command(architecture, chooses=False):
+    """The command that samples from a backbone's checkpoint, or chooses among its trajectories."""
     return f"src.infer_{architecture}" + ("_rm" if chooses else "")
 
 

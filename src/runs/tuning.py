@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from src.models.loading import GENERATION, checkpoint_defaults
+from src.models.loading import GENERATION, checkpoint_architecture, checkpoint_defaults
 from src.runs.arguments import STRENGTHS
 from src.runs.figure_diversity import diversity_panels
 from src.runs.finished_runs import read_json
@@ -34,7 +34,8 @@ def _grid_around(name, value):
 
 def cells(arguments, grids):
     """{folder: command line} of a choice: greedy, and each strength of ``grids`` and seed."""
-    command = sampling_command(arguments.model_type)
+    architecture = checkpoint_architecture(arguments.model_type, arguments.model_id)
+    command = sampling_command(architecture)
     shared = {
         "model_type": arguments.model_type,
         "model_id": arguments.model_id,

@@ -46,7 +46,7 @@ class Recipe:
     model_type: str = "coconut"  # a key of BACKBONE_LOSSES
     format_of: str | None = None  # model_type cot: the backbone whose prompt and answer it learns
     base: str | None = None  # a plain GPT-2 or LLaMA, path or hub id; None: a new, small model
-    architecture: str | None = None  # gpt2 or llama; None: the base's, or the backbone's first one
+    architecture: str | None = None  # gpt2 or llama, without a base; None: the published one
     config: dict[str, Any] = field(default_factory=dict)  # values of the model's config
     initialize_tokens_from: str | None = None  # new tokens start as copies of this one
     lora: Lora | None = None  # None: all weights are trained
@@ -111,6 +111,8 @@ class Recipe:
             raise ValueError("format_of is for model_type: cot, which needs it")
         if self.model_type == COT and self.base is None:
             raise ValueError("base is missing: a CoT model starts from a plain GPT-2 or LLaMA")
+        if self.base is not None and self.architecture is not None:
+            raise ValueError("architecture has no effect with a base: leave it out")
         if self.format_of not in (None, *BACKBONES):
             names = ", ".join(BACKBONES)
             raise ValueError(f"format_of must be one of {names}, not {self.format_of!r}")

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from src.models import BACKBONES
-from src.models.cot import COT_MODELS
+from src.models import BACKBONES, architectures, model_class
+from src.models.architectures import combine
+from src.models.cot import CoT
 from src.models.precision import slowness
 from src.models.tokenizers import UNKNOWN_SHARE, add_tokens, build_tokenizer, rows_with_unknown
 from src.sampling import rng
@@ -53,17 +54,20 @@ class Cursor:
 def new_model(recipe):
     """The model before training, and its tokenizer with the special tokens. Raises UserError."""
     base = recipe.base
-    cls = _model_class(recipe)
-    kept = dict.fromkeys(_DROPOUTS, recipe.model_dropout)
-    values = {key: p for key, p in kept.items() if hasattr(cls.config_class(), key)} | recipe.config
     fault = "config: makes no model" if base is None else f"base: {base} can't be loaded"
     try:
+        cls = _model_class(recipe)
+        dropouts = dict.fromkeys(_DROPOUTS, recipe.model_dropout)
+        known = {key: p for key, p in dropouts.items() if hasattr(cls.config_class(), key)}
+        values = known | recipe.config
         if base is None:
             model, tokenizer = _from_scratch(cls, values)
         else:
             model, tokenizer = _from_base(cls, base, values)
     except Exception as error:  # odd values and damaged checkpoints fail in many ways
         raise UserError(f"{fault} ({_one_line(error)})") from None
+    if recipe.model_dropout and not known:
+        raise UserError(f"model_dropout: {cls.config_class.model_type} has none; leave it out")
     if recipe.model_type == COT:
         model.backbone = BACKBONES[recipe.format_of]
     return add_tokens(model, tokenizer, recipe.initialize_tokens_from), tokenizer
@@ -71,9 +75,12 @@ def new_model(recipe):
 
 def _model_class(recipe):
     """The class of the recipe's backbone, or of its CoT model, in the base's architecture."""
-    if recipe.model_type != COT:
-        return BACKBONES[recipe.model_type]
-    return COT_MODELS[AutoConfig.from_pretrained(recipe.base).model_type]
+    architecture = recipe.architecture
+    if recipe.base is not None:
+        architecture = AutoConfig.from_pretrained(recipe.base).model_type
+    if recipe.model_type == COT:
+        return combine(CoT, architecture)
+    return model_class(recipe.model_type, architecture or architectures(recipe.model_type)[0])
 
 
 def _from_scratch(cls, values):

@@ -49,7 +49,7 @@ def write_card(folder):
 
 
 def model_card(folder):
-    """The text of a checkpoint's card, from its recipe.yaml and metrics.json.
+    """The text of a checkpoint's card, from its recipe.yaml, metrics.json and config.json.
 
     The folder's path, as it is given, stands in the commands of the card.
     """
@@ -85,7 +85,7 @@ def _of_backbone(folder, recipe, metrics):
     by_steps = metrics["valid_accuracy_by_steps"] or {}
     is_tiny = recipe["train"] == "tiny"
     source = "generated problems of the tiny benchmark" if is_tiny else f"`{recipe['train']}`"
-    infer = f"python -m {_command(recipe)} --model_type {recipe['model_type']}"
+    infer = f"python -m {_command(folder)} --model_type {recipe['model_type']}"
     infer += f" --model_id {folder.as_posix()} --data_path {valid}"
     return results, [
         _text(
@@ -121,7 +121,7 @@ def _of_reward_model(folder, recipe, metrics):
             _result(name, "accuracy", found["weighted_vote"], "weighted vote"),
             _result(name, "auc", found["auc"], "pairwise AUC"),
         ]
-    choose = f"python -m {_command(recipe)}_rm --model_type {recipe['model_type']}"
+    choose = f"python -m {_command(folder)}_rm --model_type {recipe['model_type']}"
     choose += f" --model_id {generator} --prm_id {folder.as_posix()} --sampling_by noise"
     return results, [
         _text(
@@ -203,8 +203,9 @@ def _class(recipe):
     return BACKBONES[recipe["model_type"]].__name__
 
 
-def _command(recipe):
-    return f"src.infer_{BACKBONES[recipe['model_type']].config_class.model_type}"
+def _command(folder):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return f"src.infer_{config['model_type']}"  # a reward model has its generator's architecture
 
 
 def _precision(metrics):

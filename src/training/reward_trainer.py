@@ -273,9 +273,10 @@ def _finish(trainer, tokenizer, metrics):
         "history": [log for log in state.log_history if any("recall" in key for key in log)],
     }
     write_json(output / "metrics.json", summary)
-    write_card(output)
     tokenizer.save_pretrained(output)
     with tempfile.TemporaryDirectory(dir=output) as folder:
         model.to(getattr(torch, trainer.args.store_dtype)).save_pretrained(folder)
-        for name in ("config.json", "model.safetensors"):  # the last one marks a finished folder
-            (Path(folder) / name).replace(output / name)
+        (Path(folder) / "config.json").replace(output / "config.json")
+        write_card(output)
+        weights = "model.safetensors"  # marks a finished folder
+        (Path(folder) / weights).replace(output / weights)
