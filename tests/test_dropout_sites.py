@@ -87,13 +87,13 @@ def test_prompts_are_read_in_smaller_chunks_where_attention_weights_are_in_memor
     assert tokens_within(model, keys=90) < tokens_within(model) / 2
 
 
-def read(model, sampling):
+def read(model, tokenizer, sampling):
     """Thoughts (B, T, D) and states (B, S, D) as training reads them, in one padded batch."""
     prompts, lengths = pad_right(PROMPTS, 0)
     text = torch.arange(50, 50 + 3 * (TEXTS + 1)).view(3, -1)
     batch = SimpleNamespace(prompts=prompts, prompt_lengths=lengths, texts={"text": text})
     keys = rng.row_keys(SEED, torch.arange(3), torch.zeros(3, dtype=torch.int64), "cpu")
-    module = CoconutLoss(model, CoconutLoss.default_weights, "")
+    module = CoconutLoss(model, CoconutLoss.default_settings, tokenizer)
     thoughts, hidden = module.read(batch, "text", 4, sampling, keys)
     return torch.stack(thoughts, dim=1), hidden, text
 
@@ -120,9 +120,9 @@ def gradients_of(model, *outputs):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training_equals_plain_reading_under_the_same_masks_and_so_do_its_gradients(name):
-    model, _ = MODELS[name]()
+    model, tokenizer = MODELS[name]()
     sampling = sampling_for(model)
-    thoughts, hidden, text = read(model, sampling)
+    thoughts, hidden, text = read(model, tokenizer, sampling)
     gradients = gradients_of(model, thoughts, hidden)
     rows = [plain_read(model, sampling, q, text[q]) for q in range(len(PROMPTS))]
     plain = [torch.stack(part) for part in zip(*rows, strict=True)]
@@ -138,9 +138,9 @@ def test_training_equals_plain_reading_under_the_same_masks_and_so_do_its_gradie
 @pytest.mark.parametrize("name", MODELS)
 def test_training_thinks_what_sampling_thinks(name):
     """Under the masks of sample 0, as long as the model does not stop."""
-    model, _ = MODELS[name]()
+    model, tokenizer = MODELS[name]()
     sampling = replace(sampling_for(model), dropout_answer=True)
-    thoughts = read(model, sampling)[0]
+    thoughts = read(model, tokenizer, sampling)[0]
     sampled = sample(model, Request(PROMPTS, range(3), 1, 4, 1, SEED, sampling))
     length = int(sampled.num_thoughts.min())
     torch.testing.assert_close(

@@ -79,14 +79,14 @@ def test_problems_that_fill_no_batch_are_padded_or_kept():
 @pytest.mark.quick
 def test_a_stage_hides_its_steps_from_the_text():
     row = {"question": "", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
-    module = CoconutLoss(random_coconut()[0], {"probe": 0.0}, "E")
+    module = loss_of(*random_coconut())
 
     def text(hidden_steps):
         return module.format_row(row, stage_of(0, hidden_steps))[1]["text"]
 
-    assert text(0) == "<|end-latent|><<1+2=3>> <<3*4=12>> ### 12E"
-    assert text(1) == "<|end-latent|><<3*4=12>> ### 12E"
-    assert text(3) == text(-1) == "<|end-latent|>### 12E"
+    assert text(0) == "<|end-latent|><<1+2=3>>\n<<3*4=12>>\n### 12<|endoftext|>"
+    assert text(1) == "<|end-latent|><<3*4=12>>\n### 12<|endoftext|>"
+    assert text(3) == text(-1) == "<|end-latent|>### 12<|endoftext|>"
 
 
 @pytest.mark.quick

@@ -62,28 +62,30 @@ class Decoder:
             x = self._finish_block(block, layer, x, out, dropout)
         return self.final_norm(x[:, 0]), prefix
 
-    def extend(self, x, positions, prefix, suffix, dropout=NO_DROPOUT, block_outputs=None):
+    def extend(self, x, positions, prefix, suffix, dropout=NO_DROPOUT, hidden_states=None):
         """Reads further positions of every row and appends them to ``suffix``.
 
         x (R, S, D): thoughts or token embeddings. positions (R, S). prefix: a PrefixCache. suffix:
         a SuffixCache or DynamicSuffixCache. Returns the final hidden states (R, S, D).
-        block_outputs: a list that receives the output of every block, (R, S, D), the last one
-        after the final norm.
+        hidden_states: a list that receives, as transformers' output_hidden_states, the input of the
+        first block and the output of every block, (R, S, D), the last one after the final norm.
         """
         new = x.shape[1]
         x, rotary = self.encode_positions(x, positions, dropout)
+        if hidden_states is not None:
+            hidden_states.append(x)
         for layer, block in enumerate(self.blocks):
             q, k, v = self.qkv(block, x, rotary)  # (R, H, S, K), (R, H', S, K) twice
             k, v = suffix.append(layer, k, v)  # (R, H', T, K)
             cached = (suffix.masked, prefix.layers[layer], prefix.padding)
             out = attend(q, k, v, *cached, dropout.attention(layer))  # (R, S, H * K)
             x = self._finish_block(block, layer, x, out, dropout)
-            if block_outputs is not None:
-                block_outputs.append(x)
+            if hidden_states is not None:
+                hidden_states.append(x)
         suffix.length += new
         hidden = self.final_norm(x)
-        if block_outputs is not None:
-            block_outputs[-1] = hidden
+        if hidden_states is not None:
+            hidden_states[-1] = hidden
         return hidden
 
     def _finish_block(self, block, layer, x, out, dropout):

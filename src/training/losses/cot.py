@@ -1,12 +1,10 @@
 """The loss of a chain of thought in words, with which COCONUT and CoLaR start."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from src.models.kv_cache import DynamicSuffixCache
 from src.training.curriculum import IGNORED
-from src.training.losses.coconut import positions_after, read_prompts, training_dropout
+from src.training.losses.coconut import read_words, training_dropout, words_loss
 
 COT = "cot"  # its model_type in a recipe
 _EXTRA_TOKENS = 32  # that a greedy text may be longer than the longest right one of its batch
@@ -47,18 +45,8 @@ class CotLoss(nn.Module):
         rng_keys (B,): the rows' random keys, for dropout.
         """
         sampling = training_dropout(stage, self.model_dropout)
-        hidden, cache, hook = read_prompts(self.model, batch, sampling, rng_keys)
-        text = batch.texts["text"]  # (B, S)
-        x = self.model.embed(text[:, :-1].clamp(min=0))  # (B, S - 1, D)
-        here = positions_after(batch, 0, x.shape[1])
-        after = self.model.extend(x, here, cache, DynamicSuffixCache(), hook(here))
-        logits = self.model.lm_head(torch.cat((hidden[:, None], after), dim=1)).float()  # (B, S, V)
-        flat = (logits.flatten(0, 1), text.flatten())
-        loss = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
-        # num_targets leaves out the first token, which is a target here
-        loss = loss / (batch.num_targets["text"] + len(text))
-        right = (logits.argmax(-1) == text) | (text == IGNORED)
-        return loss, right.all(1)
+        hidden = read_words(self.model, batch, "text", sampling, rng_keys)  # (B, S, D)
+        return words_loss(self.model, batch, "text", hidden)
 
     @torch.no_grad()
     def solved(self, batch, stage):
