@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from src.models import BACKBONES
+from src.training.losses.cot import COT
 from utils.benchmarks import BENCHMARKS
 from utils.config import read_yaml
 from utils.datasets import data_name
@@ -57,9 +58,10 @@ def model_card(folder):
     recipe = {"model_type": "coconut"} | read_yaml(folder / "recipe.yaml")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     is_reward_model = "train_pools" in recipe
-    results, sections = (_of_reward_model if is_reward_model else _of_backbone)(
-        folder, recipe, metrics
-    )
+    describe = _of_reward_model if is_reward_model else _of_backbone
+    if recipe["model_type"] == COT:
+        describe = _of_cot
+    results, sections = describe(folder, recipe, metrics)
     base = recipe["model_id"] if is_reward_model else recipe.get("base")
     paths = () if is_reward_model else (recipe["train"], recipe["valid"])
     data = ModelCardData(
@@ -78,13 +80,8 @@ def model_card(folder):
 
 def _of_backbone(folder, recipe, metrics):
     """The results and the sections of a backbone's card."""
-    accuracy, valid, base = metrics["valid_accuracy"], recipe["valid"], recipe.get("base")
-    results = (
-        [] if accuracy is None else [_result(data_name(valid), "accuracy", accuracy, "greedy")]
-    )
-    by_steps = metrics["valid_accuracy_by_steps"] or {}
-    is_tiny = recipe["train"] == "tiny"
-    source = "generated problems of the tiny benchmark" if is_tiny else f"`{recipe['train']}`"
+    valid, base, is_tiny = recipe["valid"], recipe.get("base"), recipe["train"] == "tiny"
+    results, training = _of_training(folder, recipe, metrics)
     infer = f"python -m {_command(folder)} --model_type {recipe['model_type']}"
     infer += f" --model_id {folder.as_posix()} --data_path {valid}"
     return results, [
@@ -93,6 +90,42 @@ def _of_backbone(folder, recipe, metrics):
             "arithmetic word problems by latent thoughts, continuous vectors, in place of written "
             "steps."
         ),
+        *training,
+        _text(f"## Use\n\n{_PLACE}"),
+        _commands(f"{infer} --do_sample false", f"{infer} --sampling_by noise --n_samples 64"),
+        _text(
+            f"## Limits\n\n{'It knows only the words of its benchmark. ' if is_tiny else ''}"
+            f"Its answer is a number. {_license_note(base)}"
+        ),
+    ]
+
+
+def _of_cot(folder, recipe, metrics):
+    """The results and the sections of the card of a CoT model, where a backbone starts."""
+    results, training = _of_training(folder, recipe, metrics)
+    backbone = BACKBONES[recipe["format_of"]].__name__
+    return results, [
+        _text(
+            f"A plain language model with {metrics['parameters']:,} parameters that solves "
+            f"arithmetic word problems by steps in words. The training of {backbone} starts from "
+            "it."
+        ),
+        *training,
+        _text(f"## Use\n\nAs `base: {folder.as_posix()}` in a recipe of {backbone}."),
+        _text(f"## Limits\n\nIts answer is a number. {_license_note(recipe['base'])}"),
+    ]
+
+
+def _of_training(folder, recipe, metrics):
+    """Results on the validation set, and the sections on figures and training, but a LatentRM's."""
+    accuracy, valid, base = metrics["valid_accuracy"], recipe["valid"], recipe.get("base")
+    by_steps = metrics["valid_accuracy_by_steps"] or {}
+    is_tiny = recipe["train"] == "tiny"
+    source = "generated problems of the tiny benchmark" if is_tiny else f"`{recipe['train']}`"
+    results = (
+        [] if accuracy is None else [_result(data_name(valid), "accuracy", accuracy, "greedy")]
+    )
+    return results, [
         _text(f"## Figures\n\nGreedy accuracy on the validation set `{valid}`: {accuracy} %."),
         _table(["steps of a problem", *by_steps], ["accuracy, %", *by_steps.values()]),
         _text(
@@ -100,12 +133,6 @@ def _of_backbone(folder, recipe, metrics):
             f"{metrics['minutes']} minutes in {_precision(metrics)}. {_FILES}"
         ),
         _commands(f"accelerate launch -m src.train_backbone {folder.as_posix()}/recipe.yaml"),
-        _text(f"## Use\n\n{_PLACE}"),
-        _commands(f"{infer} --do_sample false", f"{infer} --sampling_by noise --n_samples 64"),
-        _text(
-            f"## Limits\n\n{'It knows only the words of its benchmark. ' if is_tiny else ''}"
-            f"Its answer is a number. {_license_note(base)}"
-        ),
     ]
 
 

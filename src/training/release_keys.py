@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 from src.models import BACKBONES
+from src.models.architectures import ARCHITECTURES
 from utils.config import typed
 from utils.errors import UserError, warn
 
 _LOSSES = {"contrastive": "contrastive", "ce": "contrastive", "bce": "bce"}
-_ARCHITECTURES = {backbone.config_class.model_type for backbone in BACKBONES.values()}
 _TRAJECTORIES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 # A key, and the keys that it decides: a recipe has one or the other.
 RIVALS = {
@@ -34,7 +34,7 @@ def check_rivals(values):
 
 
 def _is_given(key, values):
-    is_architecture = key == "model_family" and values.get(key) in _ARCHITECTURES
+    is_architecture = key == "model_family" and values.get(key) in ARCHITECTURES
     return key in values and not is_architecture
 
 
@@ -93,8 +93,8 @@ def _model_type(value, _):
     """The release's gpt2 and llama are architectures, which the checkpoint names."""
     if value in BACKBONES:
         return {"model_type": value}
-    if value not in _ARCHITECTURES:
-        known = ", ".join([*BACKBONES, *sorted(_ARCHITECTURES)])
+    if value not in ARCHITECTURES:
+        known = ", ".join([*BACKBONES, *sorted(ARCHITECTURES)])
         raise UserError(f"model_family must be one of {known}, not {value!r}")
     reason = "the checkpoint's config.json names the architecture; model_type is the backbone"
     warn(f"model_family {value} has no effect here because {reason}")
