@@ -113,10 +113,14 @@ class LatentReasoner:
         """The GenerationDefaults of this model."""
         return self.generation_defaults(self.generation_config.to_dict())
 
-    @classmethod
-    def encode(cls, tokenizer, questions):
-        """The prompts of questions: a list of token ids each."""
-        prompts = [cls.format_prompt(question) for question in questions]
+    def encode(self, tokenizer, questions):
+        """The prompts of questions: a list of token ids each.
+
+        They begin with the text ``config.prompt_prefix``, if there is one: some converted LLaMAs
+        (src/models/conversion.py) learned to read a begin-of-text token there.
+        """
+        prefix = getattr(self.config, "prompt_prefix", "")
+        prompts = [prefix + self.format_prompt(question) for question in questions]
         return tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     @classmethod
