@@ -7,12 +7,13 @@
 #   SIZE=small ./run_annotation.sh       small pools (train_tiny_coconut_small.yaml)
 #   PROFILE=paper ./run_annotation.sh    a published checkpoint on GSM8K-Aug (train_coconut.yaml)
 #
-# Each setting can be set in the environment. Finished pools are not made again; interrupted ones
-# are resumed.
+# Each setting can be set in the environment, also by the release's names MODEL_TYPE (BACKBONE), Ns,
+# SEEDs (SEED) and batch_sizes. Finished pools are not made again; interrupted ones are resumed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . utils/sweep.sh
 
+read_release_names BACKBONE SEED
 PROFILE=${PROFILE:-tiny}
 SIZE=${SIZE:-full}
 BACKBONE=${BACKBONE:-coconut}
@@ -24,6 +25,23 @@ tiny-full | tiny-small | paper-full) ;;
   ;;
 esac
 check_backbone "$BACKBONE"
+if [ -n "${NS:-}" ] && [ -n "${VALID:-}" ]; then
+  echo "error: NS=$NS has no effect with VALID=$VALID: leave one out" >&2
+  exit 2
+fi
+# NS: sizes of the validation pools, whose names end in them
+case "$PROFILE" in
+tiny) NS=${NS:-64} ;;
+paper) NS=${NS:-4 64} ;;
+esac
+
+pools() { # pools in the format below, in which N stands for each size of NS
+  local n
+  for n in $NS; do
+    echo "${*//N/$n}"
+  done
+}
+
 # name : questions : trajectories : rollouts per thought : sampler : dropout_p or noise_std; if the
 # last is missing, the checkpoint's own
 case "$PROFILE-$SIZE" in
@@ -32,15 +50,15 @@ tiny-full)
   [ "$BACKBONE" = coconut ] || questions=30000
   train=tiny-$BACKBONE-train valid=tiny-$BACKBONE-valid
   TRAIN=${TRAIN-$train-noise:$questions:8:0:noise $train-dropout:$questions:8:0:dropout}
-  VALID=${VALID-$valid-noise-64::64:0:noise $valid-dropout-64::64:0:dropout}
+  VALID=${VALID-$(pools "$valid-noise-N::N:0:noise" "$valid-dropout-N::N:0:dropout")}
   ;;
 tiny-small)
   TRAIN=${TRAIN-tiny-$BACKBONE-small-train:1500:8:4:noise}
-  VALID=${VALID-tiny-$BACKBONE-small-valid-64:150:64:0:noise}
+  VALID=${VALID-$(pools "tiny-$BACKBONE-small-valid-N:150:N:0:noise")}
   ;;
 paper-full)
   TRAIN=${TRAIN-$BACKBONE-train::8:64:dropout}
-  VALID=${VALID-$BACKBONE-valid-4::4:0:dropout $BACKBONE-valid-64::64:0:dropout}
+  VALID=${VALID-$(pools "$BACKBONE-valid-N::N:0:dropout")}
   ;;
 esac
 embedding=()

@@ -8,11 +8,13 @@
 #
 # Each list can be set in the environment, for instance BEAMS="4x4" NS="16" ./run_tts_with_rm.sh.
 # LIMIT: number of questions of each benchmark, the first ones; LIMIT= (empty) takes all.
+# The release's names MODEL_TYPE (BACKBONE), Ns, SEEDs (SEED) and batch_sizes are taken too.
 # Finished cells are not computed again; interrupted ones are resumed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . utils/sweep.sh
 
+read_release_names BACKBONE SEED
 PROFILE=${PROFILE:-tiny}
 BACKBONE=${BACKBONE:-coconut}
 check_backbone "$BACKBONE"

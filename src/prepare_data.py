@@ -1,14 +1,15 @@
 """Writes the benchmarks.
 
 python -m src.prepare_data tiny: data/tiny_*.json from their seed.
-python -m src.prepare_data paper: data/gsm_*.json and data/multiarith.json, from the hub or from the
-publishers' raw files.
+python -m src.prepare_data paper: the paper's benchmarks data/gsm_*.json and data/multiarith.json,
+and further ones: data/svamp.json, data/gsm_plus.json, data/asdiv_a.json. They come from the hub or
+from the publishers' raw files, asdiv_a from the hub only.
 """
 
 import argparse
 from pathlib import Path
 
-from utils.benchmarks import BENCHMARKS, convert
+from utils.benchmarks import BENCHMARKS, PLAIN_TRAIN, convert, has_raw_file, plain_train
 from utils.cli import Parser
 from utils.datasets import load_dataset
 from utils.errors import UserError, reports_user_errors
@@ -33,18 +34,25 @@ def write_tiny(folder, train):
 
 
 def write_paper(folder, source, train):
-    """Writes the paper's benchmarks, with ``train`` the training set too; finished files stay."""
+    """Writes the paper's benchmarks; finished files stay.
+
+    train: which training set to write too, None, "aug" (GSM8K-Aug) or "gsm8k" (GSM8K itself).
+    """
     for name in BENCHMARKS:
         path = folder / f"{name}.json"
         if name == "gsm_train" and not train:
             continue
+        if source is not None and not has_raw_file(name):
+            print(f"{path}: left out, it comes from the hub only, without --source")
+            continue
+        plain = name == "gsm_train" and train == "gsm8k"
         if path.exists():
-            count, wanted = len(load_dataset(path)), BENCHMARKS[name][0]
+            count, wanted = len(load_dataset(path)), PLAIN_TRAIN if plain else BENCHMARKS[name][0]
             if count != wanted:
                 raise UserError(f"{path}: holds {count} questions, not {wanted}; remove it")
             print(f"{path}: is there, {count} questions")
             continue
-        rows = convert(name, source)
+        rows = plain_train(source) if plain else convert(name, source)
         write_text(path, to_json(rows))
         print(f"{path}: {len(rows)} questions")
 
@@ -58,10 +66,12 @@ def main():
     tiny.add_argument(
         "--train", type=int, default=0, help="also tiny_train.json, so many questions"
     )
-    paper = which.add_parser("paper", help="the paper's benchmarks")
+    paper = which.add_parser("paper", help="the benchmarks of the paper and of later work")
     paper.add_argument(
-        "--train", action="store_true", help="also gsm_train.json, 385,620 questions"
-    )
+        "--train", nargs="?", const="aug", choices=("aug", "gsm8k"),
+        help="also gsm_train.json: aug (the default) is GSM8K-Aug, 385,620 questions; gsm8k is "
+        "GSM8K without gsm_valid, 6,973 questions, from --source only",
+    )  # fmt: skip
     paper.add_argument("--source", type=Path, help="a folder of raw files, in place of the hub")
     for part in (tiny, paper):
         part.add_argument("--output_dir", type=Path, default=argparse.SUPPRESS)
@@ -71,6 +81,8 @@ def main():
             raise UserError(f"--train must be at least 0, not {args.train}")
         write_tiny(args.output_dir, args.train)
     else:
+        if args.train == "gsm8k" and args.source is None:
+            raise UserError("--train gsm8k: needs --source, the folder of gsm8k_train.jsonl")
         write_paper(args.output_dir, args.source, args.train)
 
 

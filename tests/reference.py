@@ -1,14 +1,16 @@
 """The plain way to sample: one trajectory at a time, no cache, every forward over all positions.
 
 The Hugging Face model runs as it is. Forward hooks multiply the outputs at its dropout sites (after
-attention, after the MLP) by masks from the engine's random keys.
+attention, after the MLP) by masks from the engine's random keys; attention written out does so with
+its weights.
 """
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AttentionInterface, LlamaForCausalLM
 
 from src.models.colar import CoLaR
 from src.sampling import rng
@@ -16,9 +18,12 @@ from src.sampling.rollouts import _ROLLOUT
 from src.sampling.samplers import (
     _EMBEDDING_SITE,
     _NOISE_SITE,
+    _WEIGHTS_SITE,
     _WHOLE_TRAJECTORY,
     ATTENTION,
     MLP,
+    PROMPT,
+    SUFFIX,
     Sampling,
 )
 
@@ -126,35 +131,55 @@ class _Reader:
 
     def read(self, x):
         """The final hidden state (D,) at the last of the inputs x (length, D)."""
-        with masked(self.model, self._masks, self.sampling):
+        with masked(self.model, self.masks, self.sampling, self.weight_masks):
             return self.model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]
 
-    def _masks(self, layer, site, length):
+    def masks(self, layer, site, length):
         """What the outputs (length, D) at a dropout site are multiplied by."""
-        sampling, width = self.sampling, self.model.config.hidden_size
+        site = _EMBEDDING_SITE if site is None else 2 * layer + site
+        width, p = self.model.config.hidden_size, self.sampling.dropout_p
+        return self._masks(rng.dropped(self._step_keys(length), site, width, p))
+
+    def weight_masks(self, layer, length):
+        """What the attention weights (heads, length, length) of a layer are multiplied by."""
+        keys, p = rng.fold(self._step_keys(length), _WEIGHTS_SITE), self.sampling.dropout_p
+        parts = {PROMPT: self.prompt_length, SUFFIX: max(0, length - self.prompt_length)}
+        heads = torch.arange(self.model.config.num_attention_heads)[:, None]
+        of_heads = rng.fold(keys, heads)  # (heads, length)
+        dropped = [rng.dropped(of_heads, 2 * layer + part, n, p) for part, n in parts.items()]
+        return self._masks(torch.cat(dropped, dim=-1))
+
+    def _step_keys(self, length):
+        """The random keys of the queries, (length,)."""
         positions = torch.arange(length)
         steps = positions - (self.prompt_length - 1)
-        if sampling.dropout_mask == "trajectory":
+        if self.sampling.dropout_mask == "trajectory":
             steps = torch.full_like(steps, _WHOLE_TRAJECTORY)
-        keys = torch.where(positions >= self.new_from, self.new_key, self.key)
-        site = _EMBEDDING_SITE if site is None else 2 * layer + site
-        dropped = rng.dropped(rng.fold(keys, steps), site, width, sampling.dropout_p)
-        masks = (~dropped).float() / (1 - sampling.dropout_p)
-        if not sampling.dropout_prompt:
-            masks[positions < self.prompt_length] = 1
-        if not sampling.dropout_answer:
-            masks[positions >= self.answer_from] = 1
+        return rng.fold(torch.where(positions >= self.new_from, self.new_key, self.key), steps)
+
+    def _masks(self, dropped):
+        """Factors for a mask (..., length, X), true = dropped; 1 where dropout is off."""
+        masks = (~dropped).float() / (1 - self.sampling.dropout_p)
+        positions = torch.arange(dropped.shape[-2])
+        if not self.sampling.dropout_prompt:
+            masks[..., positions < self.prompt_length, :] = 1
+        if not self.sampling.dropout_answer:
+            masks[..., positions >= self.answer_from, :] = 1
         return masks
 
 
 @contextmanager
-def masked(model, masks, sampling):
+def masked(model, masks, sampling, weight_masks=None):
     """Multiplies outputs at the dropout sites by ``masks(layer, site, length)``, (length, D).
 
-    Embeddings are multiplied by ``masks(None, None, length)``. A LLaMA has no dropout modules:
-    there only the outputs of the MLPs are multiplied, as in the release.
+    Embeddings are multiplied by ``masks(None, None, length)``, attention weights by
+    ``weight_masks(layer, length)``, (heads, length, length). A LLaMA has no dropout modules: there
+    only the outputs of the MLPs are multiplied, as in the release, and attention weights.
     """
-    handles = []
+    handles, implementation = [], model.config._attn_implementation
+    if sampling.uses_dropout and sampling.dropout_attention:
+        AttentionInterface.register("masked", partial(_masked_attention, weight_masks))
+        model.set_attn_implementation("masked")
     for module, layer, site in _dropout_sites(model, sampling) if sampling.uses_dropout else []:
 
         def hook(_, __, out, layer=layer, site=site):
@@ -164,6 +189,17 @@ def masked(model, masks, sampling):
     yield
     for handle in handles:
         handle.remove()
+    model.set_attn_implementation(implementation)
+
+
+def _masked_attention(masks, module, q, k, v, attention_mask, scaling, **kwargs):
+    """Causal attention of (1, H, length, K), each of H' key-value heads for its query heads."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    length = q.shape[2]
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    weights = (q @ k.mT * scaling).masked_fill(future, float("-inf")).softmax(-1)
+    out = (weights * masks(module.layer_idx, length).to(weights)) @ v
+    return out.transpose(1, 2), None
 
 
 def _dropout_sites(model, sampling):

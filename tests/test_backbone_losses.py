@@ -1,4 +1,4 @@
-"""CODI's and CoLaR's losses against uncached ones, row by row; LoRA; processes."""
+"""The losses against plain transcriptions of their formulas, row by row; LoRA; processes."""
 
 import json
 
@@ -12,7 +12,9 @@ from src.models import BACKBONES
 from src.models.loading import load_backbone
 from src.models.tokenizers import build_tokenizer
 from src.sampling import rng
-from src.training.curriculum import Stage, batches
+from src.training.curriculum import Stage, batches, result_digits
+from src.training.losses import coconut
+from src.training.losses.coconut import CoconutLoss
 from src.training.losses.codi import CodiLoss
 from src.training.losses.colar import ColarLoss, _draw
 from tests.conftest import random_coconut, random_codi, random_colar
@@ -50,89 +52,252 @@ def assert_same_gradients(gradients, plain):
         assert (gradients[name] - gradient).abs().max() < 1e-3 * scale, name
 
 
-def plain_codi(model, batch, thoughts, weights):
-    """Teacher, student and distillation for one row at a time, every forward over all positions."""
-    losses = {"teacher": [], "student": []}
-    states = {"teacher": [], "student": []}
-    embed = model.transformer.wte
-    for row in range(len(batch.prompts)):
-        number = int((batch.texts["number"][row] != -100).sum())
-        for name in losses:
-            text = batch.texts[name][row][batch.texts[name][row] != -100]
-            x = embed(batch.prompts[row])
-            for _ in range(thoughts if name == "student" else 0):
-                hidden = model.transformer(inputs_embeds=x[None]).last_hidden_state[0, -1]
-                x = torch.cat((x, model.projector(hidden)[None]))
-            out = model.transformer(
+def ids_of(tokenizer, text):
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+
+
+def think(model, ids, count):
+    """Embeddings of a prompt and of thoughts (L + T, D): no cache, a whole forward a thought."""
+    x = model.get_input_embeddings()(ids)
+    for _ in range(count):
+        hidden = model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]
+        x = torch.cat((x, model.to_thought(hidden)[None]))
+    return x
+
+
+def summed_cross_entropy(model, hidden, first, targets):
+    """Over all targets; the first one is predicted by the state at position ``first``."""
+    logits = model.lm_head(hidden[first : first + len(targets)])
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def mean_probe_loss(module, rows, thoughts):
+    """thoughts: (T, D) of each row."""
+    seconds = [states[1::2] for states in thoughts]
+    digits = [result_digits(row, len(seconds[0])) for row in rows]
+    logits = module.probe(torch.stack(seconds)).view(-1, 11)  # 10 digits, and none
+    return F.cross_entropy(logits, torch.tensor(digits).flatten())
+
+
+def plain_coconut(module, tokenizer, rows, thoughts, hidden_steps):
+    """Terms of COCONUT's loss for one row at a time, from the official code's sequence."""
+    model, sums, count, states = module.model, 0.0, 0, []
+    for row in rows:
+        steps = row["steps"][hidden_steps:] if hidden_steps >= 0 else []
+        text = [ids_of(tokenizer, step + "\n") for step in steps]
+        text = torch.cat([*text, ids_of(tokenizer, f"### {row['answer']}<|endoftext|>")])
+        prompt = ids_of(tokenizer, row["question"] + "\n<|start-latent|>")
+        x = think(model, prompt, thoughts)
+        states.append(x[len(prompt) :])
+        end = len(x)
+        tail = torch.cat((ids_of(tokenizer, "<|end-latent|>"), text[:-1]))
+        x = torch.cat((x, model.get_input_embeddings()(tail)))
+        hidden = model.base_model(inputs_embeds=x[None]).last_hidden_state[0]
+        sums += summed_cross_entropy(model, hidden, end, text)
+        count += len(text)
+    return {"text": sums / count, "probe": mean_probe_loss(module, rows, states)}
+
+
+def plain_codi(module, tokenizer, rows, thoughts, hidden_steps):
+    """Terms of CODI's loss for one row at a time, from the official code's sequences."""
+    model, embed = module.model, module.model.get_input_embeddings()
+    sums, counts = {"teacher": 0.0, "student": 0.0}, {"teacher": 0, "student": 0}
+    at_colon, states = {"teacher": [], "student": []}, []
+    last = None if module.settings["teacher_last_step"] else -1
+    for row in rows:
+        question, colon = ids_of(tokenizer, row["question"]), ids_of(tokenizer, "The answer is:")
+        number = ids_of(tokenizer, f" {row['answer']}<|endoftext|>")
+        explicit = row["steps"][hidden_steps:] if hidden_steps >= 0 else []
+        prompt = torch.cat((question, ids_of(tokenizer, "<|start-latent|>")))
+        thinking = think(model, prompt, thoughts)
+        states.append(thinking[len(prompt) :])
+        end = embed(ids_of(tokenizer, "<|end-latent|>"))
+        parts = {
+            "teacher": (embed(question), ids_of(tokenizer, " ".join(row["steps"][:last]))),
+            "student": (torch.cat((thinking, end)), ids_of(tokenizer, " ".join(explicit))),
+        }
+        for name, (x, steps) in parts.items():
+            text = torch.cat((steps, colon, number))
+            out = model.base_model(
                 inputs_embeds=torch.cat((x, embed(text[:-1])))[None], output_hidden_states=True
             )
-            logits = model.lm_head(out.last_hidden_state[0, -len(text) + 1 :])
-            losses[name].append(F.cross_entropy(logits, text[1:], reduction="sum"))
-            states[name].append([layer[0, -number] for layer in out.hidden_states[1:]])
-    loss = sum(weights[name] * sum(losses[name]) / batch.num_targets[name] for name in losses)
-    distances = []
-    for layer in range(model.config.n_layer):
-        teacher = torch.stack([layers[layer] for layers in states["teacher"]]).detach()
-        student = torch.stack([layers[layer] for layers in states["student"]])
-        distances.append(F.smooth_l1_loss(student, teacher) / teacher.std())
-    return loss + weights["distill"] * sum(distances) / len(distances)
+            hidden, first = out.last_hidden_state[0], len(x) - 1
+            sums[name] += summed_cross_entropy(model, hidden, first, text)
+            counts[name] += len(text)
+            place = first + len(steps) + len(colon)
+            at_colon[name].append(torch.stack([layer[0, place] for layer in out.hidden_states]))
+    teacher, student = (torch.stack(at_colon[name]) for name in ("teacher", "student"))
+    assert teacher.shape[1] == model.config.num_hidden_layers + 1
+    distances = [
+        F.smooth_l1_loss(student[:, i], teacher[:, i].detach()) / teacher[:, i].detach().std()
+        for i in range(teacher.shape[1])
+    ]
+    return {name: sums[name] / counts[name] for name in sums} | {
+        "distill": sum(distances) / len(distances),
+        "probe": mean_probe_loss(module, rows, states),
+    }
+
+
+def one_batch(module, tokenizer, stage, rows=ROWS[:4]):
+    """Problems of 2, 1, 3 and 4 steps, whose prompts have different lengths."""
+    (batch,) = batches(rows, tokenizer, module.format_row, stage, len(rows), "seed", "all")
+    return batch
+
+
+def latent_stage(thoughts, hidden_steps, **values):
+    return Stage(
+        epochs=1, learning_rate=1e-3, thoughts=thoughts, hidden_steps=hidden_steps, **values
+    )
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("projector", [True, False])
-def test_codi_loss_and_gradients_equal_the_uncached_ones(projector):
+@pytest.mark.parametrize(("thoughts", "hidden_steps"), [(4, 2), (6, -1)])
+def test_coconut_loss_is_that_of_the_official_sequence_term_by_term(thoughts, hidden_steps):
+    model, tokenizer = random_coconut(n_positions=128, n_layer=2)
+    stage = latent_stage(thoughts, hidden_steps)
+    module = CoconutLoss(model, {"probe": 0.7}, tokenizer)
+    loss, _ = module(one_batch(module, tokenizer, stage), stage)
+    terms = plain_coconut(module, tokenizer, ROWS[:4], thoughts, hidden_steps)
+    expected = terms["text"] + 0.7 * terms["probe"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
+
+
+WEIGHTS = {"teacher": 0.5, "student": 2.0, "distill": 3.0, "probe": 0.7}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("projector", "hidden_steps", "last_step"), [(True, -1, False), (False, 2, True)]
+)
+def test_codi_loss_is_that_of_the_official_sequences_term_by_term(
+    projector, hidden_steps, last_step
+):
     model, tokenizer = random_codi(projector=projector, n_positions=128, n_layer=2)
-    weights = {"teacher": 0.5, "student": 2.0, "distill": 3.0, "probe": 0.0}
-    module = CodiLoss(model, weights, tokenizer.eos_token)
-    stage = Stage(epochs=1, learning_rate=1e-3, thoughts=3, hidden_steps=-1)
-    batch = a_batch(module, tokenizer, stage)
-    loss, _ = module(batch, stage)
-    expected = plain_codi(model, batch, 3, weights)
+    module = CodiLoss(model, WEIGHTS | {"teacher_last_step": last_step}, tokenizer)
+    stage = latent_stage(4, hidden_steps)
+    batch = one_batch(module, tokenizer, stage)
+    terms = plain_codi(module, tokenizer, ROWS[:4], 4, hidden_steps)
+    for name, term in terms.items():
+        module.settings = dict.fromkeys(WEIGHTS, 0.0) | {name: 1.0, "teacher_last_step": last_step}
+        torch.testing.assert_close(module(batch, stage, RNG_KEYS)[0], term, rtol=1e-4, atol=1e-4)
+    module.settings = WEIGHTS
+    loss, expected = module(batch, stage, RNG_KEYS)[0], sum(WEIGHTS[x] * terms[x] for x in terms)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
 
 
 @pytest.mark.quick
-def test_codi_texts_end_with_the_answer_s_number():
-    model, tokenizer = random_codi(n_positions=128)
-    module = CodiLoss(model, CodiLoss.default_weights, tokenizer.eos_token)
-    stage = Stage(epochs=1, learning_rate=1e-3, thoughts=2, hidden_steps=-1)
-    batch = a_batch(module, tokenizer, stage)
-    for name in ("teacher", "student"):
-        for text, number in zip(batch.texts[name], batch.texts["number"], strict=True):
-            text, number = text[text != -100].tolist(), number[number != -100].tolist()
-            assert text[-len(number) :] == number
-            assert tokenizer.decode(text[: -len(number)]).endswith("the answer is :")
+def test_without_thoughts_codi_s_teacher_learns_alone():
+    model, tokenizer = random_codi(n_positions=128, n_layer=2)
+    module = CodiLoss(model, CodiLoss.default_settings, tokenizer)
+    stage = latent_stage(0, 0)
+    batch = one_batch(module, tokenizer, stage)
+    loss, _ = module(batch, stage, RNG_KEYS)
+    expected = plain_codi(module, tokenizer, ROWS[:4], 2, -1)["teacher"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    missing = {name for name, p in module.named_parameters() if p.requires_grad} - set(
+        gradients_of(module, loss)
+    )
+    assert not missing  # data-parallel training waits for each gradient
+    assert module.solved(batch, stage).shape == (4,)
+
+
+@pytest.mark.quick
+def test_codi_s_passes_have_dropout_masks_of_their_own(monkeypatch):
+    model, tokenizer = random_codi(n_positions=128, n_layer=2)
+    module = CodiLoss(model, CodiLoss.default_settings, tokenizer, model_dropout=0.1)
+    stage, found, plain_hook = latent_stage(2, -1), [], coconut.dropout_hook
+
+    def hook(sampling, rng_keys, steps):
+        assert sampling.dropout_attention and sampling.dropout_embedding
+        found.append(tuple(rng_keys.tolist()))
+        return plain_hook(sampling, rng_keys, steps)
+
+    monkeypatch.setattr(coconut, "dropout_hook", hook)
+    module(one_batch(module, tokenizer, stage), stage, RNG_KEYS)
+    passes = set(found)  # teacher, student, target
+    assert len(passes) == 3
+    assert len({key for keys in passes for key in keys}) == 3 * len(RNG_KEYS)
+
+
+@pytest.mark.quick
+def test_with_dropout_the_shards_of_a_batch_give_the_loss_of_the_whole():
+    """Except the distillation's, whose standard deviation is that of a process's rows."""
+    model, tokenizer = random_codi(n_positions=128, n_layer=2)
+    settings = CodiLoss.default_settings | {"distill": 0.0}
+    module, stage = CodiLoss(model, settings, tokenizer, 0.1), latent_stage(2, -1)
+    batch = one_batch(module, tokenizer, stage)
+    whole = module(batch, stage, RNG_KEYS)[0]
+    parts = [module(batch.shard(i, 2), stage, RNG_KEYS[i::2])[0] for i in range(2)]
+    torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-4, atol=1e-4)
+    module.model_dropout = 0.0
+    assert (module(batch, stage, RNG_KEYS)[0] - whole).abs() > 1e-2
+
+
+@pytest.mark.quick
+def test_autocast_keeps_the_gradients_of_codi_s_loss():
+    """It caches the weights that it casts: the target's pass has no gradient and must not fill the
+    cache for the others."""
+    model, tokenizer = random_codi(n_positions=128, n_layer=2)
+    module, stage = CodiLoss(model, CodiLoss.default_settings, tokenizer), latent_stage(2, -1)
+    batch = one_batch(module, tokenizer, stage)
+    exact = gradients_of(module, module(batch, stage, RNG_KEYS)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = module(batch, stage, RNG_KEYS)
+    rounded = gradients_of(module, loss)
+    for name, gradient in exact.items():
+        assert (rounded[name] - gradient).norm() <= 0.3 * gradient.norm(), name
+
+
+@pytest.mark.quick
+def test_codi_s_texts_and_rows_are_those_of_the_official_code():
+    model, tokenizer = random_codi()
+    module, stage = CodiLoss(model, CodiLoss.default_settings, tokenizer), latent_stage(6, -1)
+    row = {"question": "How many?", "steps": ["<<1+1=2>>", "<<2*3=6>>", "<<6*2=12>>"]}
+    row["answer"] = "12"
+    prompt, texts = module.format_row(row, stage)
+    assert prompt == "How many?<|start-latent|>"
+    assert texts["teacher"] == "<<1+1=2>> <<2*3=6>>The answer is: 12<|endoftext|>"
+    assert texts["student"] == "<|end-latent|>The answer is: 12<|endoftext|>"
+    assert texts["number"] == " 12<|endoftext|>"
+    one_step = module.format_row(row | {"steps": row["steps"][:1]}, stage)[1]
+    assert one_step["teacher"] == "The answer is: 12<|endoftext|>"
+    accepted = [module.accepts({"answer": answer}) for answer in ("12", "-12", ".5", "", "0.5")]
+    assert accepted == [True, False, False, False, True]
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("speed", [1, 2, 3])
 def test_colar_loss_and_gradients_equal_the_uncached_ones(speed):
     model, tokenizer = random_colar(max_position_embeddings=192)
-    module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer.eos_token)
+    module = ColarLoss(model, {"token": 0.7, "latent": 1.3}, tokenizer).double()
     stage = Stage(epochs=1, learning_rate=1e-3, speeds=[speed])
     batch = a_batch(module, tokenizer, stage)
     assert f"thinking speed : {speed} )" in tokenizer.decode(batch.prompts[0])
     loss, _ = module(batch, stage, RNG_KEYS)
-    groups, _ = module._merge(batch)
-    drawn, embed, expected = _draw(groups, RNG_KEYS), model.model.embed_tokens, 0.0
+    drawn, embed = _draw(module._merge(batch)[0], RNG_KEYS), model.model.embed_tokens
+    latents, tokens = [], []  # of all predictions of the batch
     for row in range(4):
         steps = batch.texts["steps"][row][batch.texts["steps"][row] != -100]
         text = batch.texts["text"][row][batch.texts["text"][row] != -100]
-        merged = torch.stack([embed(part).sum(0) / speed**0.5 for part in steps.split(speed)])
+        merged = torch.stack([embed(part).sum(0) / len(part) ** 0.5 for part in steps.split(speed)])
         for k, part in enumerate(steps.split(speed)):
             assert drawn[row, k] in part
         x = torch.cat((embed(batch.prompts[row]), merged, embed(text[:-1])))[None]
         hidden = model.model(inputs_embeds=x).last_hidden_state[0, len(batch.prompts[row]) - 1 :]
         count = len(merged)
-        head = model.lt_head.mean(model.lt_head.fc(hidden[:count]))
-        latent = F.mse_loss(head, merged.detach() / model.config.latent_embedding_std)
+        features = model.lt_head.fc(hidden[: count + 1])
+        keys = rng.fold(RNG_KEYS[row], torch.arange(count + 1))
+        noise = rng.normal(keys, -16, merged.shape[1])
+        thought = model.lt_head.mean(features) + module.log_std(features).exp() * noise
+        target = torch.cat((merged, embed(text[:1]))).detach() / model.config.latent_embedding_std
+        latents += (thought - target).pow(2).mean(-1)
         target = torch.cat((drawn[row, :count], text))
-        expected = (
-            expected + 1.3 * latent + 0.7 * F.cross_entropy(model.lm_head(hidden).float(), target)
-        )
-    torch.testing.assert_close(loss, (expected / 4).to(loss), rtol=1e-4, atol=1e-4)
-    assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected / 4))
+        tokens += F.cross_entropy(model.lm_head(hidden), target, reduction="none")
+    expected = 1.3 * torch.stack(latents).mean() + 0.7 * torch.stack(tokens).mean()
+    torch.testing.assert_close(loss, expected.to(loss), rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
 
 
 @pytest.mark.quick

@@ -51,7 +51,7 @@ def measure(bundled, split, limit, report_n, sampling):
         tokens = sample(model, request).tokens
         for row, answers in zip(rows[part], tokens, strict=True):
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            pools.append(([model.parse_answer(text) for text in texts], float(row["answer"])))
+            pools.append(([model.parse_answer(text) for text in texts], row["answer"]))
     return summarize(pools, report_n)
 
 

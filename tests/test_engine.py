@@ -23,12 +23,14 @@ SAMPLINGS = {
     "shared prompt": Sampling("dropout", dropout_p=0.2, dropout_prompt=False),
     "answer too": Sampling("dropout", dropout_p=0.2, dropout_answer=True),
     "one mask": Sampling("dropout", dropout_p=0.2, dropout_mask="trajectory"),
-    "one mask, shared, answer": Sampling(
+    "attention too": Sampling("dropout", dropout_p=0.2, dropout_attention=True),
+    "one mask, shared, answer, attention": Sampling(
         "dropout",
         dropout_p=0.3,
         dropout_prompt=False,
         dropout_answer=True,
         dropout_mask="trajectory",
+        dropout_attention=True,
     ),
 }
 T, A, SEED = 6, 12, 7

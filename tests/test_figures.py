@@ -15,9 +15,9 @@ from src.runs.tables import choice_frame
 from src.search.voting import aggregate
 from tests.commands import assert_one_line_error, assert_success, command, edit_json, run_here
 from tests.plotted import band, colored
+from utils.answers import is_right
 from utils.datasets import load_dataset
 from utils.metrics import measured
-from utils.records import gold_of
 
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", 12)
 NOISE = ("--sampling_by", "noise")
@@ -151,8 +151,8 @@ def test_gains_by_steps_are_paired_differences_to_greedy(folder, figures):
         assert points.get_color() == METHOD_COLORS[method]
         for k, n in enumerate(steps):
             gains = [
-                float(aggregate(best[i], 4)[method] == gold_of(best[i]))
-                - float(greedy[i]["predictions"][0] == gold_of(best[i]))
+                float(is_right(aggregate(best[i], 4)[method], rows[i]["answer"]))
+                - float(is_right(greedy[i]["predictions"][0], rows[i]["answer"]))
                 for i in best
                 if len(rows[i]["steps"]) == n
             ]

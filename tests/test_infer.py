@@ -84,8 +84,9 @@ def test_a_run_writes_samples_metrics_and_config(whole_run):
     assert config["settings"]["seed"] == 42
     assert {"versions", "device", "git_commit"} <= config.keys()
     assert "Distance of two trajectories' thoughts, mean: " in stdout
-    last = stdout.splitlines()[-3:]
-    assert [line.split(":")[0] for line in last] == ["Pass@k", "Coverage", "Voting Accuracy"]
+    last = [f"Pass@{k}" for k in (1, 2, 4, 8)] + ["Coverage", "Voting Accuracy"]
+    assert [line.split(":")[0] for line in stdout.splitlines()[-6:]] == last
+    assert f"Pass@2: {metrics['by_n']['8']['pass@2']['value']:.2f}\n" in stdout
     assert not list(folder.glob("*rank*"))
 
 

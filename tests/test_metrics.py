@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from utils import metrics
-from utils.answers import after_hash, parse_number
+from utils.answers import after_hash, is_right, parse_number
 
 pytestmark = pytest.mark.quick
 
@@ -43,7 +43,7 @@ def test_majority_vote_ignores_unparsable_answers_and_breaks_ties_by_order(predi
 
 
 def test_summary_of_two_questions_by_hand():
-    pools = [([1.0, 2.0, 1.0, None], 1.0), ([3.0, 3.0, 4.0, 4.0], 4.0)]
+    pools = [([1.0, 2.0, 1.0, None], "1"), ([3.0, 3.0, 4.0, 4.0], "4")]
     summary = metrics.summarize(pools, [1, 4])
     value = {n: {name: m["value"] for name, m in row.items()} for n, row in summary.items()}
     assert value["1"] == {
@@ -97,6 +97,33 @@ def test_powers_of_two_end_with_n_itself():
 )
 def test_an_answer_is_a_plain_number_after_the_hashes(text, number):
     assert after_hash(text) == number
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ("18", [18.0], [18.4, 17.999999, None]),  # an integer is not rounded
+        ("1,018.00", [1018.0], [1018.001]),
+        ("4.33", [4.33, 4.333333, 4.325, 4.334999], [4.3, 4.335, 4.3249999, None, math.nan]),
+        ("1.005", [1.005, 1.0045, 1.0054], [1.0055, 1.0]),  # as a float 1.0045 is less
+        ("-0.5", [-0.5, -0.45, -0.549], [0.5, -0.55, -0.4]),
+        ("1,234.50", [1234.5, 1234.504], [1234.51]),
+        ("2.5e-06", [2.5e-6, 2.54e-6], [2.6e-6, 0.0]),
+        ("3244047.0999999996", [3244047.0999999996], [3244047.1]),  # GSM-Hard
+        ("0.33333333333333333333", [1 / 3], [0.3333]),  # more digits than a float has
+        ("0.5", [0.5], [1e300, -1e300, math.inf]),
+    ],
+)
+def test_a_right_answer_with_decimals_is_met_by_what_rounds_to_it(answer, right, wrong):
+    assert all(is_right(number, answer) is True for number in right)
+    assert not any(is_right(number, answer) for number in wrong)
+
+
+def test_the_vote_counts_equal_predictions_and_is_judged_by_rounding():
+    predictions = [4.333, 4.33, 5.0, 5.0]
+    scores = metrics.question_scores(predictions, "4.33", 4)
+    assert (scores["mean_accuracy"], scores["voting_accuracy"]) == (0.5, 0.0)
+    assert scores["distinct_answers"] == 0.75
 
 
 def test_parse_number_reads_the_answers_of_data_files():

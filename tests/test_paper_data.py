@@ -9,13 +9,17 @@ from src import prepare_data
 from tests.commands import ROOT, command, run_here
 from tests.conftest import raises_user_error
 from utils import benchmarks
-from utils.benchmarks import BENCHMARKS, convert
+from utils.benchmarks import BENCHMARKS, PLAIN_TRAIN, convert, plain_train
 from utils.datasets import load_dataset
 
 pytestmark = pytest.mark.quick
 
+MEASURED = {"svamp": 0, "gsm_plus": 161, "gsm_hard": 303, "gsm_test": 0}
 RAW = ROOT.parent / "shared/data"
-COUNTS = {"gsm_test": 2, "gsm_valid": 2, "gsm_train": 1, "gsm_hard": 2, "multiarith": 2}
+COUNTS = {
+    "gsm_test": 2, "gsm_valid": 2, "gsm_train": 1, "gsm_hard": 2, "multiarith": 2,
+    "svamp": 3, "gsm_plus": 6, "asdiv_a": 3,
+}  # fmt: skip
 GSM = [
     {
         "question": " How many? ",
@@ -34,6 +38,40 @@ MULTI = [
     {"input": "One?", "target": 1},
 ]
 AUG = [{"question": "How?", "steps": ["<<1+1=2>>"], "answer": "2"}]
+SVAMP = [
+    {
+        "ID": f"chal-{number}",
+        "Body": "If each pack costs 8 dollars",
+        "Question": "How?",
+        "Answer": x,
+    }
+    for number, x in ((1, 51.0), (2, 3.0), (10, 0.0))
+]
+PLUS = [
+    {"question": f"Which\n{k}  of them? ", "answer": answer, "perturbation_type": kind}
+    for k, (answer, kind) in enumerate(
+        [
+            ("18", "adding operation"),
+            ("None", "critical thinking"),
+            ("4.33", "numerical substitution"),
+            ("1/3", "reversing operation"),
+            ("5/8", "reversing operation"),
+            ("1/10", "distraction insertion"),
+            ("1,250.5", "digit expansion"),
+        ]
+    )
+]
+ASDIV = [
+    {"body": "Seven apples are red.", "question": "How many?", "answer": "9 (apples)"},
+    {"body": "Two dogs sleep.", "question": "Which is older?", "answer": "Rex"},
+    {"body": "If a stamp costs $0.34,", "question": "how much are 4? ", "answer": "1.36 (dollars)"},
+    {"body": "What is left?", "question": "Say it.", "answer": "0"},
+]
+CALC_ASDIV = [
+    {"id": "asdiv_a__nluds-0001", "question": "Seven apples are red. How many?"},
+    {"id": "asdiv_a__nluds-0003", "question": "If a stamp costs $0.34,, how much are 4?"},
+    {"id": "asdiv_a__nluds-0004", "question": "What is left?, say it."},
+]
 
 
 @pytest.fixture
@@ -55,9 +93,11 @@ def source(tmp_path, small_benchmarks):
         "gsmhardv2": HARD,
         "multiarith": MULTI,
         "gsm8k_aug_train": AUG,
+        "gsmplus_testmini": PLUS,
     }
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "svamp.json").write_text(json.dumps(SVAMP, indent=1))
     (folder / "gsm8k_aug_valid_indices.json").write_text("[3, 0]")
     return folder
 
@@ -76,6 +116,27 @@ def test_raw_rows_become_questions_steps_and_answers(source):
     assert convert("gsm_train", source) == AUG
 
 
+def test_the_further_benchmarks_convert(source):
+    rows = convert("svamp", source)
+    assert [row["answer"] for row in rows] == ["51", "3", "0"]
+    question = "If each pack costs 8 dollars How?"
+    assert rows[0] == {"question": question, "steps": [], "answer": "51"}
+    rows = convert("gsm_plus", source)
+    answers = ["18", "4.33", "0.33", "0.625", "0.1", "1250.5"]
+    assert [row["answer"] for row in rows] == answers
+    assert rows[1]["question"] == "Which 2 of them?"
+
+
+def test_the_plain_training_set_is_gsm8k_without_the_validation_rows(source, tmp_path, monkeypatch):
+    for module in (benchmarks, prepare_data):
+        monkeypatch.setattr(module, "PLAIN_TRAIN", 2)
+    flags = ("--source", str(source), "--output_dir", str(tmp_path), "--train", "gsm8k")
+    monkeypatch.setattr("sys.argv", ["prepare_data", "paper", *flags])
+    prepare_data.main()
+    train = load_dataset(tmp_path / "gsm_train.json")
+    assert [row["question"] for row in train] == ["No steps?", "How many?"]  # rows 1 and 2
+
+
 def test_hub_and_raw_files_give_the_same_rows(source, monkeypatch):
     multi = [{"question": row["input"], "final_ans": str(row["target"])} for row in MULTI]
     sets = {
@@ -83,14 +144,45 @@ def test_hub_and_raw_files_give_the_same_rows(source, monkeypatch):
         ("whynlp/gsm8k-aug", None, "train"): AUG,
         ("reasoning-machines/gsm-hard", None, "train"): HARD,
         ("ChilleD/MultiArith", None, "train+test"): multi,
+        ("ChilleD/SVAMP", None, "train+test"): [
+            row | {"Answer": str(row["Answer"])} for row in (SVAMP[2], SVAMP[0], SVAMP[1])
+        ],
+        ("qintongli/GSM-Plus", None, "testmini"): PLUS,
     }
+    use_hub(monkeypatch, sets)
+    for name in ("gsm_test", "gsm_train", "gsm_hard", "multiarith", "svamp", "gsm_plus"):
+        assert convert(name) == convert(name, source)
+
+
+def use_hub(monkeypatch, sets):
+    """The hub has these data sets, {(id, configuration, split): rows}."""
 
     def load_from_hub(name, config, split):
         return datasets.Dataset.from_list(sets[name, config, split])
 
     monkeypatch.setattr(datasets, "load_dataset", load_from_hub)
-    for name in ("gsm_test", "gsm_train", "gsm_hard", "multiarith"):
-        assert convert(name) == convert(name, source)
+    benchmarks._asdiv.cache_clear()
+
+
+def test_asdiv_a_has_the_problems_of_one_hub_set_and_the_text_of_another(
+    small_benchmarks, monkeypatch, tmp_path
+):
+    chosen, problems = (
+        ("MU-NLPC/Calc-asdiv_a", None, "test"),
+        (benchmarks._ASDIV, None, "validation"),
+    )
+    use_hub(monkeypatch, {chosen: CALC_ASDIV, problems: ASDIV})
+    rows = convert("asdiv_a")
+    assert [row["answer"] for row in rows] == ["9", "1.36", "0"]
+    assert rows[1]["question"] == "If a stamp costs $0.34, how much are 4?"
+    assert load_dataset("MU-NLPC/Calc-asdiv_a::test") == rows
+    for problems_there, fault in ((ASDIV[1:], "not problem 1 of"), (ASDIV[:1], "IndexError")):
+        use_hub(monkeypatch, {chosen: CALC_ASDIV, problems: problems_there})
+        with raises_user_error("Calc-asdiv_a (test): row", match=fault):
+            convert("asdiv_a")
+    use_hub(monkeypatch, {chosen: CALC_ASDIV})
+    with raises_user_error("asdiv_a: EleutherAI/asdiv can't be fetched", match="check the network"):
+        convert("asdiv_a")
 
 
 def test_written_files_are_data_files_and_are_not_written_again(
@@ -100,14 +192,22 @@ def test_written_files_are_data_files_and_are_not_written_again(
     monkeypatch.setattr("sys.argv", ["prepare_data", "paper", *flags])
     prepare_data.main()
     for name, count in COUNTS.items():
+        if name == "asdiv_a":  # on the hub only
+            assert not (tmp_path / "data/asdiv_a.json").exists()
+            continue
         assert len(load_dataset(tmp_path / "data" / f"{name}.json")) == count
     prepare_data.main()
-    assert capsys.readouterr().out.count("is there") == 5
+    output = capsys.readouterr().out
+    assert output.count("is there") == 7
+    assert output.count("asdiv_a.json: left out, it comes from the hub only") == 2
     path = tmp_path / "data/gsm_test.json"
     path.write_text(json.dumps(json.loads(path.read_text())[:1]))
     with pytest.raises(SystemExit):
         prepare_data.main()
     assert "holds 1 questions, not 2; remove it" in capsys.readouterr().err
+
+
+MADE_FROM = {"indices": "gsm_valid", "svamp": "svamp", "gsmplus": "gsm_plus"}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +218,11 @@ def test_written_files_are_data_files_and_are_not_written_again(
         ("gsm8k_test.jsonl", '{"quest": "x"}', "row 0 is not as expected"),
         ("gsm8k_test.jsonl", None, "can't be read"),
         ("gsm8k_aug_valid_indices.json", "[99]", "names rows that"),
+        ("gsm8k_aug_valid_indices.json", "7", "names rows that"),
+        ("svamp.json", '{"Body": "x"}', "must be a JSON list"),
+        ("svamp.json", '[{"Body": "x"}]', "row 0 is not as expected"),
+        ("gsmplus_testmini.jsonl", json.dumps(PLUS[0] | {"answer": "1/0"}), "row 0 is not as exp"),
+        ("gsmplus_testmini.jsonl", json.dumps(PLUS[0] | {"answer": "$5"}), "must be a number"),
     ],
 )
 def test_a_faulty_raw_file_is_a_one_line_error_that_names_it(source, file, content, message):
@@ -125,7 +230,9 @@ def test_a_faulty_raw_file_is_a_one_line_error_that_names_it(source, file, conte
     if content is not None:
         (source / file).write_text(content)
     with raises_user_error(file, match=message):
-        convert("gsm_valid" if "indices" in file else "gsm_test", source)
+        convert(
+            next((name for part, name in MADE_FROM.items() if part in file), "gsm_test"), source
+        )
 
 
 def test_without_a_network_the_error_names_the_flag_for_raw_files(tmp_path):
@@ -135,8 +242,20 @@ def test_without_a_network_the_error_names_the_flag_for_raw_files(tmp_path):
 
 
 @pytest.mark.skipif(not RAW.is_dir(), reason="needs the publishers' raw files")
-@pytest.mark.parametrize("name", ["gsm_test", "gsm_valid", "gsm_hard", "multiarith"])
+@pytest.mark.parametrize("name", sorted(set(COUNTS) - {"gsm_train", "asdiv_a"}))
 def test_the_publishers_raw_files_convert(name):
     rows = convert(name, RAW)
     assert len(rows) == BENCHMARKS[name][0]
     assert all(row["question"] and float(row["answer"]) is not None for row in rows)
+
+
+@pytest.mark.skipif(not RAW.is_dir(), reason="needs the publishers' raw files")
+def test_answers_with_decimals_are_as_many_as_in_the_publishers_files():
+    decimals = {
+        name: sum(not float(row["answer"]).is_integer() for row in convert(name, RAW))
+        for name in MEASURED
+    }
+    assert decimals == MEASURED
+    train, valid = plain_train(RAW), convert("gsm_valid", RAW)
+    assert len(train) == PLAIN_TRAIN
+    assert not {row["question"] for row in train} & {row["question"] for row in valid}

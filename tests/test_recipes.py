@@ -42,7 +42,10 @@ def test_a_shipped_recipe_loads_and_names_its_command(path):
     else:
         recipe = load_yaml(path, Recipe)
         assert {recipe.train, recipe.valid, *recipe.held_out} <= SHIPPED | PAPER | {"tiny"}
-    assert yaml.safe_load(path.read_text())["mixed_precision"] == "auto"
+    # the official COCONUT trains in float32
+    official = {"backbone_coconut.yaml", "backbone_cot_gpt2.yaml"}
+    precision = yaml.safe_load(path.read_text())["mixed_precision"]
+    assert precision == ("no" if path.name in official else "auto")
 
 
 @pytest.mark.parametrize("path", FLAGS, ids=lambda path: path.name)
@@ -97,3 +100,74 @@ def test_a_recipe_s_commands_make_its_pools(path, stubs, tmp_path):
         assert cell[cell.index("--model_id") + 1] == recipe.model_id
         rollouts = int(cell[cell.index("--n_samples_per_step") + 1])
         assert rollouts > 0 or recipe.labels == "outcome" or pool in recipe.eval_pools.values()
+
+
+PAGE = ROOT / "docs/recipes.md"
+PAPERS = {  # section of docs/recipes.md: its recipes
+    "CoT model, where COCONUT starts": ["backbone_cot_gpt2"],
+    "COCONUT": ["backbone_coconut"],
+    "CODI": ["backbone_codi", "backbone_codi_llama"],
+    "CoLaR": ["backbone_colar"],
+    "LatentRM": ["train_coconut", "train_codi", "train_colar"],
+}
+# what the page need not explain: places of files, and how often a training reports
+PLACES = {
+    "output_dir", "train", "valid", "model_type", "format_of", "model_id", "train_pools",
+    "eval_pools.test_n_4", "eval_pools.test_n_64", "logging_steps", "report_to", "per_device_eval_batch_size", "save_strategy",
+    "save_steps", "eval_strategy",
+}  # fmt: skip
+
+
+def documented(section):
+    """{key: [values]} of the column "ours" of a section; several recipes are parted by ;."""
+    text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    found = {}
+    for line in text.splitlines():
+        if not line.startswith("| `"):
+            continue
+        names, _, ours, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        keys = re.findall(r"`([\w.]+)`", names)
+        values = [value.strip() for value in ours.split(";")]
+        if len(keys) > 1:  # one value of each key
+            for key, value in zip(keys, ours.split(","), strict=True):
+                found[key] = [value.strip()]
+        else:
+            found[keys[0]] = values
+    return found
+
+
+def settings_of(name):
+    """{dotted key: text} of a recipe; a stage's key has the values of all stages."""
+    values = yaml.safe_load((ROOT / f"training_args/{name}.yaml").read_text())
+    stages = values.pop("stages", [])
+    for key in {key for stage in stages for key in stage}:
+        different = list(dict.fromkeys(str(stage.get(key)) for stage in stages))
+        every = [stage.get(key) for stage in stages]
+        values[f"stages.{key}"] = every[0] if len(different) == 1 else every
+    flat = {}
+    for key, value in values.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{key}.{name}".rstrip("."): of for name, of in inner}
+    return {key: _text_of(value) for key, value in flat.items()}
+
+
+def _text_of(value):
+    if isinstance(value, list):
+        return ", ".join(map(_text_of, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+@pytest.mark.parametrize("section", PAPERS)
+def test_the_page_of_recipes_has_a_row_for_every_key_with_its_value(section):
+    page = documented(section)
+    for place, name in enumerate(PAPERS[section]):
+        settings = settings_of(name)
+        assert settings.keys() - PLACES - page.keys() == set(), "no row on the page"
+        for key in settings.keys() & page.keys():
+            values = page[key]
+            value = values[min(place, len(values) - 1)]
+            if re.fullmatch(r"[\d.]+e-?\d+", value):
+                value = f"{float(value):g}"
+            assert value == settings[key], key

@@ -28,10 +28,19 @@ NOISE = Sampling("noise", noise_std=0.5)
 SAMPLERS = {
     "noise": NOISE,
     "dropout": Sampling("dropout", dropout_p=0.3),
-    "dropout_embedding": Sampling("dropout", dropout_p=0.3, dropout_embedding=True),
+    "dropout_everywhere": Sampling(
+        "dropout", dropout_p=0.2, dropout_embedding=True, dropout_attention=True
+    ),
     "dropout_shared_prompt": Sampling("dropout", dropout_p=0.3, dropout_prompt=False),
 }
 NO_EMBEDDING = ["noise", "dropout", "dropout_shared_prompt"]
+
+
+def sampler_for(model, name):
+    """The Sampling of that name, without the dropout that the model does not have."""
+    sampling = SAMPLERS[name]
+    has_it = sampling.dropout_embedding and model.has_embedding_dropout
+    return replace(sampling, dropout_embedding=has_it)
 
 
 def request(sampling, n=3, questions=slice(None)):
@@ -51,7 +60,7 @@ def parse(ids):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_labels_equal_those_of_plain_rollouts(backbone, name):
     """The plain rollouts compute prompt and prefix anew, one by one."""
-    model, sampling, m = backbone[0], SAMPLERS[name], 2
+    model, sampling, m = backbone[0], sampler_for(backbone[0], name), 2
     labelled = annotate(model, request(sampling), m, is_right)
     trajectories = labelled.trajectories
     assert not labelled.skipped.all()
@@ -83,10 +92,11 @@ def plain_labels(model, sampling, q, n, thoughts, m):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_labels_do_not_depend_on_the_batch_or_the_memory(backbone, name, monkeypatch):
-    whole = annotate(backbone[0], request(SAMPLERS[name]), 5, is_right)
+    sampling = sampler_for(backbone[0], name)
+    whole = annotate(backbone[0], request(sampling), 5, is_right)
     monkeypatch.setitem(memory.WORK_BYTES, "cpu", 7 * 70_000)  # about 7 rows
     for q in range(3):
-        one_question = request(SAMPLERS[name], questions=slice(q, q + 1))
+        one_question = request(sampling, questions=slice(q, q + 1))
         alone = annotate(backbone[0], one_question, 5, is_right)
         assert torch.equal(alone.corrects[0], whole.corrects[q])
         longest = alone.estimations.shape[2]

@@ -125,7 +125,7 @@ def write_run(folder, predictions, model="a", **settings):
         "config": {"settings": settings, "model_sha256": model, "data_sha256": "x"},
         "metrics": {
             "questions": len(predictions),
-            "by_n": summarize([(pool, 1) for pool in predictions], sizes),
+            "by_n": summarize([(pool, "1") for pool in predictions], sizes),
             "speed": {},
         },
     }

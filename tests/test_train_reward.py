@@ -20,6 +20,7 @@ from src.models.latent_rm import log_prob
 from src.models.loading import load_backbone, load_reward_model, weights_sha256
 from src.models.tokenizers import build_tokenizer
 from src.training import reward_trainer
+from src.training.command_line import is_finished
 from src.training.losses.latent_rm import RewardLoss
 from src.training.model_card import model_card
 from src.training.reward_dataset import LengthSampler, TrajectoryDataset, collate
@@ -182,6 +183,27 @@ def test_each_ablation_is_a_key_of_the_recipe(pool, short, tmp_path, changes):
         assert any(not torch.equal(trained[k], plain[k]) for k in trained if k != "classifier.bias")
 
 
+def test_flags_win_over_the_recipe_and_a_step_is_accumulated(pool, short, tmp_path):
+    """Two micro-batches of 2 questions train as one of 4; recipe.yaml holds what was trained."""
+    path = recipe(tmp_path / "x.yaml", pool, digits_weight=0.0, batch_size=8, seed=9)
+    flags = ("--per_device_train_batch_size=2", "--batch_size", 4, "--max-steps=2", "--seed", 3)
+    done = run_here(command("train", path, *flags))
+    assert done.returncode == 0, done.stderr
+    trained, expected = weights(tmp_path / "x"), weights(short)
+    start = load_backbone("coconut", TINY)[0].state_dict()
+    names = start.keys() & expected.keys()
+    off, moved = (
+        torch.cat([(expected[k] - other[k]).flatten() for k in names]).norm()
+        for other in (trained, start)
+    )
+    assert off < 0.01 * moved  # Adam makes steps of rounding errors where a gradient is near 0
+    effective = {"per_device_train_batch_size": 2, "batch_size": 4, "max_steps": 2, "seed": 3}
+    trained = yaml.safe_load((tmp_path / "x/recipe.yaml").read_text())
+    assert trained == yaml.safe_load(path.read_text()) | effective
+    assert is_finished(tmp_path / "x", trained)
+    assert not is_finished(tmp_path / "x", trained | {"seed": 9})
+
+
 def test_extra_layers_change_nothing_before_training(pool, tmp_path):
     plain = load_recipe(recipe(tmp_path / "a.yaml", pool))
     grown = load_recipe(recipe(tmp_path / "b.yaml", pool, extra_layers=3))
@@ -203,6 +225,7 @@ def test_a_model_that_answers_says_so_in_its_config(pool, tmp_path):
 def test_two_processes_resume_a_later_epoch_with_the_same_weights(pool, tmp_path):
     """A resumed epoch has the order of an uninterrupted one."""
     epochs = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "per_device_train_batch_size": 2}
+    epochs["eval_on_start"] = True
     whole = recipe(tmp_path / "whole.yaml", pool, **epochs)
     assert run(train_command(whole, processes=2)).returncode == 0
     state = json.loads((tmp_path / "whole/checkpoint-6/trainer_state.json").read_text())
@@ -323,6 +346,28 @@ def test_early_stopping_ends_training(pool, tmp_path):
     )  # fmt: skip
     assert run_here(train_command(path)).returncode == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["steps"] == 6  # 2, and 2 more
+
+
+def test_an_evaluation_counts_once_also_that_at_the_start(pool, tmp_path, monkeypatch):
+    """The patience of an interrupted training is that of a whole one; each pool is evaluated."""
+    path = recipe(
+        tmp_path / "x.yaml", pool, max_steps=40, learning_rate=1e-12, early_stopping_patience=2,
+        eval_on_start=True, eval_pools={"test_n_4": str(pool), "other": str(pool)},
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_determine_best_metric", _interrupt_at_step_4)
+        assert run_here(train_command(path)).returncode == 130
+    done = run_here(train_command(path))
+    assert done.returncode == 0 and "early stopping" not in done.stderr, done.stderr
+    metrics = json.loads((tmp_path / "x/metrics.json").read_text())
+    steps = [log["step"] for log in metrics["history"] if "eval_test_n_4_recall_at_1" in log]
+    assert (metrics["steps"], steps) == (6, [0, 2, 4, 6])
+
+
+def _interrupt_at_step_4(trainer, metrics, trial, plain=Trainer._determine_best_metric):
+    if trainer.state.global_step == 4:
+        raise KeyboardInterrupt
+    return plain(trainer, metrics, trial)
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "bce"])

@@ -1,6 +1,7 @@
 """The curriculum: batches, the loss against the plain way, resume, processes."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -33,6 +34,10 @@ PLAIN = {"epochs": 1, "learning_rate": 1e-3}
 CONFIG = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.06}
 
 
+def accept_all(row):
+    return True
+
+
 def stage_of(thoughts, hidden_steps, **values):
     return Stage(
         epochs=1, learning_rate=1e-3, thoughts=thoughts, hidden_steps=hidden_steps, **values
@@ -40,7 +45,7 @@ def stage_of(thoughts, hidden_steps, **values):
 
 
 def loss_of(model, tokenizer, probe=0.0):
-    return CoconutLoss(model, {"probe": probe}, tokenizer.eos_token)
+    return CoconutLoss(model, {"probe": probe}, tokenizer)
 
 
 def some_batches(stage, size=4, remainder="drop"):
@@ -74,14 +79,14 @@ def test_problems_that_fill_no_batch_are_padded_or_kept():
 @pytest.mark.quick
 def test_a_stage_hides_its_steps_from_the_text():
     row = {"question": "", "steps": ["<<1+2=3>>", "<<3*4=12>>"], "answer": "12"}
-    module = CoconutLoss(random_coconut()[0], {"probe": 0.0}, "E")
+    module = loss_of(*random_coconut())
 
     def text(hidden_steps):
         return module.format_row(row, stage_of(0, hidden_steps))[1]["text"]
 
-    assert text(0) == "<|end-latent|><<1+2=3>> <<3*4=12>> ### 12E"
-    assert text(1) == "<|end-latent|><<3*4=12>> ### 12E"
-    assert text(3) == text(-1) == "<|end-latent|>### 12E"
+    assert text(0) == "<|end-latent|><<1+2=3>>\n<<3*4=12>>\n### 12<|endoftext|>"
+    assert text(1) == "<|end-latent|><<3*4=12>>\n### 12<|endoftext|>"
+    assert text(3) == text(-1) == "<|end-latent|>### 12<|endoftext|>"
 
 
 @pytest.mark.quick
@@ -102,7 +107,7 @@ def test_the_tiny_stream_leaves_out_held_out_questions(tmp_path):
     whole = list(TinyProblems(3, 50, []).epoch(1))
     path = tmp_path / "held_out.json"
     path.write_text(json.dumps([whole[4], whole[7]]))
-    stream = list(make_source("tiny", 3, 50, [path]).epoch(1))
+    stream = list(make_source("tiny", 3, 50, [path], accept_all).epoch(1))
     assert stream == [row for i, row in enumerate(whole) if i not in (4, 7)]
 
 
@@ -113,12 +118,36 @@ def test_a_training_file_is_read_without_held_out_questions(tmp_path):
     loud = rows[3] | {"question": "  " + rows[3]["question"].upper()}
     for name, part in (("train", rows), ("held_out", [loud, rows[7]])):
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
-    source = make_source(str(tmp_path / "train.json"), 3, None, [tmp_path / "held_out.json"])
+    held_out = [tmp_path / "held_out.json"]
+    source = make_source(str(tmp_path / "train.json"), 3, None, held_out, accept_all)
     assert source.num_held_out == 2
     questions = [row["question"] for row in source.epoch(0)]
     assert sorted(questions) == sorted(
         row["question"] for i, row in enumerate(rows) if i not in (3, 7)
     )
+
+
+@pytest.mark.quick
+def test_short_epochs_go_on_where_the_last_one_ended(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(ROWS[:10]))
+    whole = make_source(str(path), 3, None, [], accept_all)
+    short = make_source(str(path), 3, 4, [], accept_all)
+    assert len(short) == 4
+    expected = [row for number in range(2) for row in whole.epoch(number)]
+    assert [row for number in range(5) for row in short.epoch(number)] == expected
+
+
+@pytest.mark.quick
+def test_rows_that_the_loss_does_not_accept_are_left_out(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(ROWS[:10]))
+    source = make_source(str(path), 3, None, [], lambda row: row in ROWS[:3])
+    assert sorted(row["question"] for row in source.epoch(0)) == sorted(
+        row["question"] for row in ROWS[:3]
+    )
+    with pytest.raises(UserError, match="no question with an answer that can be learned"):
+        make_source(str(path), 3, None, [], lambda row: False)
 
 
 def plain_loss(model, batch, thoughts):
@@ -198,11 +227,11 @@ def write_recipe(path, **values):
     recipe = {
         "output_dir": str(path.with_suffix("")), "config": CONFIG, "train": "tiny", "seed": 1,
         "problems_per_epoch": 600, "valid": "data/tiny_valid.json", "batch_size": 8,
-        "weight_decay": 0.01, "warmup_steps": 5, "loss": {"probe": 1.0}, "save_every": 10,
+        "weight_decay": 0.01, "warmup_steps": 5, "loss": {"probe": 1.0}, "save_steps": 10,
         "stages": [
             {"thoughts": 0, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3},
             {"thoughts": 4, "hidden_steps": -1, "epochs": 2, "learning_rate": 1e-3,
-             "final_learning_rate": 1e-4, "dropout": 0.1},
+             "lr_scheduler_type": "linear", "final_learning_rate": 1e-4, "dropout": 0.1},
         ],
     } | values  # fmt: skip
     path.write_text(yaml.safe_dump({k: v for k, v in recipe.items() if v is not None}))
@@ -318,11 +347,19 @@ def test_training_prints_its_data_and_its_pace(tmp_path, monkeypatch):
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": 4096}, "no full batch of 4096"),
-        ({"save_every": 0}, "save_every must be at least 1"),
+        ({"save_steps": 0}, "save_steps must be at least 1"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be"),
         ({"config": CONFIG | {"n_head": 3}}, "config: makes no model"),
         ({"config": CONFIG | {"n_positions": 20}}, "the model has 20 positions"),
-        ({"loss": {"porbe": 1.0}}, "loss must give weights to probe"),
+        ({"loss": {"porbe": 1.0}}, "loss: unknown key porbe"),
+        ({"loss": {"probe": True}}, "loss.probe must be a number"),
+        ({"new_optimizer": "step"}, "new_optimizer must be stage or epoch"),
+        ({"per_device_train_batch_size": 3}, "per_device_train_batch_size: 3 does not divide 8"),
+        ({"model_dropout": 0.1}, "a stage's dropout and model_dropout"),
+        ({"initialize_tokens_from": "<<"}, "initialize_tokens_from: no token is new"),
+        ({"model_type": "cot", "loss": {}, "stages": [PLAIN]}, "format_of"),
+        ({"stages": [STAGE | {"lr_scheduler_type": "step"}]}, "lr_scheduler_type must be one of"),
+        ({"stages": [STAGE | {"final_learning_rate": 1e-4}]}, "final_learning_rate needs"),
         ({"stages": [STAGE | {"speeds": [2]}]}, "speeds has no effect"),
         ({"model_type": "colar", "loss": {}, "stages": [PLAIN]}, "speeds are missing"),
         ({"model_type": "codj"}, "model_type must be one of coconut"),
@@ -348,3 +385,83 @@ def test_a_damaged_training_state_is_named(tmp_path):
     state.write_bytes(b"PK")
     done = run_here(command("train_backbone", recipe))
     assert f"{state} is damaged" in done.stderr
+
+
+def trainer_of(tmp_path, name="x", **values):
+    path = write_recipe(tmp_path / f"{name}.yaml", **values)
+    return BackboneTrainer(load_yaml(path, Recipe), Accelerator(cpu=True))
+
+
+SHORT = {"problems_per_epoch": 300, "stages": [STAGE | {"thoughts": 4, "hidden_steps": -1}]}
+
+
+def test_several_passes_of_a_step_train_the_same_as_one(tmp_path):
+    """With model_dropout, whose masks belong to the rows."""
+    values = SHORT | {"model_dropout": 0.1}
+    for name, size in (("whole", None), ("parts", 2)):
+        trainer_of(tmp_path, name, **values, per_device_train_batch_size=size).run()
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    distance = sum((one[name] - other[name]).pow(2).sum() for name in one).sqrt()
+    assert distance < 2e-3 * sum(one[name].pow(2).sum() for name in one).sqrt()
+
+
+@pytest.mark.quick
+def test_learning_rates_follow_the_named_schedule(tmp_path):
+    def rates(warmup_steps, steps=10, **stage):
+        values = SHORT | {"warmup_steps": warmup_steps, "stages": [STAGE | stage]}
+        trainer, found = trainer_of(tmp_path, **values), []
+        for trainer.cursor.step in range(steps):
+            found.append(trainer._learning_rate(trainer.recipe.stages[0], steps) / 1e-3)
+        return found
+
+    assert rates(0) == [1.0] * 10
+    assert rates(0.2)[:3] == rates(2)[:3] == [0.5, 1.0, 1.0]
+    linear = rates(0, lr_scheduler_type="linear", final_learning_rate=5e-4)
+    assert linear == pytest.approx([1 - 0.05 * step for step in range(10)])
+    cosine = rates(2, lr_scheduler_type="cosine")
+    expected = [0.5, 1.0] + [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    assert cosine == pytest.approx(expected)
+    assert rates(0.2, lr_scheduler_type="cosine")[2:] == pytest.approx(expected[2:])
+
+
+def test_the_best_weights_are_kept_and_training_stops_without_better_ones(tmp_path, monkeypatch):
+    accuracies = iter([10.0, 5.0, 20.0, 20.0, 19.0])
+    seen = []
+
+    def accuracy(self, stage):
+        seen.append({name: w.clone() for name, w in self.model.state_dict().items()})
+        return next(accuracies), {}
+
+    monkeypatch.setattr(BackboneTrainer, "accuracy", accuracy)
+    stage = STAGE | {"epochs": 9}
+    values = {"problems_per_epoch": 300, "eval_on_start": True, "stages": [stage]}
+    keep = {"load_best_model_at_end": True, "early_stopping_patience": 2}
+    trainer_of(tmp_path, **values, **keep, new_optimizer="epoch").run()
+    metrics = json.loads((tmp_path / "x/metrics.json").read_text())
+    assert [entry["epoch"] for entry in metrics["history"]] == [0, 1, 2, 3, 4]
+    assert metrics["valid_accuracy"] == 20.0
+    weights = load_file(tmp_path / "x/model.safetensors")
+    for name, weight in weights.items():
+        assert torch.equal(weight, seen[2][name])
+    assert not torch.equal(seen[2]["transformer.wte.weight"], seen[4]["transformer.wte.weight"])
+    assert not list((tmp_path / "x").glob("*.pt"))
+
+
+def test_a_new_optimizer_starts_with_every_epoch(tmp_path):
+    """Its state counts the steps of one epoch only."""
+    values = {"problems_per_epoch": 300, "stages": [STAGE | {"epochs": 2}]}
+    steps = {}
+    for name in ("stage", "epoch"):
+        trainer = trainer_of(tmp_path, name, **values, new_optimizer=name)
+        plain_keep, counts = trainer._keep_best, []
+
+        def keep_best(plain_keep=plain_keep, trainer=trainer, counts=counts):
+            counts.append(int(next(iter(trainer.optimizer.state.values()))["step"]))
+            plain_keep()
+
+        trainer._keep_best = keep_best
+        trainer.run()
+        steps[name] = counts
+    first = steps["epoch"][0]
+    assert steps["stage"][1] == steps["stage"][0] + steps["epoch"][1]
+    assert steps["stage"][0] == first

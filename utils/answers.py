@@ -2,6 +2,11 @@
 
 import math
 import re
+from decimal import ROUND_HALF_UP, Context, Decimal
+from functools import lru_cache
+
+# Without traps: a rounding that these digits don't suffice for gives NaN, which equals nothing.
+_ROUNDING = Context(prec=1000, rounding=ROUND_HALF_UP, traps=[])
 
 
 def parse_number(text):
@@ -20,6 +25,29 @@ def format_number(value):
     """A number as data files write it: ``17`` for 17 and 17.0, ``2.5`` for 2.5."""
     value = float(value)
     return str(int(value)) if value.is_integer() else repr(value)
+
+
+def is_right(number, answer):
+    """Whether a predicted number, or None, meets the right answer: a text, such as "18" or "4.33".
+
+    Equal floats do. A right answer that is no integer may have been rounded, so it is also met by a
+    prediction that equals it when rounded to as many decimals, half up: 4.333 and 4.325 meet
+    "4.33". The prediction's decimal text is rounded, since the float 1.0045 is a little less than
+    1.0045 and would become 1.004. None (unparsable) is wrong.
+    """
+    if number is None:
+        return False
+    value, rounded = _parsed_answer(answer)
+    if number == value or rounded is None:
+        return bool(number == value)
+    return _ROUNDING.quantize(Decimal(repr(float(number))), rounded) == rounded
+
+
+@lru_cache(maxsize=4096)
+def _parsed_answer(answer):
+    """The right answer as a float, and as a decimal with its number of decimals if no integer."""
+    value = parse_number(answer)
+    return value, None if value.is_integer() else Decimal(answer.replace(",", "").strip())
 
 
 def after_hash(text):

@@ -1,16 +1,20 @@
-"""The paper's benchmarks: from the publishers' rows to ours (question, steps, answer), counted.
+"""The benchmarks: from the publishers' rows to ours (question, steps, answer), counted.
 
 Rows come from the hub's data sets or from raw files of the publishers; the rules are the same.
 """
 
 import json
 import re
+from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 from utils.answers import format_number
 from utils.errors import UserError
 from utils.rows import fault_of
 
+_ASDIV = "EleutherAI/asdiv"  # all 2305 problems of ASDiv
+_NETWORK = "check the network (HF_HUB_OFFLINE)"
 _MALFORMED = "20% of 7871124 people think horse"  # the one malformed row of GSM-Hard
 
 
@@ -23,7 +27,9 @@ def gsm8k(row):
 
 
 def gsm_hard(row):
-    """GSM-Hard: numbers of GSM8K made large; no steps."""
+    """GSM-Hard: numbers of GSM8K made large; no steps. None for the malformed row."""
+    if _MALFORMED in row["input"]:
+        return None
     return _row(row["input"], [], format_number(row["target"]))
 
 
@@ -31,36 +37,108 @@ def multiarith(row):
     """MultiArith, by the names of the hub or of the raw file; no steps."""
     question = row["question"] if "question" in row else row["input"]
     answer = row["final_ans"] if "final_ans" in row else row["target"]
-    return _row(question, [], format_number(answer))
+    return _row(question, [], format_number(answer)) | {"key": question}  # it has exact repeats
+
+
+def svamp(row):
+    """SVAMP; no steps. The hub's two splits have its numbers mixed: chal-1 .. chal-1000."""
+    new = _row(_joined(row["Body"], row["Question"]), [], format_number(row["Answer"]))
+    return new | {"key": int(row["ID"].rpartition("-")[2])}
+
+
+def gsm_plus(row):
+    """GSM-Plus; no steps. None for critical thinking: these problems have no answer."""
+    if row["perturbation_type"] == "critical thinking":
+        return None
+    return _row(" ".join(row["question"].split()), [], _as_decimal(row["answer"]))
+
+
+def _as_decimal(answer):
+    """A fraction as a number, 0.625 for 5/8; with two decimals, as the set's other answers, where
+    it has no end: 0.33 for 1/3."""
+    if "/" not in answer:
+        return answer
+    value = Fraction(answer)
+    ends = 10**6 % value.denominator == 0
+    return format_number(value if ends else round(value, 2))
+
+
+def asdiv_a(row):
+    """ASDiv-A; no steps.
+
+    The row is one of Calc-asdiv_a, which says which problems of ASDiv belong to ASDiv-A. It joins
+    body and question in another way, so the text and the answer are those of ASDiv itself, whose
+    hub data set has the problems nluds-0001, nluds-0002 .. in this order, without ids.
+    """
+    number = int(row["id"].rpartition("nluds-")[2])
+    problem = _asdiv()[number - 1]
+    if not row["question"].startswith(problem["body"].strip()[:20]):
+        raise ValueError(f"not problem {number} of {_ASDIV}")
+    answer = problem["answer"].partition("(")[0]  # 9 (apples)
+    return _row(_joined(problem["body"], problem["question"]), [], answer)
+
+
+@lru_cache(maxsize=1)
+def _asdiv():
+    return fetch(f"asdiv_a: {_ASDIV}", _ASDIV, None, "validation", _NETWORK)
+
+
+def _joined(body, question):
+    return f"{body.strip()} {question.strip()}"
 
 
 def _row(question, steps, answer):
     return {"question": question.strip(), "steps": steps, "answer": answer.replace(",", "").strip()}
 
 
-# name: rows, hub data set, its configuration, its splits, raw file, converter (spec, section 6)
+# name: rows, hub data set, its configuration, its splits, raw file or None, converter
 BENCHMARKS = {
     "gsm_test": (1319, "openai/gsm8k", "main", "test", "gsm8k_test.jsonl", gsm8k),
     "gsm_valid": (500, "whynlp/gsm8k-aug", None, "validation", "gsm8k_train.jsonl", gsm8k),
     "gsm_train": (385_620, "whynlp/gsm8k-aug", None, "train", "gsm8k_aug_train.jsonl", gsm8k),
     "gsm_hard": (1318, "reasoning-machines/gsm-hard", None, "train", "gsmhardv2.jsonl", gsm_hard),
     "multiarith": (580, "ChilleD/MultiArith", None, "train+test", "multiarith.jsonl", multiarith),
+    "svamp": (1000, "ChilleD/SVAMP", None, "train+test", "svamp.json", svamp),
+    "gsm_plus": (2100, "qintongli/GSM-Plus", None, "testmini", "gsmplus_testmini.jsonl", gsm_plus),
+    "asdiv_a": (1218, "MU-NLPC/Calc-asdiv_a", None, "test", None, asdiv_a),
 }
 _CHOSEN = {"gsm_valid": "gsm8k_aug_valid_indices.json"}  # which rows of the raw file
+PLAIN_TRAIN = 6973  # gsm_train of GSM8K itself: its 7473 rows without those of gsm_valid
+
+
+def plain_train(source):
+    """gsm_train without GSM8K-Aug: the rows of gsm8k_train.jsonl that gsm_valid does not have.
+
+    source: the folder of raw files. Raises UserError as ``convert`` does.
+    """
+    path = Path(source) / BENCHMARKS["gsm_valid"][4]
+    rows = _read_rows(path)
+    valid = set(_chosen("gsm_valid", path, rows))
+    rows = [row for number, row in enumerate(rows) if number not in valid]
+    return convert_rows(rows, gsm8k, str(path), "gsm_train", PLAIN_TRAIN)
 
 
 def convert(name, source=None):
     """The rows of benchmark ``name`` from the raw files in folder ``source``, or else from the hub.
 
+    A benchmark without a raw file comes from the hub only.
     Raises UserError when they can't be had, can't be read, or are not as many as they should be.
     """
     _, hub, config, split, raw, converter = BENCHMARKS[name]
     if source is not None:
-        rows, where = _from_files(Path(source), name, raw), str(Path(source) / raw)
-        return convert_rows(rows, converter, where, name)
-    mend = "give a folder with the raw files by --source"
+        path = Path(source) / raw
+        rows = _read_rows(path)
+        if name in _CHOSEN:
+            rows = [rows[number] for number in _chosen(name, path, rows)]
+        return convert_rows(rows, converter, str(path), name)
+    mend = "give a folder with the raw files by --source" if raw else _NETWORK
     rows = fetch(f"{name}: {hub}", hub, config, split, mend)
     return convert_rows(rows, converter, f"{hub} ({split})", name)
+
+
+def has_raw_file(name):
+    """Whether a benchmark can be made without the hub."""
+    return BENCHMARKS[name][4] is not None
 
 
 def published_as(hub, config, split):
@@ -70,35 +148,37 @@ def published_as(hub, config, split):
     return converters.get(hub), names.get((hub, config, split))
 
 
-def convert_rows(rows, converter, where, name=None):
+def convert_rows(rows, converter, where, name=None, wanted=None):
     """The publisher's rows in our form, without malformed and repeated ones.
 
-    where: the source, for messages. name: the benchmark that they must be, in number, if any.
+    where: the source, for messages. name: the benchmark that they must be, if any. wanted: its
+    number of questions, by default that of BENCHMARKS.
     Raises UserError when a row is not as expected, or when they are too few or too many.
     """
     converted = {}
     for number, row in enumerate(rows):
         new = _converted(row, converter, f"{where}: row {number}")
-        if converter is gsm_hard and _MALFORMED in new["question"]:
+        if new is None:
             continue
-        key = new["question"] if converter is multiarith else number  # it has exact repeats
-        converted.setdefault(key, new)
-    if name is not None and len(converted) != BENCHMARKS[name][0]:
+        converted.setdefault(new.pop("key", number), new)
+    if name is not None and wanted is None:
         wanted = BENCHMARKS[name][0]
+    if wanted is not None and len(converted) != wanted:
         raise UserError(
             f"{where}: gives {len(converted)} questions for {name}, it should be {wanted}: the "
             "source is cut off or has changed"
         )
-    return list(converted.values())
+    order = converted if converter is multiarith else sorted(converted)
+    return [converted[key] for key in order]
 
 
 def _converted(row, converter, where):
-    """A publisher's row in our form. Raises UserError when it is not as expected."""
+    """A publisher's row in our form, or None. Raises UserError when it is not as expected."""
     try:
         new = converter(row)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{where} is not as expected ({error!r})") from None
-    fault = fault_of(new)
+    fault = new and fault_of(new)
     if fault:
         raise UserError(f"{where}: {fault}")
     return new
@@ -116,16 +196,23 @@ def fetch(given, hub, config, split, mend):
         raise UserError(f"{given} {fault}; {mend}") from None
 
 
-def _from_files(source, name, raw):
-    rows = [_parsed(source / raw, line, k) for k, line in enumerate(_lines(source / raw))]
-    if name not in _CHOSEN:
+def _read_rows(path):
+    """The rows of a raw file: a JSON list, or JSON lines."""
+    if path.suffix == ".json":
+        rows = _parsed(path, "".join(_lines(path)), 0)
+        if not isinstance(rows, list):
+            raise UserError(f"{path}: must be a JSON list of problems")
         return rows
-    path = source / _CHOSEN[name]
-    chosen = _parsed(path, "".join(_lines(path)), 0)
-    try:
-        return [rows[i] for i in chosen]
-    except (IndexError, TypeError):
-        raise UserError(f"{path}: names rows that {raw} does not have") from None
+    return [_parsed(path, line, k) for k, line in enumerate(_lines(path))]
+
+
+def _chosen(name, raw, rows):
+    """Which of the raw file's rows are benchmark ``name``, numbers from 0."""
+    path = raw.parent / _CHOSEN[name]
+    numbers = _parsed(path, "".join(_lines(path)), 0)
+    if not isinstance(numbers, list) or not set(numbers) <= set(range(len(rows))):
+        raise UserError(f"{path}: names rows that {raw.name} does not have")
+    return numbers
 
 
 def _lines(path):

@@ -45,15 +45,20 @@ def read_yaml(path):
     """The keys and values of a YAML file. Raises UserError naming file and fault."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; settings are in training_args/")
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (UserError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from None
+    values = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: the file must hold keys and values")
     return values
+
+
+def parse_yaml(text, where):
+    """The value that a YAML text holds. Raises UserError that begins with ``where``."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def load_yaml(path, cls):
@@ -61,13 +66,15 @@ def load_yaml(path, cls):
 
     Raises UserError naming file, key and mend.
     """
+    return build_from(cls, read_yaml(path), path)
+
+
+def build_from(cls, values, where):
+    """``build``, with ``where`` at the start of all errors: the file that holds the values."""
     try:
-        return build(cls, read_yaml(path))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    except UserError as error:
-        line = str(error)
-        raise UserError(line if line.startswith(str(path)) else f"{path}: {line}") from None
+        return build(cls, values)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def build(cls, values, prefix=""):

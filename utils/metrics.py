@@ -6,6 +6,8 @@ from functools import cache
 
 import numpy as np
 
+from utils.answers import is_right
+
 
 @cache
 def pass_at_k(n, c, k):
@@ -74,13 +76,16 @@ def powers_of_two(n):
     return sorted({2**i for i in range(n.bit_length()) if 2**i < n} | {n})
 
 
-def question_scores(predictions, gold, n):
-    """The measures of one question by its first n predictions, each from 0 to 1."""
+def question_scores(predictions, answer, n):
+    """The measures of one question by its first n predictions, each from 0 to 1.
+
+    answer: the text of the right answer, see utils.answers.is_right.
+    """
     head = predictions[:n]
-    right = sum(p == gold for p in head)
+    right = sum(is_right(p, answer) for p in head)
     scores = {f"pass@{k}": pass_at_k(n, right, k) for k in powers_of_two(n)}
     scores["coverage"] = float(right > 0)
-    scores["voting_accuracy"] = float(majority_vote(head) == gold)
+    scores["voting_accuracy"] = float(is_right(majority_vote(head), answer))
     scores["mean_accuracy"] = right / n
     scores["unparsable"] = sum(p is None for p in head) / n
     scores["distinct_answers"] = distinct_share(head)
@@ -104,7 +109,8 @@ def bootstrap_interval(values, resamples=1000, seed=0):
 def summarize(pools, report_n):
     """{N: {measure: {"value", "low", "high"}}} in percent.
 
-    pools: a (predictions, gold) pair a question, predictions a list of numbers or None.
+    pools: a (predictions, answer) pair a question: a list of numbers or None, and the text of the
+    right answer.
     Raises ValueError when a pool is smaller than the largest N.
     """
     if any(len(predictions) < max(report_n) for predictions, _ in pools):

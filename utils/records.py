@@ -10,7 +10,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from utils.answers import parse_number
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -76,11 +75,6 @@ def read_latents(path):
             return {key: file.get_tensor(key) for key in keys}
     except (OSError, SafetensorError):
         raise UserError(f"{path}: missing or damaged; sample the pool again") from None
-
-
-def gold_of(record):
-    """The right answer of a record, a number."""
-    return parse_number(record["answer"])
 
 
 def append(folder, rank, records):

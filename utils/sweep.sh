@@ -2,6 +2,66 @@
 # sweep writes its cells, one command line each, to a file. src.sweep runs them in one group of
 # processes.
 
+# read_release_names MODEL SEED: takes the release's variables as ours, Ns as NS, batch_sizes as
+# BATCH_SIZE, MODEL_TYPE as the variable MODEL and SEEDs as the variable SEED, which is SEED or, in a
+# script that takes several, SEEDS.
+read_release_names() {
+  _take_name "$1" MODEL_TYPE
+  _take_name NS Ns
+  if [ "$2" = SEED ]; then
+    case "${SEEDs:-}" in
+    *' '*)
+      echo "error: SEEDs=$SEEDs: this script takes one seed" >&2
+      exit 2
+      ;;
+    esac
+  fi
+  _take_name "$2" SEEDs
+  _choose_batch_size
+  _take_name BATCH_SIZE batch_sizes
+}
+
+_take_name() { # our variable, the release's
+  [ -n "${!2:-}" ] || return 0
+  if [ -n "${!1:-}" ] && [ "${!1}" != "${!2}" ]; then
+    echo "error: $1=${!1} and $2=${!2} are the same setting: leave one out" >&2
+    exit 2
+  fi
+  printf -v "$1" %s "${!2}"
+}
+
+# Of several batch_sizes, one for each of Ns in the release, the smallest is taken: here all N come
+# from one pool, and no sample depends on it.
+_choose_batch_size() {
+  local size least=''
+  for size in ${batch_sizes:-}; do
+    case "$size" in
+    *[!0-9]* | 0*)
+      echo "error: batch_sizes: $size is no whole number from 1 on" >&2
+      exit 2
+      ;;
+    esac
+    [ -n "$least" ] && [ "$least" -le "$size" ] || least=$size
+  done
+  if [ "${batch_sizes:-}" != "$least" ]; then
+    echo "batch_sizes=$batch_sizes: all N come from one pool, with $least questions a batch" >&2
+    batch_sizes=$least
+  fi
+}
+
+# models_of TYPE MODELS: prints the models of this backbone; TYPE may be empty, for all.
+models_of() {
+  local model found=''
+  for model in $2; do
+    case "$model" in "${1:-${model%%:*}}":*) found="$found $model" ;; esac
+  done
+  [ -n "$found" ] || [ -z "$1" ] || {
+    echo "error: MODEL_TYPE=$1: not in MODELS=$2" >&2
+    exit 2
+  }
+  echo "${found# }"
+}
+
 # Checks that all benchmarks exist before the first cell starts.
 check_splits() {
   local split
@@ -86,6 +146,7 @@ sampler_flags() {
 # evaluate COMMAND NAME TINY_MODELS PAPER_MODELS: the paper's evaluation of some backbones. The
 # settings come from the environment.
 evaluate() {
+  read_release_names MODEL_TYPE SEEDS
   PROFILE=${PROFILE:-tiny}
   case "$PROFILE" in
   tiny)
@@ -107,6 +168,7 @@ evaluate() {
     exit 2
     ;;
   esac
+  MODELS=$(models_of "${MODEL_TYPE:-}" "$MODELS") || exit 2
   DROPOUT_PS=${DROPOUT_PS-$strengths}
   NOISE_STDS=${NOISE_STDS-$strengths}
   NS=${NS-1 4 16 64} # sizes of the pool; all come from one run at the largest

@@ -10,8 +10,8 @@ from src.runs.finished_runs import FinishedRun, read_json
 from src.runs.run_folder import git_commit
 from src.runs.tables import chosen_answers
 from src.search.voting import trajectory_scores
+from utils.answers import is_right
 from utils.metrics import distinct_share, majority_vote, pairwise_auc, pass_at_k
-from utils.records import gold_of
 
 
 class Evidence:
@@ -68,7 +68,7 @@ class Evidence:
         """Whether the majority vote of the first n trajectories is right."""
 
         def of_one(record):
-            return majority_vote(record["predictions"][:n]) == gold_of(record)
+            return is_right(majority_vote(record["predictions"][:n]), record["answer"])
 
         return self._of_pool(benchmark, self.setting.sampler, None, of_one)
 
@@ -78,7 +78,7 @@ class Evidence:
         def of_seed(seed):
             folder = self.plan.chosen(kind, benchmark, seed)
             answers = self._answers(folder, n)[name]
-            return self._of_questions(folder, lambda r: answers[r["idx"]] == gold_of(r))
+            return self._of_questions(folder, lambda r: is_right(answers[r["idx"]], r["answer"]))
 
         return self._of_seeds(of_seed)
 
@@ -168,4 +168,4 @@ class Evidence:
 
 
 def _right_vote(record):
-    return record["vote"] == gold_of(record)
+    return is_right(record["vote"], record["answer"])

@@ -53,6 +53,12 @@ class CoLaR(LatentReasoner):
     def format_prompt(question, speed=2):
         return f"Question: {question} Let's think step by step:(Thinking speed: {speed})###"
 
+    @classmethod
+    def format_cot(cls, question, steps, answer):
+        """As at speed 1, where a thought is one token: the steps, ``###``, and the answer."""
+        text = "\n".join(steps) + cls.special_tokens["end_latent_token_id"]
+        return cls.format_prompt(question, speed=1), text + cls.format_answer(answer)
+
     @staticmethod
     def format_answer(answer):
         return f"Answer:{answer}"

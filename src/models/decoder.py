@@ -5,9 +5,8 @@ are those of the Hugging Face model that the mixin is combined with.
 """
 
 import torch
-import torch.nn.functional as F
 
-from src.models.kv_cache import PrefixCache, SuffixCache, attend, merge_heads
+from src.models.kv_cache import PrefixCache, SuffixCache, attend, attend_in_prompt
 from src.sampling.memory import cache_shape
 from src.sampling.samplers import ATTENTION, MLP, NO_DROPOUT
 
@@ -22,14 +21,14 @@ class Decoder:
     added, and the rotary pair (cos, sin) or None.
     qkv(block, x, rotary): queries (R, H, S, K), keys and values (R, H', S, K).
     attention_output(block, out), mlp(block, x): what is added to the residual stream, (R, S, D).
-    dropout_sites: after which of ATTENTION and MLP the dropout hook acts. drops_embedding: whether
-    it acts in encode_positions.
+    dropout_sites: after which of ATTENTION and MLP the dropout hook acts. has_embedding_dropout:
+    whether it can act after the embedding. It can always act on the attention weights.
 
     Shapes as in src/models/kv_cache.py.
     """
 
     dropout_sites = (ATTENTION, MLP)
-    drops_embedding = True
+    has_embedding_dropout = True
 
     def embed(self, ids):
         """Token ids to embeddings (..., D), without positions."""
@@ -55,9 +54,7 @@ class Decoder:
         for layer, block in enumerate(self.blocks):
             q, k, v = self.qkv(block, x, rotary)  # (G, H, L, K), (G, H', L, K) twice
             prefix.layers.append((k, v))
-            grouped = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-            out = merge_heads(out)  # (G, L, H * K)
+            out = attend_in_prompt(q, k, v, dropout.attention(layer))  # (G, L, H * K)
             if layer == last_layer:  # only the last token's state is needed
                 groups = torch.arange(len(x), device=x.device)
                 last = (groups[:, None], (prompt_lengths - 1)[:, None])
@@ -65,27 +62,30 @@ class Decoder:
             x = self._finish_block(block, layer, x, out, dropout)
         return self.final_norm(x[:, 0]), prefix
 
-    def extend(self, x, positions, prefix, suffix, dropout=NO_DROPOUT, block_outputs=None):
+    def extend(self, x, positions, prefix, suffix, dropout=NO_DROPOUT, hidden_states=None):
         """Reads further positions of every row and appends them to ``suffix``.
 
         x (R, S, D): thoughts or token embeddings. positions (R, S). prefix: a PrefixCache. suffix:
         a SuffixCache or DynamicSuffixCache. Returns the final hidden states (R, S, D).
-        block_outputs: a list that receives the output of every block, (R, S, D), the last one
-        after the final norm.
+        hidden_states: a list that receives, as transformers' output_hidden_states, the input of the
+        first block and the output of every block, (R, S, D), the last one after the final norm.
         """
         new = x.shape[1]
         x, rotary = self.encode_positions(x, positions, dropout)
+        if hidden_states is not None:
+            hidden_states.append(x)
         for layer, block in enumerate(self.blocks):
             q, k, v = self.qkv(block, x, rotary)  # (R, H, S, K), (R, H', S, K) twice
             k, v = suffix.append(layer, k, v)  # (R, H', T, K)
-            out = attend(q, k, v, suffix.masked, prefix.layers[layer], prefix.padding)
+            cached = (suffix.masked, prefix.layers[layer], prefix.padding)
+            out = attend(q, k, v, *cached, dropout.attention(layer))  # (R, S, H * K)
             x = self._finish_block(block, layer, x, out, dropout)
-            if block_outputs is not None:
-                block_outputs.append(x)
+            if hidden_states is not None:
+                hidden_states.append(x)
         suffix.length += new
         hidden = self.final_norm(x)
-        if block_outputs is not None:
-            block_outputs[-1] = hidden
+        if hidden_states is not None:
+            hidden_states[-1] = hidden
         return hidden
 
     def _finish_block(self, block, layer, x, out, dropout):

@@ -16,7 +16,9 @@ H / H' neighbouring query heads.
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
+from src.sampling.samplers import PROMPT, SUFFIX
 from src.sampling.trajectories import thought_mask
 
 
@@ -131,11 +133,29 @@ class SuffixCache:
         self.buffer[..., : self.length, :].masked_fill_(masked[:, None, :, None], 0)
 
 
-def attend(q, k_suffix, v_suffix, masked, prefix, padding):
+def attend_in_prompt(q, k, v, drop=None):
+    """Causal attention of prompts to themselves: q (G, H, L, K), k and v (G, H', L, K).
+
+    drop: drops attention weights, see samplers.NoDropout.attention. Returns (G, L, D).
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if drop is None:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return merge_heads(out)
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (G, H, L, L)
+    future = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+    weights = scores.masked_fill_(future, float("-inf")).softmax(-1).to(v.dtype)
+    return merge_heads(drop(weights, PROMPT) @ v)
+
+
+def attend(q, k_suffix, v_suffix, masked, prefix, padding, drop=None):
     """Attention of new positions to their prompt and to their suffix, one softmax over both.
 
     q (R, H, S, K); suffix (R, H', T, K), of which the last S are the new positions; masked as
-    SuffixCache.masked; prefix: a pair of (G, H', L, K). Returns (R, S, D).
+    SuffixCache.masked; prefix: a pair of (G, H', L, K). drop: drops attention weights, see
+    samplers.NoDropout.attention. Returns (R, S, D).
     """
     (k_prefix, v_prefix), (rows, n_head, new, width) = prefix, q.shape
     groups, n_kv_head, suffix_length = k_prefix.shape[0], k_suffix.shape[1], k_suffix.shape[2]
@@ -162,9 +182,27 @@ def attend(q, k_suffix, v_suffix, masked, prefix, padding):
         to_prefix = to_prefix.masked_fill(padding, float("-inf"))
     # The suffix comes first: padding at the prompt's end then shifts no other element.
     weights = torch.cat((by_group(to_suffix), to_prefix), dim=-1).softmax(-1).to(v_suffix.dtype)
-    from_suffix = by_row(weights[..., :suffix_length]) @ v_suffix  # (R, H', U, K)
-    from_prefix = by_row(weights[..., suffix_length:] @ v_prefix)  # (R, H', U, K)
+    of_suffix, of_prefix = by_row(weights[..., :suffix_length]), weights[..., suffix_length:]
+    if drop is not None:
+        by_head, numbers = (rows, n_head, new, -1), _numbers(masked, suffix_length)
+        of_suffix = drop(of_suffix.reshape(by_head), SUFFIX, numbers).view_as(of_suffix)
+        of_prefix = by_group(drop(by_row(of_prefix).reshape(by_head), PROMPT))
+    from_suffix = of_suffix @ v_suffix  # (R, H', U, K)
+    from_prefix = by_row(of_prefix @ v_prefix)  # (R, H', U, K)
     return merge_heads((from_suffix + from_prefix).view(rows, n_head, new, width))
+
+
+def _numbers(masked, length):
+    """The number (R, T) of each suffix position among those that its row attends to.
+
+    Masked positions do not count, because how many a row has depends on the rest of its batch. None
+    when no position is masked: the numbers are 0 .. T - 1.
+    """
+    if masked is None:
+        return None
+    after = masked.new_zeros(len(masked), length - masked.shape[1])
+    attended = ~torch.cat((masked, after), dim=1)  # (R, T)
+    return (attended.cumsum(1) - 1).clamp_(min=0)
 
 
 def split_heads(x, width):

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from src.models.architectures import combine
-from src.models.tokenizers import TOKENS, missing_tokens, set_token_ids
+from src.models.tokenizers import START, TOKENS, missing_tokens, set_token_ids
 from src.sampling.engine import sample
 from src.sampling.samplers import DETERMINISTIC, Sampling
 from src.sampling.trajectories import Request
@@ -112,6 +112,12 @@ class LatentReasoner:
     def defaults(self):
         """The GenerationDefaults of this model."""
         return self.generation_defaults(self.generation_config.to_dict())
+
+    @classmethod
+    def format_cot(cls, question, steps, answer):
+        """Prompt and text of a chain of thought in words, without markers (src/models/cot.py)."""
+        prompt = cls.format_prompt(question).removesuffix(START)
+        return prompt, "\n".join([*steps, cls.format_answer(answer)])
 
     def encode(self, tokenizer, questions):
         """The prompts of questions: a list of token ids each.

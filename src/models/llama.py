@@ -11,8 +11,9 @@ from src.sampling.samplers import MLP
 class LlamaDecoder(Decoder):
     """Mixin of the models that hold a LlamaModel, ``self.model``; hooks: see Decoder."""
 
-    dropout_sites = (MLP,)  # as in the release, which has no dropout after the embedding either
-    drops_embedding = False
+    # As in the release.
+    dropout_sites = (MLP,)
+    has_embedding_dropout = False
 
     @property
     def blocks(self):
@@ -27,6 +28,8 @@ class LlamaDecoder(Decoder):
         return block.self_attn.o_proj, block.mlp.down_proj
 
     def encode_positions(self, x, positions, dropout):
+        if dropout.with_embedding:
+            raise ValueError("dropout_embedding: a LLaMA has no dropout after the embedding")
         return x, self.model.rotary_emb(x, positions)
 
     def qkv(self, block, x, rotary):

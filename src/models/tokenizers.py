@@ -3,9 +3,11 @@
 A backbone's ``special_tokens`` are {key in the config: token}. The ids come from the tokenizer.
 """
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from utils.errors import UserError
 from utils.tiny_problems import all_words
 
 START, END, LATENT = "<|start-latent|>", "<|end-latent|>", "<|latent|>"
@@ -34,16 +36,32 @@ def set_token_ids(model, tokenizer):
     return model
 
 
-def add_tokens(model, tokenizer):
-    """Adds the missing special tokens to a plain checkpoint's tokenizer and embeddings."""
+def add_tokens(model, tokenizer, copy_of=None):
+    """Adds the missing special tokens to a plain checkpoint's tokenizer and embeddings.
+
+    copy_of: the token whose embedding the new ones start from; None leaves that to transformers.
+    Raises UserError when there is no such token.
+    """
     missing = missing_tokens(tokenizer, model.special_tokens)
+    if copy_of is not None and (not missing or copy_of not in tokenizer.get_vocab()):
+        fault = f"the tokenizer has no token {copy_of}" if missing else "no token is new"
+        raise UserError(f"initialize_tokens_from: {fault}; leave it out")
     if missing:
         tokenizer.add_special_tokens({"additional_special_tokens": missing})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
+    if copy_of is not None:
+        _copy_rows(model, *(tokenizer.convert_tokens_to_ids(x) for x in (copy_of, missing)))
     return set_token_ids(model, tokenizer)
+
+
+@torch.no_grad()
+def _copy_rows(model, source, targets):
+    """Input and output embeddings of the ids ``targets`` become those of ``source``."""
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight[targets] = layer.weight[source].clone()
 
 
 def rows_with_unknown(model, tokenizer, rows):

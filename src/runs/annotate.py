@@ -7,7 +7,7 @@ import torch
 from src.runs.job import Job
 from src.sampling.rollouts import annotate
 from utils import shards
-from utils.answers import parse_number
+from utils.answers import is_right
 
 # Mean time of a rollout, in units of a trajectory's: only half of the questions get rollouts, and a
 # rollout computes about half a trajectory.
@@ -81,12 +81,12 @@ class Annotation(Job):
         """{question: tensors} of a batch, with "right", its share of right trajectories."""
         model, tokenizer = self.backbone()
         parse = _Parser(model, tokenizer)
-        gold = [parse_number(self.rows[i]["answer"]) for i in batch]
+        answers = [self.rows[i]["answer"] for i in batch]
         labelled = annotate(
             model,
             self.request(batch),
             self.arguments.n_samples_per_step,
-            lambda q, ids: parse(ids) == gold[q],
+            lambda q, ids: is_right(parse(ids), answers[q]),
         )
         eos = model.config.eos_token_id
         prompts = [torch.tensor(self.prompts[i], dtype=torch.int64) for i in batch]

@@ -13,7 +13,7 @@ from src.models.loading import (
     default_backbone,
     default_reward_model,
 )
-from src.models.precision import DTYPES, fastest_format
+from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
 from src.runs.launch import default_processes
 from src.sampling.samplers import MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
@@ -57,7 +57,10 @@ class SamplingArguments:
     """
 
     model_dtype: str = flag(
-        "float32", "number format; auto: bfloat16 where it is fast", ("auto", *DTYPES)
+        "float32",
+        f"number format, or {', '.join(SHORT_NAMES)}; auto: bfloat16 where it is fast",
+        ("auto", *DTYPES),
+        synonyms=SHORT_NAMES,
     )
     data_path: str = flag(
         "data/tiny_test.json",
@@ -71,7 +74,9 @@ class SamplingArguments:
         aliases=["--max_latent_length"],
     )
     max_new_tokens: int | None = flag(None, "answer tokens at most, default: the checkpoint's")
-    sampling_by: str | None = flag(None, "how thoughts are sampled, default dropout", SAMPLERS)
+    sampling_by: str | None = flag(
+        None, "how thoughts are sampled, default dropout", SAMPLERS, ["--latent_do_sample_by"]
+    )
     dropout_p: float | None = flag(None, "dropout rate, default: the checkpoint's")
     noise_std: float | None = flag(None, "sigma of the noise, default: the checkpoint's")
     tuned_for: str | None = flag(
@@ -272,6 +277,11 @@ class AnnotationArguments(SamplingArguments):
     sampler_flags: ClassVar = SAMPLER_FLAGS | {
         "dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")
     }
+    # also with the prefix generation_, as in the release
+    generation_flags: ClassVar = (
+        *("n_samples", "latent_length", "max_new_tokens", "sampling_by"),
+        *(name for names in sampler_flags.values() for name in names),
+    )
     volatile: ClassVar = (*SamplingArguments.volatile, "save_path", "name")
 
     def __post_init__(self):
@@ -285,7 +295,7 @@ class AnnotationArguments(SamplingArguments):
     def _check_dropout_embedding(self, given):
         """Of the paper's defaults and the flag, ``given``, only the flag can be a mistake."""
         architecture = checkpoint_architecture(self.model_type, self.model_id)
-        has_it = model_class(self.model_type, architecture).drops_embedding
+        has_it = model_class(self.model_type, architecture).has_embedding_dropout
         if given and not has_it:
             fault = f"a {architecture} model has no such dropout"
             raise ValueError(f"--dropout_embedding true: {fault}; leave it out")
@@ -308,7 +318,7 @@ class RewardArguments(SamplingArguments):
     report_n: list[int] = flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
     pool: str | None = flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true")
     bayesian_vote: bool | None = flag(None, "best_of_n: also the Bayesian vote, default true")
-    num_beams: int | None = flag(None, "beam_search: beams B, default 4")
+    num_beams: int | None = flag(None, "beam_search: beams B, default 4; then n_samples is B x C")
     num_beam_candidates: int | None = flag(None, "beam_search: proposals C of each, default 4")
     output_dir: str | None = flag(None, OUTPUT_DIR)
 
@@ -334,9 +344,10 @@ class RewardArguments(SamplingArguments):
 
     def _resolve_mode(self):
         """Fills in the mode's defaults; a flag of the other mode is an error."""
+        beams = self.prm_mode == "beam_search"
         other = next(mode for mode in PRM_MODES if mode != self.prm_mode)
         for name in MODE_DEFAULTS[other]:
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None and not (beams and name == "n_samples"):
                 mode = f"--prm_mode {self.prm_mode}"
                 raise ValueError(f"--{name} has no effect with {mode}: leave it out")
         for name, value in MODE_DEFAULTS[self.prm_mode].items():
@@ -344,8 +355,17 @@ class RewardArguments(SamplingArguments):
                 setattr(self, name, value)
             if type(value) is int:
                 self._at_least(name, 1)
-        if self.prm_mode == "beam_search":
-            self.n_samples = self.num_beams * self.num_beam_candidates
+        if beams:
+            self._resolve_budget()
+
+    def _resolve_budget(self):
+        """n_samples of beam search is B x C. The release says 1, the one answer it returns."""
+        budget = self.num_beams * self.num_beam_candidates
+        if self.n_samples not in (None, 1, budget):
+            fault = f"--n_samples {self.n_samples} (--num_return_sequences): beam search makes"
+            size = f"num_beams x num_beam_candidates = {budget} trajectories a question"
+            raise ValueError(f"{fault} {size}; leave it out")
+        self.n_samples = budget
 
     def flags(self):
         """Also without what follows from the pool or the beams, which can't be given with them."""

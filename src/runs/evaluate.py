@@ -26,12 +26,11 @@ from src.search.best_of_n import (
 from src.search.diversity import thought_distances
 from src.search.voting import measure, measure_beams, trajectory_scores
 from utils import records
-from utils.answers import parse_number
+from utils.answers import is_right
 from utils.errors import UserError
 from utils.files import sha256, write_bytes, write_json
 from utils.metrics import best_of_n, majority_vote
 from utils.progress import timed
-from utils.records import gold_of
 
 RECORDS_FORMAT = 2  # of samples.jsonl
 
@@ -83,7 +82,7 @@ class Evaluation(Job):
         records.append(self.folder, self.processes.process_index, new)
         self.computed += len(unit)
         self.answered += len(new)
-        self.voted += sum(r["vote"] is not None and r["vote"] == gold_of(r) for r in new)
+        self.voted += sum(is_right(r["vote"], r["answer"]) for r in new)
         self.covered += sum(any(r["correct"]) for r in new)
         vote, coverage = (100 * hits / self.answered for hits in (self.voted, self.covered))
         return f"vote {vote:.1f} %, coverage {coverage:.1f} %"
@@ -254,14 +253,13 @@ def _new_records(evaluation, batch, trajectories, fields):
 def _record(idx, row, texts, parse_answer):
     """The record of one question, from its N answer texts."""
     predictions = [parse_answer(text) for text in texts]
-    gold = parse_number(row["answer"])
     return {
         "idx": idx,
         "question": row["question"],
         "answer": row["answer"],
         "texts": texts,
         "predictions": predictions,
-        "correct": [p == gold for p in predictions],
+        "correct": [is_right(p, row["answer"]) for p in predictions],
         "vote": majority_vote(predictions),
     }
 

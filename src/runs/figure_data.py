@@ -15,10 +15,10 @@ from src.runs.tables import (
     reward_model_name,
     with_sampler,
 )
+from utils.answers import is_right
 from utils.datasets import data_sha256, load_dataset
 from utils.errors import UserError, warn
 from utils.metrics import majority_vote, measured
-from utils.records import gold_of
 
 # The settings that tell one sampler from another. Runs that differ in the seed alone are averaged.
 _SAMPLER = (
@@ -182,8 +182,9 @@ def hits_of(run, n):
     """Whether the first n answers cover the right one, and whether their vote is right, (Q, 2)."""
     hits = []
     for _, record in sorted(run.records.items()):
-        head, gold = record["predictions"][:n], gold_of(record)
-        hits.append((float(gold in head), float(majority_vote(head) == gold)))
+        head, answer = record["predictions"][:n], record["answer"]
+        covered = any(is_right(number, answer) for number in head)
+        hits.append((float(covered), float(is_right(majority_vote(head), answer))))
     return hits
 
 

@@ -17,8 +17,8 @@ from src.runs.figure_style import (
     panel_grid,
 )
 from src.search.voting import trajectory_scores
+from utils.answers import is_right
 from utils.metrics import is_mixed, measured, question_auc, softmax, trajectory_score, weighted_vote
-from utils.records import gold_of
 
 QUARTILES = (25, 50, 75)
 BINS = 5  # of the reliability curve, with equally many questions each
@@ -159,7 +159,7 @@ def _confidence(record, vote, score_by):
     if chosen is None:
         return 0.0, 0.0
     its_own = np.array([prediction == chosen for prediction in predictions])
-    return weights[its_own].sum() / weights.sum(), float(chosen == gold_of(record))
+    return weights[its_own].sum() / weights.sum(), float(is_right(chosen, record["answer"]))
 
 
 def latent_rm_figures(runs):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from src.search.voting import aggregate
+from utils.answers import is_right
 from utils.files import write_text
 from utils.metrics import majority_vote, measured
-from utils.records import gold_of
 
 RUN = ["model", "benchmark", "questions", "sampler", "dropout_p", "noise_std", "seed"]
 SHOWN_RUN = ["model", "benchmark", "questions", "sampler", "seed"]  # parameter beside the sampler
@@ -148,8 +148,11 @@ def chosen_answers(run, n):
 
 def paired_difference(records, answers, base):
     """The difference of two ways to answer the questions of some records, both {idx: number}."""
-    gold = {i: gold_of(record) for i, record in records.items()}
-    return measured([float(answers[i] == gold[i]) - float(base[i] == gold[i]) for i in records])
+    gains = []
+    for i, record in records.items():
+        right, base_right = (is_right(of[i], record["answer"]) for of in (answers, base))
+        gains.append(float(right) - float(base_right))
+    return measured(gains)
 
 
 def _cost(spent, parts):

@@ -141,8 +141,10 @@ def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
     They are read in chunks, so that memory is bounded.
     """
     questions = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
-    positions = torch.arange(ids.shape[1], device=ids.device)  # (L,)
-    chunk = max(1, tokens_within(model) // ids.shape[1])
+    longest = ids.shape[1]
+    positions = torch.arange(longest, device=ids.device)  # (L,)
+    keys = longest if request.sampling.dropout_attention else 0
+    chunk = max(1, tokens_within(model, keys) // longest)
     states, prefix, first = [], None, 0
     for rows in torch.arange(len(rng_keys), device=ids.device).split(chunk):
         x = model.embed(ids[questions[rows]])  # (r, L, D)

@@ -5,6 +5,7 @@ other shapes round differently, and a run should give the same numbers twice.
 """
 
 WORK_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # for the caches and activations of one chunk
+_WEIGHT_BYTES = 20  # of an attention weight that is dropped: score, weight, random bits, mask
 _WIDTHS = 24  # activations of a row, in model widths, that a forward pass holds at once, about
 
 
@@ -24,10 +25,14 @@ def rows_within(model, positions, logits=1):
     return max(1, _work_bytes(model) // (cached + active + scores))
 
 
-def tokens_within(model):
-    """How many prompt tokens are read at once where every sample reads its prompt; at least 1."""
+def tokens_within(model, keys=0):
+    """How many prompt tokens are read at once where every sample reads its prompt; at least 1.
+
+    keys: the length of a prompt, if its attention weights are in memory because they are dropped.
+    """
     config, itemsize = model.config, model.dtype.itemsize
     per_token = (cached_numbers(config) + _WIDTHS * config.hidden_size) * itemsize
+    per_token += _WEIGHT_BYTES * config.num_attention_heads * keys
     return max(1, _work_bytes(model) // 4 // per_token)  # the prefix cache comes on top
 
 

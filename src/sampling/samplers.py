@@ -5,16 +5,19 @@ is read at step t; earlier prompt tokens have negative steps.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from src.sampling import rng
 
 ATTENTION, MLP = range(2)  # dropout sites of a block: after attention, after the MLP
+PROMPT, SUFFIX = range(2)  # where an attention weight's key is: in the prompt, or after it
 SAMPLERS = ("dropout", "noise")
 MASKS = ("step", "trajectory")
 _NOISE_SITE = -1
 _EMBEDDING_SITE = -2
+_WEIGHTS_SITE = -3
 _WHOLE_TRAJECTORY = -(1 << 40)  # in place of the step where one mask serves all of them
 
 
@@ -28,7 +31,8 @@ class Sampling:
     evaluation); if false, all samples share one reading without dropout. dropout_answer: dropout
     also in the last thought's forward pass and in the answer. dropout_embedding: dropout also after
     the embedding (the paper's annotation). dropout_mask: a fresh mask at every position ("step") or
-    one for the whole trajectory ("trajectory", Dropout-GRPO, arXiv 2606.10184).
+    one for the whole trajectory ("trajectory", Dropout-GRPO, arXiv 2606.10184). dropout_attention:
+    dropout also of the attention weights, after their softmax (GPT-2's attn_pdrop).
     Raises ValueError on impossible values.
     """
 
@@ -39,6 +43,7 @@ class Sampling:
     dropout_answer: bool = False
     dropout_embedding: bool = False
     dropout_mask: str = "step"
+    dropout_attention: bool = False
 
     def __post_init__(self):
         if self.method not in (None, *SAMPLERS):
@@ -72,12 +77,21 @@ class NoDropout:
     the hook for chosen positions only, an index pair into (R, S).
     """
 
+    with_embedding = False
+
     def __call__(self, out, layer, site):
         return out
 
     def embedding(self, x):
         """The same for the sum of token (or thought) and position embedding."""
         return x
+
+    def attention(self, layer):
+        """A function that drops attention weights of a layer, or None: they are not dropped.
+
+        See DropoutMasks.drop_weights.
+        """
+        return None
 
     def at(self, index):
         return self
@@ -93,12 +107,30 @@ class DropoutMasks:
     rng_keys: torch.Tensor
     p: float
     with_embedding: bool = False
+    with_attention: bool = False
 
     def __call__(self, out, layer, site):
         return self._drop(out, 2 * layer + site)
 
     def embedding(self, x):
         return self._drop(x, _EMBEDDING_SITE) if self.with_embedding else x
+
+    def attention(self, layer):
+        return partial(self.drop_weights, layer) if self.with_attention else None
+
+    def drop_weights(self, layer, weights, part, numbers=None):
+        """Drops attention weights (R, H, S, T) of all heads, keys in PROMPT or SUFFIX (``part``).
+
+        A weight's random number is keyed by query position, head, layer, part, and the key's number
+        in its part: 0 .. T - 1, or ``numbers`` (R, T). Where the key lies in a batch's padded
+        caches has no effect. Never in place: softmax needs its output for the gradient.
+        """
+        heads = torch.arange(weights.shape[1], device=weights.device)[:, None]  # (H, 1)
+        keys = rng.fold(rng.fold(self.rng_keys, _WEIGHTS_SITE)[:, None], heads)  # (R, H, S)
+        mask = rng.dropped(keys, 2 * layer + part, weights.shape[-1], self.p)  # (R, H, S, T)
+        if numbers is not None:
+            mask = mask.take_along_dim(numbers[:, None, None], dim=-1)
+        return weights.masked_fill(mask, 0).mul_(1 / (1 - self.p))
 
     def _drop(self, out, site):
         mask = rng.dropped(self.rng_keys, site, out.shape[-1], self.p)
@@ -119,7 +151,8 @@ def dropout_hook(sampling, rng_keys, steps, active=True):
     if sampling.dropout_mask == "trajectory":
         steps = torch.full_like(steps[:, :1], _WHOLE_TRAJECTORY)
     step_keys = rng.fold(rng_keys[:, None], steps)  # (R, S) or (R, 1)
-    return DropoutMasks(step_keys, sampling.dropout_p, sampling.dropout_embedding)
+    sites = (sampling.dropout_embedding, sampling.dropout_attention)
+    return DropoutMasks(step_keys, sampling.dropout_p, *sites)
 
 
 def add_noise(sampling, thought, rng_keys, step):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from utils.answers import is_right
 from utils.metrics import (
     best_of_n,
     majority_vote,
@@ -11,7 +12,6 @@ from utils.metrics import (
     trajectory_score,
     weighted_vote,
 )
-from utils.records import gold_of
 
 
 def trajectory_scores(record, score_by):
@@ -63,12 +63,11 @@ def measure(records, report_n, score_by="sum"):
     "thought_distance" (src.search.diversity) of the whole pools, no percentage, where all records
     have it; those of runs before 2026-11-26 may not.
     """
-    pools = [(record["predictions"], gold_of(record)) for record in records]
-    gold = [right for _, right in pools]
+    pools = [(record["predictions"], record["answer"]) for record in records]
     by_n = summarize(pools, report_n)
     for n in report_n:
         answers = [aggregate(record, n, score_by) for record in records]
-        hits = {name: _hits([chosen[name] for chosen in answers], gold) for name in answers[0]}
+        hits = {name: _hits([chosen[name] for chosen in answers], records) for name in answers[0]}
         majority = hits.pop("majority")
         for name, values in hits.items():
             by_n[str(n)][name] = measured(values)
@@ -83,15 +82,15 @@ def _distance(records):
     return {"thought_distance": measured(distances, scale=1, decimals=4)}
 
 
-def _hits(answers, gold):
+def _hits(answers, records):
     """1.0 where an answer is right, else 0.0, (Q,)."""
-    return np.array([float(a == g) for a, g in zip(answers, gold, strict=True)])
+    pairs = zip(answers, records, strict=True)
+    return np.array([float(is_right(number, record["answer"])) for number, record in pairs])
 
 
 def measure_beams(records, num_beams):
     """The same form for beam search: the best beam's accuracy, and what the survivors cover."""
-    gold = [gold_of(record) for record in records]
-    best = _hits([record["vote"] for record in records], gold)
+    best = _hits([record["vote"] for record in records], records)
     covered = [any(record["correct"]) for record in records]
     by_n = {str(num_beams): {"beam_search": measured(best), "coverage": measured(covered)}}
     return {"n_samples": num_beams, "by_n": by_n}

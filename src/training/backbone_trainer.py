@@ -6,19 +6,23 @@ import json
 import math
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from src.models import architectures, model_class
+from src.models import BACKBONES, architectures, model_class
+from src.models.architectures import combine
+from src.models.cot import CoT
 from src.models.precision import slowness
 from src.models.tokenizers import UNKNOWN_SHARE, add_tokens, build_tokenizer, rows_with_unknown
 from src.sampling import rng
 from src.training.attention import training_attention
 from src.training.curriculum import FileProblems, batches, make_source
 from src.training.losses import BACKBONE_LOSSES
+from src.training.losses.cot import COT
 from src.training.model_card import write_card
 from src.training.trackers import finish_trackers, start_trackers
 from utils.datasets import load_dataset
@@ -29,8 +33,8 @@ from utils.progress import Pace, progress
 
 _CHECKED_ROWS = 10_000  # rows of a training file in which unknown words are looked for
 _STEP_BINS = 32  # of the accuracies by number of steps, from 0; the last one holds longer problems
-# Hugging Face's own dropouts are off: a stage drops where the sampler does
-_DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout")
+# Of GPT-2's config. They are model_dropout; a stage's own dropout acts where the sampler does.
+_DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 
 
 @dataclass
@@ -43,28 +47,40 @@ class Cursor:
     step: int = 0  # optimizer steps of the stage
     total_steps: int = 0  # of all stages
     seconds: float = 0.0  # of training, over all sessions
+    best: int | None = None  # index in history of the last stage's best validation
     history: list = field(default_factory=list)  # a dict for each validation
 
 
-def new_model(recipe, architecture=None):
-    """The model before training, and its tokenizer with the special tokens. Raises UserError.
-
-    architecture: of a model from scratch, None: the backbone's default. A base has its own.
-    """
+def new_model(recipe):
+    """The model before training, and its tokenizer with the special tokens. Raises UserError."""
     base = recipe.base
     fault = "config: makes no model" if base is None else f"base: {base} can't be loaded"
     try:
-        if base is not None:
-            architecture = AutoConfig.from_pretrained(base).model_type
-        cls = model_class(recipe.model_type, architecture or architectures(recipe.model_type)[0])
-        values = {key: 0 for key in _DROPOUTS if hasattr(cls.config_class(), key)} | recipe.config
+        cls = _model_class(recipe)
+        dropouts = dict.fromkeys(_DROPOUTS, recipe.model_dropout)
+        known = {key: p for key, p in dropouts.items() if hasattr(cls.config_class(), key)}
+        values = known | recipe.config
         if base is None:
             model, tokenizer = _from_scratch(cls, values)
         else:
             model, tokenizer = _from_base(cls, base, values)
     except Exception as error:  # odd values and damaged checkpoints fail in many ways
         raise UserError(f"{fault} ({_one_line(error)})") from None
-    return add_tokens(model, tokenizer), tokenizer
+    if recipe.model_dropout and not known:
+        raise UserError(f"model_dropout: {cls.config_class.model_type} has none; leave it out")
+    if recipe.model_type == COT:
+        model.backbone = BACKBONES[recipe.format_of]
+    return add_tokens(model, tokenizer, recipe.initialize_tokens_from), tokenizer
+
+
+def _model_class(recipe):
+    """The class of the recipe's backbone, or of its CoT model, in the base's architecture."""
+    architecture = recipe.architecture
+    if recipe.base is not None:
+        architecture = AutoConfig.from_pretrained(recipe.base).model_type
+    if recipe.model_type == COT:
+        return combine(CoT, architecture)
+    return model_class(recipe.model_type, architecture or architectures(recipe.model_type)[0])
 
 
 def _from_scratch(cls, values):
@@ -120,26 +136,37 @@ class BackboneTrainer:
         self.recipe, self.accelerator = recipe, accelerator
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
-        if recipe.batch_size % self.num_processes:
-            raise UserError(f"batch_size must be a multiple of {self.num_processes} processes")
+        self.num_passes = self._passes_of_a_step()
         torch.manual_seed(recipe.seed)
         self.model, self.tokenizer = new_model(recipe)
         per_epoch, held_out = recipe.problems_per_epoch, recipe.held_out
-        self.source = make_source(recipe.train, recipe.seed, per_epoch, held_out)
+        loss = BACKBONE_LOSSES[recipe.model_type]
+        self.source = make_source(recipe.train, recipe.seed, per_epoch, held_out, loss.accepts)
         self.valid = load_dataset(recipe.valid)
         self._check_words()
         self.output = Path(recipe.output_dir)
         self.state_file = self.output / "training_state.pt"
+        self.best_file = self.output / "best_weights.pt"
         self.clock = time.monotonic()
         self.cursor = Cursor()
         self.lora_model = add_lora(self.model, recipe.lora) if recipe.lora else None
-        loss = BACKBONE_LOSSES[recipe.model_type]
-        self.loss = loss(self.model, recipe.loss, self.tokenizer.eos_token)
+        self.loss = loss(self.model, recipe.loss, self.tokenizer, recipe.model_dropout)
         optimizer_state = self._load()
         self.wrapped_loss = accelerator.prepare(self.loss)
         self.optimizer = self._new_optimizer()
         if optimizer_state:
             self.optimizer.load_state_dict(optimizer_state)
+
+    def _passes_of_a_step(self):
+        """Forward passes of one process in an optimizer step. Raises UserError."""
+        rows, left = divmod(self.recipe.batch_size, self.num_processes)
+        if left:
+            raise UserError(f"batch_size must be a multiple of {self.num_processes} processes")
+        size = self.recipe.per_device_train_batch_size or rows
+        if rows % size:
+            fault = f"per_device_train_batch_size: {size} does not divide {rows}"
+            raise UserError(f"{fault}, a process's problems of a step")
+        return rows // size
 
     def introduction(self):
         """One line: which model is trained on what, and where."""
@@ -168,8 +195,8 @@ class BackboneTrainer:
 
     def _new_optimizer(self):
         trained = [p for p in self.wrapped_loss.parameters() if p.requires_grad]
-        decay = self.recipe.weight_decay
-        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=decay)
+        betas = (self.recipe.adam_beta1, self.recipe.adam_beta2)
+        optimizer = torch.optim.AdamW(trained, betas=betas, weight_decay=self.recipe.weight_decay)
         return self.accelerator.prepare(optimizer)
 
     def run(self):
@@ -183,6 +210,8 @@ class BackboneTrainer:
             self._finish()
 
     def _run_stages(self):
+        if self.recipe.eval_on_start and not self.cursor.history:
+            self._validate(self.recipe.stages[0], print)
         is_main, cursor, stages = self.accelerator.is_main_process, self.cursor, self.recipe.stages
         epochs = sum(stage.epochs for stage in stages[cursor.stage :])
         self.pace = Pace(epochs * self._steps_per_epoch() - cursor.step, print if is_main else None)
@@ -190,7 +219,7 @@ class BackboneTrainer:
             self._run_stage(stages[cursor.stage])
             cursor.stage += 1
             cursor.epoch = cursor.batch = cursor.step = 0
-            self.optimizer = self._new_optimizer()  # each stage has its own, as in COCONUT
+            self.optimizer = self._new_optimizer()
             self._save()
 
     def _steps_per_epoch(self):
@@ -201,13 +230,37 @@ class BackboneTrainer:
         cursor, quiet = self.cursor, not self.accelerator.is_main_process
         total_steps = self._steps_per_epoch() * stage.epochs
         bar = progress(total_steps, cursor.step, f"stage {cursor.stage}", disable=quiet)
-        while cursor.epoch < stage.epochs:
+        while cursor.epoch < stage.epochs and not self._stops_early():
+            if self.recipe.new_optimizer == "epoch" and cursor.batch == 0:
+                self.optimizer = self._new_optimizer()
             self._run_epoch(stage, total_steps, bar)
             cursor.epoch, cursor.batch = cursor.epoch + 1, 0
             if cursor.epoch % self.recipe.validate_every == 0 or cursor.epoch == stage.epochs:
-                self._validate(stage, bar)
+                self._validate(stage, bar.write)
+                self._keep_best()
             self._save()
         bar.close()
+
+    def _in_last_stage(self):
+        return self.cursor.stage == len(self.recipe.stages) - 1
+
+    def _stops_early(self):
+        """Whether the last stage has had too many validations without a better one."""
+        patience, best = self.recipe.early_stopping_patience, self.cursor.best
+        if patience is None or best is None:
+            return False
+        return len(self.cursor.history) - 1 - best >= patience
+
+    def _keep_best(self):
+        """Notes the last stage's best validation, and writes its weights if they will be needed."""
+        history, best = self.cursor.history, self.cursor.best
+        accuracy = history[-1]["valid_accuracy"]
+        worse = best is not None and accuracy <= history[best]["valid_accuracy"]
+        if worse or not self._in_last_stage():
+            return
+        self.cursor.best = len(history) - 1
+        if self.recipe.load_best_model_at_end and self.accelerator.is_main_process:
+            _write_tensors(self.best_file, self.loss.state_dict())
 
     def _run_epoch(self, stage, total_steps, bar):
         recipe, cursor = self.recipe, self.cursor
@@ -226,7 +279,7 @@ class BackboneTrainer:
             self.pace.step()
             if cursor.step % 50 == 0:
                 self._show(bar, float(loss), float(right.float().mean()))
-            if cursor.step % recipe.save_every == 0:
+            if cursor.step % recipe.save_steps == 0:
                 self._save()
         if not cursor.batch:
             size = recipe.batch_size
@@ -249,12 +302,26 @@ class BackboneTrainer:
             group["lr"] = self._learning_rate(stage, total_steps)
         self.optimizer.zero_grad()
         torch.manual_seed(self._torch_seed())
-        with self.accelerator.autocast(), training_attention(self.device):
-            shard = batch.shard(self.process, self.num_processes, self.device)
-            loss, right = self.wrapped_loss(shard, stage, self._rng_keys())
-            self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.wrapped_loss.parameters(), self.recipe.max_grad_norm)
+        losses = [self._forward_backward(batch, stage, part) for part in range(self.num_passes)]
+        if self.recipe.max_grad_norm:
+            parameters = self.wrapped_loss.parameters()
+            self.accelerator.clip_grad_norm_(parameters, self.recipe.max_grad_norm)
         self.optimizer.step()
+        losses, right = zip(*losses, strict=True)
+        return sum(losses), torch.cat(right)
+
+    def _forward_backward(self, batch, stage, part):
+        """Adds the gradients of one of ``num_passes`` parts of this process's rows; its share of
+        the loss (scalar), and its right predictions."""
+        first = self.process + part * self.num_processes
+        count = self.num_processes * self.num_passes
+        last = part == self.num_passes - 1
+        waits = nullcontext() if last else self.accelerator.no_sync(self.wrapped_loss)
+        with waits, self.accelerator.autocast(), training_attention(self.device):
+            shard = batch.shard(first, count, self.device)
+            loss, right = self.wrapped_loss(shard, stage, self._rng_keys(first, count))
+            loss = loss / self.num_passes
+            self.accelerator.backward(loss)
         return loss.detach(), right
 
     def _check_positions(self, batch, stage):
@@ -265,10 +332,13 @@ class BackboneTrainer:
             raise UserError(f"config: {fault}: raise them, or drop the longest problems")
 
     def _learning_rate(self, stage, total_steps):
-        """Linear over the stage, times a linear warmup."""
-        step = self.cursor.step
-        warmup = min(1.0, (step + 1) / max(1, self.recipe.warmup_steps))
-        return stage.rate_at(min(1.0, step / max(1, total_steps))) * warmup
+        """The stage's schedule, after a linear warm-up."""
+        step, warmup = self.cursor.step, self.recipe.warmup_steps
+        if warmup < 1:
+            warmup = math.ceil(warmup * total_steps)
+        if step < warmup:
+            return stage.learning_rate * (step + 1) / warmup
+        return stage.rate_at(min(1.0, (step - warmup) / max(1, total_steps - warmup)))
 
     def _torch_seed(self):
         """For the dropout of adapters and projector: depends on seed, stage, step and process."""
@@ -277,9 +347,9 @@ class BackboneTrainer:
             key = rng.fold(key, value)
         return int(key)
 
-    def _rng_keys(self):
-        """Random keys of this process's rows: they depend on seed, stage, step and row."""
-        rows = torch.arange(self.process, self.recipe.batch_size, self.num_processes)
+    def _rng_keys(self, first, count):
+        """Random keys of a shard's rows: they depend on seed, stage, step and row."""
+        rows = torch.arange(first, self.recipe.batch_size, count)
         step = torch.full_like(rows, self.cursor.stage << 32 | self.cursor.step)
         return rng.row_keys(self.recipe.seed, step, rows, self.device)
 
@@ -302,7 +372,7 @@ class BackboneTrainer:
         by_steps = {str(k): round(100 * solved[k] / n, 1) for k, n in enumerate(total) if n}
         return round(100 * sum(solved) / sum(total), 2), by_steps
 
-    def _validate(self, stage, bar):
+    def _validate(self, stage, show):
         overall, by_steps = self.accuracy(stage)
         self._add_time()
         entry = {
@@ -315,7 +385,7 @@ class BackboneTrainer:
         self.cursor.history.append(entry)
         self._log({"valid_accuracy": overall})
         if self.accelerator.is_main_process:
-            bar.write(json.dumps(entry))
+            show(json.dumps(entry))
 
     def _add_time(self):
         """Adds the time since the last call to the seconds of training, over all sessions."""
@@ -333,9 +403,7 @@ class BackboneTrainer:
             "module": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's
-        torch.save(state, buffer)
-        write_bytes(self.state_file, buffer.getbuffer())
+        _write_tensors(self.state_file, state)
 
     def _load(self):
         """Restores a saved state; returns the optimizer's part, or None at a fresh start."""
@@ -344,11 +412,7 @@ class BackboneTrainer:
                 fault = f"output_dir: {self.output} holds a finished model"
                 raise UserError(f"{fault}; name another folder")
             return None
-        try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged archive fails in many ways
-            reason = f"{self.state_file} is damaged ({type(error).__name__})"
-            raise UserError(f"{reason}; remove it to start anew") from None
+        state = _read_tensors(self.state_file)
         before, now = state["recipe"].get("mixed_precision"), self.recipe.mixed_precision
         if state["recipe"] | {"mixed_precision": now} != self.recipe.fingerprint():
             mend = "go on with that one or remove the file"
@@ -362,6 +426,10 @@ class BackboneTrainer:
 
     def _finish(self):
         recipe, history = self.recipe, self.cursor.history
+        last = history[-1] if history else {}
+        if recipe.load_best_model_at_end and self.cursor.best is not None:
+            last = history[self.cursor.best]
+            self.loss.load_state_dict(_read_tensors(self.best_file))
         model = self.lora_model.merge_and_unload() if self.lora_model else self.model
         thoughts = recipe.stages[-1].thoughts
         generation = ({"latent_length": thoughts} if thoughts else {}) | recipe.generation
@@ -371,7 +439,6 @@ class BackboneTrainer:
         model.generation_config._from_model_config = False
         model.save_pretrained(self.output)
         self.tokenizer.save_pretrained(self.output)
-        last = history[-1] if history else {}
         metrics = {
             "seed": recipe.seed,
             "mixed_precision": recipe.mixed_precision,
@@ -384,8 +451,23 @@ class BackboneTrainer:
             "history": history,
         }
         write_json(self.output / "metrics.json", metrics)
-        self.state_file.unlink(missing_ok=True)
+        for file in (self.state_file, self.best_file):
+            file.unlink(missing_ok=True)
         print(f"wrote {self.output}: valid accuracy {last.get('valid_accuracy')} %")
+
+
+def _write_tensors(path, values):
+    buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's
+    torch.save(values, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def _read_tensors(path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive fails in many ways
+        reason = f"{path} is damaged ({type(error).__name__})"
+        raise UserError(f"{reason}; remove it to start anew") from None
 
 
 def train(recipe, accelerator, text):

@@ -1,6 +1,7 @@
 """Training data of the backbones: stages of a curriculum, sources of problems, batches."""
 
 import itertools
+import math
 import random
 from collections import defaultdict, namedtuple
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ BLOCK = 16384  # problems that are tokenized and batched together
 DIGITS = 3  # last digits of a result that are predicted
 NO_DIGIT = 10  # class of a digit that a number does not have
 IGNORED = -100  # target that cross-entropy leaves out
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass
@@ -23,11 +25,12 @@ class Stage:
     """One stage of a curriculum. Raises ValueError for impossible values."""
 
     epochs: int  # at least 1
-    learning_rate: float  # at the start, in (0, 1)
+    learning_rate: float  # after the warm-up, in (0, 1)
     thoughts: int = 0  # of a problem (COCONUT, CODI; with 0 only CODI's teacher learns)
     hidden_steps: int = 0  # leading steps that the thoughts replace, -1: all (COCONUT, CODI)
     speeds: list[int] = field(default_factory=list)  # factors r, each problem draws one (CoLaR)
-    final_learning_rate: float | None = None  # at the end, linear in between; None: constant
+    lr_scheduler_type: str = "constant"  # or linear, cosine: how it falls over the stage
+    final_learning_rate: float = 0.0  # at the end of a stage that is linear or cosine
     dropout: float = 0.0  # rate in [0, 1), at the sites where the dropout sampler drops
 
     def __post_init__(self):
@@ -35,9 +38,15 @@ class Stage:
             raise ValueError("a stage needs thoughts >= 0, hidden_steps >= -1 and epochs >= 1")
         if self.speeds and min(self.speeds) < 1:
             raise ValueError("a stage's speeds must be at least 1")
-        rates = (self.learning_rate, self.final_learning_rate or 0.0)
-        if not (self.learning_rate > 0 and all(0 <= rate < 1 for rate in rates)):
+        if not (0 < self.learning_rate < 1 and 0 <= self.final_learning_rate < 1):
             raise ValueError("a stage needs 0 < learning_rate < 1 and 0 <= final_learning_rate < 1")
+        if self.lr_scheduler_type not in SCHEDULES:
+            names = ", ".join(SCHEDULES)
+            raise ValueError(f"a stage's lr_scheduler_type must be one of {names}")
+        if self.final_learning_rate and self.lr_scheduler_type == "constant":
+            raise ValueError(
+                "a stage's final_learning_rate needs lr_scheduler_type: linear, cosine"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"a stage's dropout must be in [0, 1), not {self.dropout}")
 
@@ -51,10 +60,14 @@ class Stage:
             raise ValueError(f"a stage's speeds are missing, {meaning}")
 
     def rate_at(self, progress):
-        """The learning rate after a share ``progress`` in [0, 1] of the stage."""
-        if self.final_learning_rate is None:
-            return self.learning_rate
-        return self.learning_rate + (self.final_learning_rate - self.learning_rate) * progress
+        """The learning rate after a share ``progress`` in [0, 1] of the stage's time after the
+        warm-up."""
+        left = {
+            "constant": 1.0,
+            "linear": 1 - progress,
+            "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        }[self.lr_scheduler_type]
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * left
 
 
 class TinyProblems:
@@ -77,33 +90,51 @@ class TinyProblems:
 
 
 class FileProblems:
-    """The rows of a data file that are not held out, in another order each epoch. Raises UserError
-    when all of them are."""
+    """The rows of a data file that are not held out and that the loss accepts.
+
+    Every pass over the file has another order. per_epoch: problems of an epoch, None: all rows; the
+    next epoch goes on where the last one ended. Raises UserError when no row is left.
+    """
 
     remainder = "pad"
 
-    def __init__(self, seed, path, held_out):
+    def __init__(self, seed, path, per_epoch, held_out, accepts):
         rows, held_out = load_dataset(path), _questions(held_out)
         self.seed = seed
-        self.rows = [row for row in rows if _normalized_question(row) not in held_out]
-        self.num_held_out = len(rows) - len(self.rows)
-        if not self.rows:
+        kept = [row for row in rows if _normalized_question(row) not in held_out]
+        self.num_held_out = len(rows) - len(kept)
+        if not kept:
             raise UserError(f"train: all {len(rows)} questions of {path} are in held_out")
+        self.rows = [row for row in kept if accepts(row)]
+        if not self.rows:
+            raise UserError(f"train: {path} has no question with an answer that can be learned")
+        self.per_epoch = per_epoch or len(self.rows)
 
     def __len__(self):
-        return len(self.rows)
+        return self.per_epoch
 
     def epoch(self, number):
+        first, left = number * self.per_epoch, self.per_epoch
+        while left:
+            pass_number, place = divmod(first, len(self.rows))
+            rows = self._shuffled(pass_number)[place : place + left]
+            yield from rows
+            first, left = first + len(rows), left - len(rows)
+
+    def _shuffled(self, pass_number):
         rows = list(self.rows)
-        random.Random(f"{self.seed}/{number}").shuffle(rows)
+        random.Random(f"{self.seed}/{pass_number}").shuffle(rows)
         return rows
 
 
-def make_source(train, seed, per_epoch, held_out):
-    """The training problems that a recipe names: "tiny" or a data file."""
+def make_source(train, seed, per_epoch, held_out, accepts):
+    """The training problems that a recipe names: "tiny" or a data file.
+
+    accepts(row): whether a row of a file can be learned from.
+    """
     if train == "tiny":
         return TinyProblems(seed, per_epoch, held_out)
-    return FileProblems(seed, train, held_out)
+    return FileProblems(seed, train, per_epoch, held_out, accepts)
 
 
 def _questions(paths):
@@ -124,7 +155,7 @@ class Batch:
     texts: dict  # {name: token ids (B, S)}, padded on the right with IGNORED; the loss names them
     digits: torch.Tensor  # (B, K, DIGITS), the last digits of the results of the first K steps
     num_steps: list  # reasoning steps of each of the B problems
-    num_targets: dict  # {name: divisor of the summed loss of that text}
+    num_targets: dict  # {name: divisor of the summed loss of that text}, see _num_targets
     speed: int | None  # CoLaR's compression factor r
 
     def shard(self, process, num_processes, device="cpu"):
@@ -198,7 +229,7 @@ def _group_by_length(examples, size, remainder):
 
 
 def _collate(examples, num_probed):
-    names = examples[0].texts
+    names, speed = examples[0].texts, examples[0].speed
     texts = {name: _pad([example.texts[name] for example in examples], IGNORED) for name in names}
     return Batch(
         prompts=_pad([example.prompt for example in examples], 0),
@@ -206,9 +237,19 @@ def _collate(examples, num_probed):
         texts=texts,
         digits=torch.tensor([result_digits(example.row, num_probed) for example in examples]),
         num_steps=[len(example.row["steps"]) for example in examples],
-        num_targets={name: float((ids[:, 1:] != IGNORED).sum()) for name, ids in texts.items()},
-        speed=examples[0].speed,
+        num_targets={
+            name: _num_targets(name, [len(example.texts[name]) for example in examples], speed)
+            for name in names
+        },
+        speed=speed,
     )
+
+
+def _num_targets(name, lengths, speed):
+    """Tokens of a text after its first one, or CoLaR's groups of r tokens of the steps."""
+    if speed and name == "steps":
+        return float(sum(-(-length // speed) for length in lengths))
+    return float(sum(length - 1 for length in lengths))
 
 
 def _pad(sequences, value):

@@ -10,11 +10,14 @@ from transformers import TrainingArguments
 
 from src.models import BACKBONES
 from src.models.precision import resolve_precision
+from src.training import release_keys
+from src.training.command_line import RecipeSource
 from src.training.losses.latent_rm import REWARD_LOSSES
 from src.training.reward_dataset import LABELS
 from src.training.trackers import check_installed
-from utils.config import build, check_seed, read_yaml, seed_of_32_bits, typed
+from utils.config import build_from, check_seed, seed_of_32_bits
 from utils.errors import UserError
+from utils.release import REWARD_MODELS
 
 METRICS = ("recall_at_1", "weighted_vote", "vote", "coverage", "mean_accuracy", "auc", "loss")
 _MINIMUM = {
@@ -54,6 +57,9 @@ class RewardRecipe(TrainingArguments):
     digits_weight: float = 0.0  # of the training-only digit heads
     answer_weight: float = 0.0  # above 0, the model also learns to answer, and scores answers
     keep_unmixed: bool = False  # also train on questions that all trajectories solve, or none
+    # questions of one optimizer step, over all processes; by it gradient_accumulation_steps follows
+    # from per_device_train_batch_size, which are questions too
+    batch_size: int | None = None
     early_stopping_patience: int | None = None  # evaluations without a better metric
     mixed_precision: str = "no"  # bf16, no, or auto: bf16 where the device computes it fast
     store_dtype: str = "float32"  # number format of the finished checkpoint
@@ -77,6 +83,18 @@ class RewardRecipe(TrainingArguments):
         # the Trainer reads the precision from here, where `accelerate config` may hold another one
         os.environ["ACCELERATE_MIXED_PRECISION"] = self.mixed_precision
         super().__post_init__()
+        self._accumulate()
+
+    def _accumulate(self):
+        """Sets gradient_accumulation_steps, so that a step takes batch_size questions."""
+        if self.batch_size is None:
+            return
+        at_once = self.train_batch_size * self.world_size
+        if self.batch_size < 1 or self.batch_size % at_once:
+            each = f"per_device_train_batch_size {self.train_batch_size}"
+            mend = f"a multiple of {each} x {self.world_size} processes"
+            raise UserError(f"batch_size must be {mend}, not {self.batch_size}")
+        self.gradient_accumulation_steps = self.batch_size // at_once
 
     def _check_own_keys(self):
         if min(self.extra_layers, self.digits_weight, self.answer_weight) < 0:
@@ -127,7 +145,8 @@ class RewardRecipe(TrainingArguments):
     def fingerprint(self):
         """{"recipe": .., "arguments": ..}: the values that determine the weights."""
         arguments = {name: getattr(self, name) for name in _LASTING}
-        recipe = {name: getattr(self, name) for name in _OWN_KEYS} | {"seed": self.model_seed}
+        recipe = {name: getattr(self, name) for name in _OWN_KEYS if name != "batch_size"}
+        recipe["seed"] = self.model_seed
         return {"recipe": recipe, "arguments": arguments | {"batch": self.global_batch_size}}
 
 
@@ -141,25 +160,34 @@ def load_recipe(path, report_to=None):
 
     report_to: a tracker in place of the file's, if not None.
     """
-    values = read_yaml(path) | ({} if report_to is None else {"report_to": report_to})
+    return build_recipe(recipe_values(RecipeSource(path)), path, report_to)
+
+
+def recipe_values(source):
+    """{key: value} of a RecipeSource in our keys. Raises UserError that names file, flag or key."""
+    known = [*_NEW_KEYS, *_TRAINER_KEYS, *release_keys.KEYS]
+    values = source.values(REWARD_MODELS, known, release_keys.RIVALS)
     try:
-        _check_keys(values)
-        return build(RewardRecipe, values)
-    except (UserError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from None
+        _check_keys(values, known)
+        return release_keys.in_our_keys(values)
+    except UserError as error:
+        raise UserError(f"{source.name}: {error}") from None
 
 
-def _check_keys(values):
-    """Refuses keys that are no recipe's. The Trainer's ``bf16`` becomes ``mixed_precision``."""
+def build_recipe(values, where, report_to=None):
+    """A RewardRecipe of ``recipe_values``, with ``where`` at the start of errors."""
+    return build_from(
+        RewardRecipe, values if report_to is None else values | {"report_to": report_to}, where
+    )
+
+
+def _check_keys(values, known):
+    """Refuses keys that are no recipe's."""
     for key in values:
-        if key not in _NEW_KEYS + _TRAINER_KEYS:
-            known = f"{', '.join(sorted(_OWN_KEYS))}, and those of transformers.TrainingArguments"
-            raise UserError(f"unknown key {key}; known keys: {known}")
+        if key not in known:
+            keys = f"{', '.join(sorted(_OWN_KEYS))}, and those of transformers.TrainingArguments"
+            raise UserError(f"unknown key {key}; known keys: {keys}")
         if key.startswith(("hub_", "push_to_hub")):
             raise UserError(f"{key} is not supported here: use the flag --push_to_hub REPO")
         if key in _UNSUPPORTED:
             raise UserError(f"{key} is not supported here: leave it out")
-    if "bf16" in values:
-        if "mixed_precision" in values:
-            raise UserError("bf16 and mixed_precision say the same: leave one out")
-        values["mixed_precision"] = "bf16" if typed(values.pop("bf16"), bool, "bf16") else "no"

@@ -100,7 +100,7 @@ def pool_metrics(prediction):
     outcomes = defaultdict(list)
     for right, numbers, score in zip(corrects, answers, scores, strict=True):
         parsed = [None if math.isnan(number) else number for number in numbers.tolist()]
-        # the right answer, if any trajectory gave it
+        # the numbers that are right, as far as any trajectory gave them
         gold = {number for number, ok in zip(parsed, right, strict=True) if ok}
         outcomes["recall_at_1"].append(best_of_n(parsed, score) in gold)
         outcomes["weighted_vote"].append(weighted_vote(parsed, softmax(score)) in gold)
@@ -133,6 +133,14 @@ class _SetEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class _Patience(EarlyStoppingCallback):
+    """Counts evaluations of the pool of metric_for_best_model; the Trainer reports each pool."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
+            super().on_evaluate(args, state, control, metrics=metrics, **kwargs)
 
 
 class _MarkComplete(TrainerCallback):
@@ -200,7 +208,7 @@ def train(recipe, text):
     _begin(recipe, train_set, text)
     callbacks = [_MarkComplete(), _PrintPace()]
     if recipe.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+        callbacks.append(_Patience(recipe.early_stopping_patience))
     direct_trainer(recipe)
     trainer = RewardTrainer(
         model=model, args=recipe, data_collator=collate, train_dataset=train_set,
@@ -237,6 +245,7 @@ def _begin(recipe, train_set, text):
 def _train_or_resume(trainer):
     recipe = trainer.args
     checkpoint = last_checkpoint(recipe.output_dir)
+    recipe.eval_on_start = recipe.eval_on_start and checkpoint is None  # it would count twice
     if checkpoint is None or (checkpoint / _COMPLETE_FILE).read_text() != _ENDED:
         if recipe.train_weights:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -13,30 +13,42 @@ from src.sampling.trajectories import Request
 from src.training.curriculum import IGNORED
 from src.training.losses.coconut import positions_after, read_prompts
 
+_SAMPLE_SITE = -16  # of the random numbers of the sampled thoughts
+
 
 class ColarLoss(nn.Module):
-    """The embeddings of r tokens of the steps, a group, are merged, sum / sqrt(r), into one input.
+    """The embeddings of r tokens of the steps, a group, are merged into one input.
 
-    token: weight of the cross-entropy of one token drawn from the next group, of the end token
-    after the last one, and of the answer. latent: weight of the mean squared error of the latent
-    head against the next merged embedding, in units of config.latent_embedding_std. Both are means
-    over a row first. Shapes: B rows, K groups, r tokens of a group, S tokens of the text.
+    A group of n <= r tokens becomes their sum / sqrt(n). token: weight of the cross-entropy of one
+    token drawn from the next group, of the end token after the last one, and of the answer. latent:
+    weight of the squared error of a sample from N(mean, std) against the next merged embedding, or
+    the end token's after the last one, in units of config.latent_embedding_std. The latent head
+    gives the mean; ``log_std``, which reads the same features, is needed in training only. Both
+    terms are means over the batch's tokens (xiaomi-research/colar, src/models/colar.py).
+    Shapes: B rows, K groups, r tokens of a group, S tokens of the text, D model width.
     """
 
-    default_weights = {"token": 1.0, "latent": 1.0}
+    default_settings = {"token": 1.0, "latent": 1.0}
     stage_keys = {"speeds"}
 
-    def __init__(self, model, weights, eos):
-        """weights: as default_weights; eos: the end-of-text token."""
+    def __init__(self, model, settings, tokenizer, model_dropout=0.0):
+        """settings: as default_settings. model_dropout: 0, since LLaMA has none."""
         super().__init__()
-        self.model, self.weights, self.eos = model, weights, eos
+        self.model, self.settings, self.eos = model, settings, tokenizer.eos_token
+        mean = model.lt_head.mean
+        self.log_std = nn.Linear(mean.in_features, mean.out_features)
+
+    @staticmethod
+    def accepts(row):
+        """Whether a row of the training data can be learned from."""
+        return True
 
     def format_row(self, row, stage, speed):
         """The prompt, the steps (without any: the answer), and the text after them."""
         prompt = self.model.format_prompt(row["question"], speed)
         end = self.model.special_tokens["end_latent_token_id"]
         text = end + self.model.format_answer(row["answer"]) + self.eos
-        return prompt, {"steps": " ".join(row["steps"]) or row["answer"], "text": text}
+        return prompt, {"steps": "\n".join(row["steps"]) or row["answer"], "text": text}
 
     def num_positions(self, batch, stage):
         """How many positions of the model a batch takes."""
@@ -47,20 +59,28 @@ class ColarLoss(nn.Module):
         """The loss (scalar), and whether each answer is predicted right after the true steps (B,).
         rng_keys (B,): the rows' random keys, for dropout and for the tokens that are drawn."""
         groups, merged = self._merge(batch)  # (B, K, r), (B, K, D)
-        thought_mask = (groups != IGNORED).any(-1)  # (B, K)
-        num_thoughts = thought_mask.sum(1)  # (B,)
+        num_thoughts = (groups != IGNORED).any(-1).sum(1)  # (B,)
         sampling = Sampling("dropout", stage.dropout)
         hidden = self._read(batch, merged, num_thoughts, sampling, rng_keys)  # (B, K + S, D)
-        latent = self._latent_loss(hidden, merged, thought_mask)
+        latent = self._latent_loss(batch, hidden, merged, num_thoughts, rng_keys)
         token, right = self._token_loss(batch, hidden, num_thoughts, _draw(groups, rng_keys))
-        return self.weights["token"] * token + self.weights["latent"] * latent, right
+        return self.settings["token"] * token + self.settings["latent"] * latent, right
 
-    def _latent_loss(self, hidden, merged, thought_mask):
-        """Mean squared error (scalar); no gradient goes to its target."""
-        target = merged.detach().float() / self.model.config.latent_embedding_std  # (B, K, D)
-        predicted = self.model.lt_head(hidden[:, : merged.shape[1]]).float()  # (B, K, D)
-        errors = (predicted - target).pow(2).mean(-1)  # (B, K)
-        return ((errors * thought_mask).sum(1) / thought_mask.sum(1)).mean()
+    def _latent_loss(self, batch, hidden, merged, num_thoughts, rng_keys):
+        """Squared error of sampled thoughts (scalar); no gradient goes to its target."""
+        end = self.model.embed(batch.texts["text"][:, :1])  # (B, 1, D), the closing token's
+        target = insert_after_thoughts(merged, end, num_thoughts)  # (B, K + 1, D)
+        target = target.detach().float() / self.model.config.latent_embedding_std
+        features = self.model.lt_head.fc(hidden[:, : target.shape[1]])  # (B, K + 1, D')
+        mean = self.model.lt_head.mean(features).float()  # (B, K + 1, D)
+        std = self.log_std(features).float().exp()
+        position = torch.arange(target.shape[1], device=target.device)  # (K + 1,)
+        keys = rng.fold(rng_keys[:, None], position)  # (B, K + 1)
+        thought = mean + std * rng.normal(keys, _SAMPLE_SITE, target.shape[2])
+        errors = (thought - target).pow(2).mean(-1)  # (B, K + 1)
+        errors = errors * (position <= num_thoughts[:, None])
+        # a row has one target more than groups
+        return errors.sum() / (batch.num_targets["steps"] + len(errors))
 
     def _token_loss(self, batch, hidden, num_thoughts, drawn):
         """Cross-entropy (scalar) of drawn tokens (B, K) and text; whether texts are right (B,)."""
@@ -71,8 +91,10 @@ class ColarLoss(nn.Module):
         logits = self.model.lm_head(states).float()  # (B, K + S, V)
         target = torch.cat((drawn, text), dim=1)  # (B, K + S)
         logits = logits.transpose(1, 2)  # (B, V, K + S)
-        losses = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
-        loss = (losses.sum(1) / (target != IGNORED).sum(1)).mean()
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+        # num_targets leaves out the text's first token, the closing one, which is a target here
+        num_targets = batch.num_targets["steps"] + batch.num_targets["text"] + len(target)
+        loss = loss / num_targets
         right = (logits.argmax(1) == target) | (target == IGNORED)
         return loss, right[:, num_groups:].all(1)
 
@@ -93,8 +115,10 @@ class ColarLoss(nn.Module):
         steps, speed = batch.texts["steps"], batch.speed  # (B, P)
         padded = F.pad(steps, (0, -steps.shape[1] % speed), value=IGNORED)
         groups = padded.unflatten(1, (-1, speed))
-        embeds = self.model.embed(groups.clamp(min=0)) * (groups != IGNORED)[..., None]
-        return groups, embeds.sum(2) / speed**0.5  # (B, K, r, D) to (B, K, D)
+        real = groups != IGNORED
+        embeds = self.model.embed(groups.clamp(min=0)) * real[..., None]  # (B, K, r, D)
+        sizes = real.sum(-1, keepdim=True).clamp(min=1)  # (B, K, 1)
+        return groups, embeds.sum(2) / sizes**0.5
 
     def _read(self, batch, merged, num_thoughts, sampling, rng_keys):
         """States (B, K + S, D): at the prompt's end, a row's groups, its text, then the padding."""
