@@ -28,6 +28,18 @@ def atomic_path(path):
         Path(temporary).unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path):
+    """Yields a folder that becomes ``path``, absent or empty before, when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        folder = Path(temporary) / path.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, path)
+
+
 def is_temporary(path):
     """Whether a file is left over from an atomic write of a killed process."""
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)

@@ -119,10 +119,14 @@ class LatentReasoner:
         prompt = cls.format_prompt(question).removesuffix(START)
         return prompt, "\n".join([*steps, cls.format_answer(answer)])
 
-    @classmethod
-    def encode(cls, tokenizer, questions):
-        """The prompts of questions: a list of token ids each."""
-        prompts = [cls.format_prompt(question) for question in questions]
+    def encode(self, tokenizer, questions):
+        """The prompts of questions: a list of token ids each.
+
+        They begin with the text ``config.prompt_prefix``, if there is one: some converted LLaMAs
+        (src/models/conversion.py) learned to read a begin-of-text token there.
+        """
+        prefix = getattr(self.config, "prompt_prefix", "")
+        prompts = [prefix + self.format_prompt(question) for question in questions]
         return tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     @classmethod
