@@ -82,7 +82,7 @@ annotate() { # data file, then a pool in the format above
   local name questions trajectories rollouts sampler value
   IFS=: read -r name questions trajectories rollouts sampler value <<<"$2"
   local how=() flags
-  [ "$sampler" = noise ] || how=(${embedding[@]+"${embedding[@]}"})
+  [ "$sampler" != dropout ] || how=(${embedding[@]+"${embedding[@]}"})
   flags=$(sampler_flags "$sampler" "$value") || exit 2
   # shellcheck disable=SC2086
   add_cell src.annotate_data --save_path "$SAVE_PATH" --name "$name" --data_path "$1" \

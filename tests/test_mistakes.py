@@ -152,6 +152,8 @@ FLAGS = [
     annotate("--shard_size", 0, parts=("--shard_size",)),
     annotate("--n_samples_per_step", -1, parts=("at least 0",)),
     annotate("--model_type", "colar", "--dropout_embedding", "true", parts=("no such dropout",)),
+    flag(*NOISE, "--dropout_attention", "true", parts=("--dropout_attention has no effect",)),
+    flag("--dropout_embedding", "true", parts=("no such dropout",), module="infer_llama"),
     choose("--num_beams", 2, parts=("--num_beams has no effect",)),
     choose("--prm_mode", "best", parts=("--prm_mode", "best_of_n")),
     choose("--score_by", "product", parts=("--score_by", "mean")),

@@ -33,7 +33,6 @@ SAMPLERS = {
     ),
     "dropout_shared_prompt": Sampling("dropout", dropout_p=0.3, dropout_prompt=False),
 }
-NO_EMBEDDING = ["noise", "dropout", "dropout_shared_prompt"]
 
 
 def sampler_for(model, name):
@@ -149,12 +148,12 @@ def sample_with_likelihoods(model, request):
     return trajectories, pool.likelihoods()
 
 
-@pytest.mark.parametrize("name", NO_EMBEDDING)
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("answer", [False, True])
 def test_answer_likelihoods_do_not_depend_on_the_batch_or_the_memory(
     backbone, name, answer, monkeypatch
 ):
-    model, sampling = backbone[0], SAMPLERS[name]
+    model, sampling = backbone[0], sampler_for(backbone[0], name)
     if name != "noise":
         sampling = replace(sampling, dropout_answer=answer)
     trajectories, likelihoods = sample_with_likelihoods(model, request(sampling))
@@ -204,20 +203,21 @@ def test_answer_likelihoods_of_a_larger_pool_begin_with_those_of_a_smaller(backb
         torch.testing.assert_close(b.log_probs[:2, :count], a.log_probs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NO_EMBEDDING)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_one_beam_with_one_proposal_is_sample_0(backbone, name):
-    model, sampling = backbone[0], SAMPLERS[name]
+    model, sampling = backbone[0], sampler_for(backbone[0], name)
     beams = beam_search(model, random_reward_model(model), request(sampling), 1, 1).trajectories
     sampled = sample(model, request(sampling, n=1))
     assert beams.tokens == sampled.tokens
     torch.testing.assert_close(beams.thoughts, sampled.thoughts, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NO_EMBEDDING)
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("shape", [(1, 4), (2, 3), (4, 1)])
 def test_beams_do_not_depend_on_the_batch_and_carry_their_rewards(backbone, name, shape):
     """Rewards that differ from the reward model's would mean that caches and beams are mixed up."""
-    model, sampling, rm = backbone[0], SAMPLERS[name], random_reward_model(backbone[0])
+    model, rm = backbone[0], random_reward_model(backbone[0])
+    sampling = sampler_for(model, name)
     whole = beam_search(model, rm, request(sampling), *shape)
     for q, prompt in enumerate(PROMPTS):
         one_question = request(sampling, questions=slice(q, q + 1))

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from src.models import BACKBONES
+from src.runs.commands import COMMANDS
 from tests.commands import assert_success, launch, run_here, samples_of
 from tests.conftest import save_random_checkpoint
+from utils.cli import parse_flags
 
 RUNS = {"run_tests.sh": "coconut", "run_tests_llama.sh": "colar"}
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -22,16 +26,22 @@ STUB = """#!/bin/sh
 """
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    """Runs a script, but its src.sweep in this process, which has loaded the libraries already."""
+def write_stub(tmp_path):
+    """The folder of the STUB."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(STUB)
     (tmp_path / "bin/python").chmod(0o755)
+    return tmp_path / "bin"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Runs a script, but its src.sweep in this process, which has loaded the libraries already."""
+    stub = write_stub(tmp_path)
 
     def run_script(script, **environment):
         record = tmp_path / "record"
-        environment |= {"RECORD": str(record), "PATH": f"{tmp_path}/bin{os.pathsep}{PATH}"}
+        environment |= {"RECORD": str(record), "PATH": f"{stub}{os.pathsep}{PATH}"}
         assert_success(launch(["bash", script], **environment))
         return run_here(["python", *record.read_text().splitlines()])
 
@@ -150,6 +160,31 @@ def test_run_tts_with_rm_tables_every_method_beside_its_cost(tmp_path, backbone,
         again = assert_success(sweep("run_tts_with_rm.sh", **settings | {"NS": sizes}))
         assert "question/s" not in again.stderr
     assert "| 2 |" in (tmp_path / "out/choices.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "everywhere"), [("coconut", "dropout-0.1-embedding-attention"), ("colar", None)]
+)
+def test_the_paper_profile_chooses_at_the_release_s_dropout_too(tmp_path, backbone, everywhere):
+    settings = {
+        "PROFILE": "paper",
+        "BACKBONE": backbone,
+        "GENERATOR": f"checkpoints/tiny-{backbone}",
+        "PRM": f"checkpoints/tiny-latentRM-{backbone}",
+        "SPLITS": "tiny_multi",
+        "BEAMS": "",
+        "NPROC": "1",
+        "OUTPUT_DIR": str(tmp_path),
+    }
+    settings |= {"RECORD": os.devnull, "PATH": f"{write_stub(tmp_path)}{os.pathsep}{PATH}"}
+    assert_success(launch(["bash", "run_tts_with_rm.sh"], **settings))
+    names = []
+    for line in (tmp_path / "cells.txt").read_text().splitlines():
+        name, *flags = shlex.split(line)
+        names.append(parse_flags(COMMANDS[name].arguments, name, "", flags).sampler_name)
+    assert (everywhere in names) == (everywhere is not None)
+    plain = [name for name in names if re.fullmatch(r"(dropout|noise)-[0-9.]+|greedy", name)]
+    assert len(plain) == 3 == len(names) - (everywhere is not None)
 
 
 def assert_every_method_is_tabled(folder, backbone):

@@ -126,10 +126,21 @@ run_cells() {
   python -m src.sweep "$CELLS" --nproc "$NPROC" "$@"
 }
 
+RELEASE_DROPOUT_P=0.1 # GPT-2's, where a config says nothing
+
 # sampler_flags NAME VALUE: prints the flags of a sampler. VALUE is its dropout_p or noise_std, or
-# coverage or vote: the checkpoint's own for this purpose; if empty, for coverage.
+# coverage or vote: the checkpoint's own for this purpose; if empty, for coverage. dropout-release,
+# without a value: GPT-2's own dropout as in its training, which the release's best-of-N samples at.
 sampler_flags() {
   case "$1-$2" in
+  dropout-release-)
+    echo "--sampling_by dropout --dropout_p $RELEASE_DROPOUT_P" \
+      "--dropout_embedding true --dropout_attention true"
+    ;;
+  dropout-release-*)
+    echo "error: dropout-release:$2: takes no value" >&2
+    exit 2
+    ;;
   dropout- | noise-) echo "--sampling_by $1" ;;
   dropout-coverage | dropout-vote | noise-coverage | noise-vote)
     echo "--sampling_by $1 --tuned_for $2"
@@ -137,7 +148,7 @@ sampler_flags() {
   dropout-*) echo "--sampling_by dropout --dropout_p $2" ;;
   noise-*) echo "--sampling_by noise --noise_std $2" ;;
   *)
-    echo "error: $1: unknown sampler; dropout and noise are known" >&2
+    echo "error: $1: unknown sampler; dropout, dropout-release and noise are known" >&2
     exit 2
     ;;
   esac

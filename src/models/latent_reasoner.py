@@ -18,7 +18,6 @@ from utils.config import typed
 _LOCATION = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 _SAMPLING_FIELDS = {f.name for f in fields(Sampling)} - {"method"}
-_SAMPLING_KEYWORDS = _SAMPLING_FIELDS - {"dropout_embedding"}
 
 
 @dataclass
@@ -41,7 +40,8 @@ class GenerationDefaults:
     latent_length: thoughts of a trajectory, or at most so many where the model decides when to stop
     thinking. max_new_tokens: answer tokens at most. dropout_p and noise_std were chosen for
     coverage, dropout_p_for_vote and noise_std_for_vote for the majority vote (src.tune_sampler);
-    None where nobody chose them. The others: see src.sampling.samplers.Sampling.
+    None where nobody chose them. The others: see src.sampling.samplers.Sampling; dropout_embedding
+    is the default of annotation only.
     """
 
     latent_length: int = 6
@@ -165,10 +165,10 @@ class LatentReasoner:
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
         ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers.
-        ``sampling``, for do_sample: dropout_p, noise_std, dropout_prompt, dropout_answer and
-        dropout_mask (src.sampling.samplers.Sampling). None is the checkpoint's default. Returns the
-        sequences (B * N, length), or a LatentGenerateOutput. Raises ValueError on impossible
-        settings, TypeError on unknown keywords.
+        ``sampling``, for do_sample: the other fields of src.sampling.samplers.Sampling, such as
+        dropout_p. None is the checkpoint's default; dropout_embedding and dropout_attention are off
+        unless asked for. Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises
+        ValueError on impossible settings, TypeError on unknown keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         question_ids = range(len(input_ids)) if question_ids is None else question_ids
@@ -189,7 +189,7 @@ class LatentReasoner:
 
     def _sampling(self, method, given):
         """The Sampling of ``generate``: the checkpoint's defaults, and what is given."""
-        unknown = given.keys() - _SAMPLING_KEYWORDS
+        unknown = given.keys() - _SAMPLING_FIELDS
         if unknown:
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         values = self.defaults.sampling() | {"dropout_embedding": False}  # that is annotation's

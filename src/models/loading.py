@@ -98,7 +98,7 @@ def checkpoint_defaults(model_type, model_id):
     path = checkpoint_folder(model_type, model_id) / GENERATION
     backbone = BACKBONES[model_type]
     if not path.is_file():
-        return backbone.paper_defaults
+        return backbone.generation_defaults({})
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return backbone.generation_defaults(values)

@@ -15,7 +15,8 @@ from src.models.loading import (
 )
 from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
 from src.runs.launch import default_processes
-from src.sampling.samplers import MASKS, SAMPLERS, Sampling
+from src.runs.run_folder import current_names
+from src.sampling.samplers import EXTRA_DROPOUTS, MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
 from utils.cli import flag
 from utils.config import check_seed, typed
@@ -25,7 +26,7 @@ from utils.hub import HELP, check_push
 from utils.hub_data import SYNTAX
 
 SAMPLER_FLAGS = {
-    "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask"),
+    "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask", *EXTRA_DROPOUTS),
     "noise": ("noise_std",),
 }
 _KNOWN = ", ".join(BACKBONES)
@@ -46,6 +47,10 @@ MODE_DEFAULTS = {
 
 def _model_type(default, text):
     return flag(default, text, aliases=["--generator_type"])
+
+
+def _dropout_embedding(default):
+    return flag(None, f"dropout after the embedding too; default: {default}; a LLaMA has none")
 
 
 @dataclass
@@ -87,6 +92,9 @@ class SamplingArguments:
         None, "true: dropout in the answer too, and (CoLaR always) in the last thought"
     )
     dropout_mask: str | None = flag(None, "a fresh mask every step, or one a trajectory", MASKS)
+    dropout_attention: bool | None = flag(
+        None, "dropout of the attention weights too; default: false"
+    )
     seed: int = flag(42, "with question and sample index it fixes every random number")
     allow_unknown: bool = flag(
         False, "true: accept that over a tenth of the questions hold words unknown to the model"
@@ -100,7 +108,8 @@ class SamplingArguments:
     )
 
     architecture: ClassVar = None  # of the checkpoints that the command takes, None: any
-    sampler_flags: ClassVar = SAMPLER_FLAGS
+    # Off unless asked for. Older runs lack these flags: off, they are no part of a run's name.
+    off_by_default: ClassVar = EXTRA_DROPOUTS
     # No effect on the results; tuned_for ends in a value of dropout_p or noise_std.
     volatile: ClassVar = ("batch_size", "tuned_for", "allow_unknown", "overwrite", "push_to_hub")
 
@@ -136,19 +145,35 @@ class SamplingArguments:
             raise ValueError(f"{fault}: use the command with {architecture} in its name")
 
     def _resolve_sampler(self, do_sample, checkpoint):
-        """Fills in the sampler's defaults; a flag that would have no effect is an error."""
+        """Fills in the sampler's defaults; a flag that would have no effect is an error.
+
+        A subclass has the flag dropout_embedding, each at its own place: run_name depends on it.
+        """
+        given = self.dropout_embedding
         if do_sample and self.sampling_by is None:
             self.sampling_by = "dropout"
         allowed = self._flags_of_sampler() if do_sample else ()
         why = f"--sampling_by {self.sampling_by}" if do_sample else "--do_sample false"
-        every = {name for flags in self.sampler_flags.values() for name in flags}
+        every = {name for flags in SAMPLER_FLAGS.values() for name in flags}
         for name in sorted(every | (set() if do_sample else {"sampling_by"})):
             if name not in allowed and getattr(self, name) is not None:
                 raise ValueError(f"--{name} has no effect with {why}: leave it out")
         self._resolve_strength(allowed, why, checkpoint)
         for name in allowed:
             if getattr(self, name) is None:
-                setattr(self, name, getattr(checkpoint, name))
+                default = False if name in self.off_by_default else getattr(checkpoint, name)
+                setattr(self, name, default)
+        self._check_dropout_embedding(given)
+
+    def _check_dropout_embedding(self, given):
+        """Of the paper's defaults and the flag, ``given``, only the flag can be a mistake."""
+        architecture = checkpoint_architecture(self.model_type, self.model_id)
+        has_it = model_class(self.model_type, architecture).has_embedding_dropout
+        if given and not has_it:
+            fault = f"a {architecture} model has no such dropout"
+            raise ValueError(f"--dropout_embedding true: {fault}; leave it out")
+        if self.dropout_embedding:
+            self.dropout_embedding = has_it
 
     def _resolve_strength(self, allowed, why, checkpoint):
         """Fills in dropout_p or noise_std by ``tuned_for``, which is then done with."""
@@ -166,7 +191,7 @@ class SamplingArguments:
         self.tuned_for = None
 
     def _flags_of_sampler(self):
-        return self.sampler_flags.get(self.sampling_by, ())
+        return SAMPLER_FLAGS.get(self.sampling_by, ())
 
     def sampling(self):
         """The Sampling of these flags."""
@@ -187,16 +212,23 @@ class SamplingArguments:
 
     @property
     def sampler_name(self):
-        """The sampler with its parameter, such as ``noise-0.8``, or ``greedy``."""
+        """The sampler with its parameter, such as ``noise-0.8``, or ``greedy``.
+
+        Dropout at more than the usual sites names them: ``dropout-0.1-embedding-attention``.
+        """
         if self.sampling_by is None:
             return "greedy"
-        return f"{self.sampling_by}-{getattr(self, STRENGTHS[self.sampling_by])}"
+        strength = str(getattr(self, STRENGTHS[self.sampling_by]))
+        on = [name.removeprefix("dropout_") for name in self.off_by_default if getattr(self, name)]
+        return "-".join([self.sampling_by, strength, *on])
 
     @property
     def run_name(self):
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
         model, data = Path(self.model_id).name, data_name(self.data_path)
-        digest = hashlib.sha256(json.dumps(self.result_settings()).encode()).hexdigest()[:6]
+        settings = self.result_settings().items()
+        named = {k: v for k, v in settings if k not in self.off_by_default or v}
+        digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:6]
         size = f"n{self.n_samples}-seed{self.seed}-{digest}"
         return f"{model}-{data}-{self.sampler_name}-{size}"
 
@@ -234,6 +266,7 @@ class InferenceArguments(SamplingArguments):
     report_n: list[int] = flag(None, "sizes N to report, default 1 4 16 64 up to n_samples")
     do_sample: bool = flag(True, "false: one deterministic trajectory a question")
     bayesian_vote: bool = flag(False, "true: also vote by the mean probability of each answer")
+    dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
     save_latents: bool = flag(False, "true: also write the thoughts, latents/*.safetensors")
 
@@ -269,38 +302,22 @@ class AnnotationArguments(SamplingArguments):
     name: str | None = flag(None, "the pool's folder in it, default: a name made of the settings")
     n_samples: int = flag(8, "trajectories n a question", aliases=["--num_return_sequences"])
     n_samples_per_step: int = flag(64, "rollouts M from every thought; 0: labels are the outcome")
-    dropout_embedding: bool | None = flag(
-        None, "dropout after the embedding too; default: the checkpoint's; LLaMA has none"
-    )
+    dropout_embedding: bool | None = _dropout_embedding("the checkpoint's")
     shard_size: int = flag(64, "questions a file")
 
-    sampler_flags: ClassVar = SAMPLER_FLAGS | {
-        "dropout": (*SAMPLER_FLAGS["dropout"], "dropout_embedding")
-    }
+    off_by_default: ClassVar = ("dropout_attention",)
     # also with the prefix generation_, as in the release
     generation_flags: ClassVar = (
         *("n_samples", "latent_length", "max_new_tokens", "sampling_by"),
-        *(name for names in sampler_flags.values() for name in names),
+        *(name for names in SAMPLER_FLAGS.values() for name in names),
     )
     volatile: ClassVar = (*SamplingArguments.volatile, "save_path", "name")
 
     def __post_init__(self):
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
             self._at_least(name, least)
-        given = self.dropout_embedding
         self._resolve()
-        self._check_dropout_embedding(given)
         self.name = self.name or self.run_name
-
-    def _check_dropout_embedding(self, given):
-        """Of the paper's defaults and the flag, ``given``, only the flag can be a mistake."""
-        architecture = checkpoint_architecture(self.model_type, self.model_id)
-        has_it = model_class(self.model_type, architecture).has_embedding_dropout
-        if given and not has_it:
-            fault = f"a {architecture} model has no such dropout"
-            raise ValueError(f"--dropout_embedding true: {fault}; leave it out")
-        if self.dropout_embedding:
-            self.dropout_embedding = has_it
 
     @property
     def output_dir(self):
@@ -320,6 +337,7 @@ class RewardArguments(SamplingArguments):
     bayesian_vote: bool | None = flag(None, "best_of_n: also the Bayesian vote, default true")
     num_beams: int | None = flag(None, "beam_search: beams B, default 4; then n_samples is B x C")
     num_beam_candidates: int | None = flag(None, "beam_search: proposals C of each, default 4")
+    dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
 
     architecture: ClassVar = "gpt2"
@@ -401,7 +419,7 @@ class RewardArguments(SamplingArguments):
 def _typed_settings(settings):
     """The settings of a run of src.infer_gpt2. Raises an error where they are not whole."""
     cls = InferenceArguments
-    kinds = get_type_hints(cls)
+    kinds, settings = get_type_hints(cls), current_names(settings)
     names = [field.name for field in fields(cls) if field.name not in cls.volatile]
     return {name: typed(settings[name], kinds[name], name) for name in names}
 

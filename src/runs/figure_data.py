@@ -15,6 +15,7 @@ from src.runs.tables import (
     reward_model_name,
     with_sampler,
 )
+from src.sampling.samplers import EXTRA_DROPOUTS
 from utils.answers import is_right
 from utils.datasets import data_sha256, load_dataset
 from utils.errors import UserError, warn
@@ -23,7 +24,7 @@ from utils.metrics import majority_vote, measured
 # The settings that tell one sampler from another. Runs that differ in the seed alone are averaged.
 _SAMPLER = (
     "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
-    "latent_length", "max_new_tokens", "model_dtype",
+    *EXTRA_DROPOUTS, "latent_length", "max_new_tokens", "model_dtype",
 )  # fmt: skip
 MOST_STEPS = 6  # longer problems are counted with these
 

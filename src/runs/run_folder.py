@@ -11,6 +11,7 @@ import transformers
 import yaml
 
 from src.models.loading import checkpoint_files
+from src.sampling.samplers import EXTRA_DROPOUTS
 from utils.datasets import data_sha256
 from utils.errors import UserError
 from utils.files import is_temporary, remove_temporary, sha256, write_json, write_text
@@ -31,13 +32,17 @@ def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
 
 
 def current_names(settings):
-    """The settings of a config.json, where runs before 2026-11-26 had other names for some."""
+    """The settings of a config.json, where runs before 2026-11-26 had other names for some.
+
+    They also lack EXTRA_DROPOUTS, which were off.
+    """
     names = {"generator_type": "model_type", "generator_id": "model_id"}
     renamed = {names.get(key, key): value for key, value in settings.items()}
     if "num_return_sequences" in renamed:
         beams = (renamed.get("num_beams") or 0) * (renamed.get("num_beam_candidates") or 0)
         renamed["n_samples"] = renamed.pop("num_return_sequences") or beams
-    return renamed
+    off = False if renamed.get("sampling_by") == "dropout" else None
+    return dict.fromkeys(EXTRA_DROPOUTS, off) | renamed
 
 
 class RunFolder:

@@ -14,7 +14,9 @@ from utils.answers import is_right
 from utils.files import write_text
 from utils.metrics import majority_vote, measured
 
-RUN = ["model", "benchmark", "questions", "sampler", "dropout_p", "noise_std", "seed"]
+RUN = [
+    "model", "benchmark", "questions", "sampler", "dropout_p", "extra_dropout", "noise_std", "seed",
+]  # fmt: skip
 SHOWN_RUN = ["model", "benchmark", "questions", "sampler", "seed"]  # parameter beside the sampler
 MEASURES = ["coverage", "voting_accuracy", "mean_accuracy", "unparsable"]
 SHOWN = {"coverage": "coverage", "voting_accuracy": "vote"}
@@ -208,11 +210,16 @@ def _gains(frame, name):
 
 
 def with_sampler(frame):
-    """The frame with sampler and parameter in one column: ``noise_std 0.8``, or ``greedy``."""
+    """The frame with sampler and parameter in one column: ``noise_std 0.8``, or ``greedy``.
+
+    Dropout at further sites names them: ``dropout_p 0.1 + embedding + attention``.
+    """
     label = frame["sampler"].copy()
     for name in ("dropout_p", "noise_std"):
         given = frame[name].notna()
         label[given] = name + " " + frame.loc[given, name].astype(str)
+    extra = frame["extra_dropout"].notna()
+    label[extra] += " + " + frame.loc[extra, "extra_dropout"].astype(str)
     return frame.assign(sampler=label)
 
 

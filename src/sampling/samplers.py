@@ -15,6 +15,8 @@ ATTENTION, MLP = range(2)  # dropout sites of a block: after attention, after th
 PROMPT, SUFFIX = range(2)  # where an attention weight's key is: in the prompt, or after it
 SAMPLERS = ("dropout", "noise")
 MASKS = ("step", "trajectory")
+# Fields of Sampling: dropouts that GPT-2 is trained with, and the paper's evaluation does without.
+EXTRA_DROPOUTS = ("dropout_embedding", "dropout_attention")
 _NOISE_SITE = -1
 _EMBEDDING_SITE = -2
 _WEIGHTS_SITE = -3
