@@ -2,9 +2,9 @@
 # sweep writes its cells, one command line each, to a file. src.sweep runs them in one group of
 # processes.
 
-# read_release_names MODEL SEED: takes the release's variables as ours, Ns as NS, batch_sizes as
-# BATCH_SIZE, MODEL_TYPE as the variable MODEL and SEEDs as the variable SEED, which is SEED or, in a
-# script that takes several, SEEDS.
+# read_release_names MODEL SEED: takes the release's variables as ours: Ns as NS, batch_sizes as
+# BATCH_SIZE, MODEL_TYPE as the variable that MODEL names, and SEEDs as the one that SEED names,
+# which is SEEDS in a script that takes several and else SEED.
 read_release_names() {
   _take_name "$1" MODEL_TYPE
   _take_name NS Ns
