@@ -1,10 +1,14 @@
 import itertools
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from src.runs.figure_data import hits_of
+from src.runs.tables import paired_difference
+from src.search.voting import measure, measure_beams
 from utils import metrics
 from utils.answers import after_hash, is_right, parse_number
 
@@ -129,3 +133,23 @@ def test_the_vote_counts_equal_predictions_and_is_judged_by_rounding():
 def test_parse_number_reads_the_answers_of_data_files():
     assert parse_number("1,000") == 1000.0
     assert parse_number("-3.5") == -3.5
+
+
+def test_every_measure_of_a_run_judges_by_the_same_rule():
+    record = {
+        "idx": 0,
+        "answer": "4.33",
+        "predictions": [4.333, 4.33, 5.0, None],
+        "correct": [True, True, False, False],
+        "scores": [[3.0], [2.0], [0.0], [0.0]],
+        "vote": 4.333,
+    }
+    by_n = measure([record], [1, 4])["by_n"]["4"]
+    value = {name: of["value"] for name, of in by_n.items()}
+    assert value["mean_accuracy"] == 50.0
+    for name in ("coverage", "voting_accuracy", "best_of_n", "weighted_vote"):
+        assert value[name] == 100.0
+    assert measure_beams([record], 4)["by_n"]["4"]["beam_search"]["value"] == 100.0
+    assert hits_of(SimpleNamespace(records={0: record}), 4) == [(1.0, 1.0)]
+    base = {0: math.nan}  # as a table holds it where no answer was parsed
+    assert paired_difference({0: record}, {0: record["vote"]}, base)["value"] == 100.0

@@ -34,14 +34,15 @@ def gsm_hard(row):
 
 
 def multiarith(row):
-    """MultiArith, by the names of the hub or of the raw file; no steps."""
+    """MultiArith, by the names of the hub or of the raw file; no steps. It has exact repeats."""
     question = row["question"] if "question" in row else row["input"]
     answer = row["final_ans"] if "final_ans" in row else row["target"]
-    return _row(question, [], format_number(answer)) | {"key": question}  # it has exact repeats
+    new = _row(question, [], format_number(answer))
+    return new | {"key": new["question"]}
 
 
 def svamp(row):
-    """SVAMP; no steps. The hub's two splits have its numbers mixed: chal-1 .. chal-1000."""
+    """SVAMP; no steps. The hub's two splits mix its problems, chal-1 .. chal-1000."""
     new = _row(_joined(row["Body"], row["Question"]), [], format_number(row["Answer"]))
     return new | {"key": int(row["ID"].rpartition("-")[2])}
 
@@ -72,7 +73,7 @@ def asdiv_a(row):
     """
     number = int(row["id"].rpartition("nluds-")[2])
     problem = _asdiv()[number - 1]
-    if not row["question"].startswith(problem["body"].strip()[:20]):
+    if not row["question"].strip().startswith(problem["body"].strip()[:20]):
         raise ValueError(f"not problem {number} of {_ASDIV}")
     answer = problem["answer"].partition("(")[0]  # 9 (apples)
     return _row(_joined(problem["body"], problem["question"]), [], answer)
@@ -151,6 +152,8 @@ def published_as(hub, config, split):
 def convert_rows(rows, converter, where, name=None, wanted=None):
     """The publisher's rows in our form, without malformed and repeated ones.
 
+    A converter gives None for a row that does not belong, and a "key" where rows are told apart by
+    something else than their number: of rows with one key the first stays.
     where: the source, for messages. name: the benchmark that they must be, if any. wanted: its
     number of questions, by default that of BENCHMARKS.
     Raises UserError when a row is not as expected, or when they are too few or too many.
@@ -168,7 +171,7 @@ def convert_rows(rows, converter, where, name=None, wanted=None):
             f"{where}: gives {len(converted)} questions for {name}, it should be {wanted}: the "
             "source is cut off or has changed"
         )
-    order = converted if converter is multiarith else sorted(converted)
+    order = sorted(converted) if converter is svamp else converted
     return [converted[key] for key in order]
 
 
