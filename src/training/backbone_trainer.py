@@ -48,6 +48,8 @@ class Cursor:
     total_steps: int = 0  # of all stages
     seconds: float = 0.0  # of training, over all sessions
     best: int | None = None  # index in history of the last stage's best validation
+    loss_sum: float = 0.0  # of the main process, over the steps since the last validation
+    loss_steps: int = 0
     history: list = field(default_factory=list)  # a dict for each validation
 
 
@@ -149,6 +151,7 @@ class BackboneTrainer:
         self.best_file = self.output / "best_weights.pt"
         self.clock = time.monotonic()
         self.cursor = Cursor()
+        self.loss_sum = torch.zeros((), device=self.device)  # read rarely: reading waits for a GPU
         self.lora_model = add_lora(self.model, recipe.lora) if recipe.lora else None
         self.loss = loss(self.model, recipe.loss, self.tokenizer, recipe.model_dropout)
         optimizer_state = self._load()
@@ -272,6 +275,8 @@ class BackboneTrainer:
         self.wrapped_loss.train()
         for batch in itertools.islice(epoch_batches, cursor.batch, None):
             loss, right = self._step(batch, stage, total_steps)
+            self.loss_sum += loss
+            cursor.loss_steps += 1
             cursor.batch += 1
             cursor.step += 1
             cursor.total_steps += 1
@@ -379,6 +384,7 @@ class BackboneTrainer:
             "stage": self.cursor.stage,
             "epoch": self.cursor.epoch,
             "minutes": round(self.cursor.seconds / 60, 2),
+            "train_loss": self._mean_loss(),
             "valid_accuracy": overall,
             "by_steps": by_steps,
         }
@@ -386,6 +392,13 @@ class BackboneTrainer:
         self._log({"valid_accuracy": overall})
         if self.accelerator.is_main_process:
             show(json.dumps(entry))
+
+    def _mean_loss(self):
+        """The mean loss of the steps since the last validation, None without any."""
+        steps, total = self.cursor.loss_steps, float(self.loss_sum)
+        self.loss_sum.zero_()
+        self.cursor.loss_steps = 0
+        return round(total / steps, 4) if steps else None
 
     def _add_time(self):
         """Adds the time since the last call to the seconds of training, over all sessions."""
@@ -397,6 +410,7 @@ class BackboneTrainer:
         self._add_time()
         if not self.accelerator.is_main_process:
             return
+        self.cursor.loss_sum = float(self.loss_sum)
         state = {
             "recipe": self.recipe.fingerprint(),
             "cursor": asdict(self.cursor),
@@ -421,6 +435,7 @@ class BackboneTrainer:
             fault = f"{self.state_file} was made with another precision than this machine's"
             raise UserError(f"{fault}: set mixed_precision: {before} to go on")
         self.cursor = Cursor(**state["cursor"])
+        self.loss_sum.fill_(self.cursor.loss_sum)
         self.loss.load_state_dict(state["module"])
         return state["optimizer"]
 
