@@ -1,12 +1,26 @@
-"""Figures of all finished runs below some folders: python -m src.plot_results FOLDER..."""
+"""Figures of all finished runs and backbones below some folders.
+
+python -m src.plot_results FOLDER...
+"""
 
 from pathlib import Path
 
 from src.runs.figure_maps import PROJECTIONS
+from src.runs.figure_training import training_histories
 from src.runs.figures import plot
 from src.runs.finished_runs import finished_runs
 from utils.cli import Parser
-from utils.errors import reports_user_errors
+from utils.errors import UserError, reports_user_errors
+
+
+def _runs(folder):
+    """The finished runs below a folder; it needs none if it holds trainings."""
+    try:
+        return finished_runs(folder)
+    except UserError:
+        if training_histories([folder]):
+            return []
+        raise
 
 
 @reports_user_errors
@@ -22,9 +36,11 @@ def main():
         help="of the maps of thoughts, which need runs with --save_latents true",
     )
     args = parser.parse_args()
-    found = {run.folder.resolve(): run for folder in args.folder for run in finished_runs(folder)}
+    histories = training_histories(args.folder)
+    found = {run.folder.resolve(): run for folder in args.folder for run in _runs(folder)}
     runs, folder = list(found.values()), args.folder[0] / "figures"
-    print("\n".join(map(str, plot(runs, folder, args.projection))))
+    paths = plot(runs, folder, args.projection, histories=histories)
+    print("\n".join(map(str, paths)))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import pytest
 
 from src.runs.figure_data import sampler_labels
 from src.runs.figure_style import METHOD_COLORS, sampler_colors
+from src.runs.figure_training import training_figures, training_histories
 from src.runs.figures import FORMATS, draw, figures_line
 from src.runs.finished_runs import FinishedRun, finished_runs
 from src.runs.tables import choice_frame
 from src.search.voting import aggregate
-from tests.commands import assert_one_line_error, assert_success, command, edit_json, run_here
+from tests.commands import ROOT, assert_one_line_error, assert_success, command, edit_json, run_here
 from tests.plotted import band, colored
 from utils.answers import is_right
 from utils.datasets import load_dataset
@@ -212,3 +213,27 @@ def test_without_matplotlib_the_tables_are_written_and_say_so(folder, tmp_path, 
     assert "no figures: matplotlib can't be loaded" in result.stdout.splitlines()[-1]
     assert (tmp_path / "results.md").exists()
     assert_one_line_error(run_here(command("plot_results", tmp_path)), "pip install")
+
+
+def test_the_figure_of_trainings_shows_their_histories(tmp_path):
+    """Of the bundled backbones, whose histories have no loss, and of one that has it."""
+    bundled = [ROOT / "checkpoints" / f"tiny-{name}" for name in ("coconut", "latentRM-coconut")]
+    history = [
+        {"stage": 0, "epoch": epoch, "minutes": 2.0 * epoch, "valid_accuracy": 10.0 * epoch,
+         "train_loss": 3.0 / epoch if epoch else None}
+        for epoch in range(3)
+    ]  # fmt: skip
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/recipe.yaml").write_text("seed: 1")
+    (tmp_path / "new/metrics.json").write_text(json.dumps({"history": history}))
+    histories = training_histories([*bundled, tmp_path])
+    assert list(histories) == ["tiny-coconut", "new"]
+    ((_, figure),) = training_figures(histories)
+    loss, accuracy = figure.axes
+    assert [line.get_label() for line in accuracy.lines] == ["tiny-coconut", "new"]
+    assert accuracy.lines[1].get_xydata().tolist() == [[0, 0], [2, 10], [4, 20]]
+    assert loss.lines[1].get_xydata().tolist() == [[2, 3.0], [4, 1.5]]
+    assert len(accuracy.lines[0].get_xydata()) == len(histories["tiny-coconut"])
+    done = run_here(command("plot_results", tmp_path))
+    assert_success(done)
+    assert (tmp_path / "figures/training.png").is_file()

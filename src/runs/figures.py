@@ -1,8 +1,9 @@
 """All figures of finished runs.
 
 Here are those of coverage, cost and gains; figure_data.py has their numbers. figure_diversity.py,
-figure_maps.py and figure_latent_rm.py have the others with their numbers, figure_style.py what they
-share. A figure is a matplotlib Figure without window or global state, so no display is needed.
+figure_maps.py, figure_latent_rm.py and figure_training.py have the others with their numbers,
+figure_style.py what they share. A figure is a matplotlib Figure without window or global state, so
+no display is needed.
 """
 
 import math
@@ -37,6 +38,7 @@ from src.runs.figure_style import (
     sampler_colors,
     set_log_axis,
 )
+from src.runs.figure_training import training_figures
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -46,14 +48,15 @@ FORMATS = ("png", "pdf")
 KINDS = ("coverage", "cost", "gains", "latent_rm", "diversity", "map")
 
 
-def plot(runs, folder, projection="pca", kinds=KINDS):
+def plot(runs, folder, projection="pca", kinds=KINDS, histories=None):
     """Draws figures of some finished runs into a folder; returns their paths.
 
-    projection: of the maps of thoughts, "pca" or "tsne". kinds: which of KINDS. Raises UserError
-    where there is nothing to draw, or no matplotlib, or for "tsne" no scikit-learn.
+    projection: of the maps of thoughts, "pca" or "tsne". kinds: which of KINDS. histories: of
+    finished backbones, as in figure_training, drawn too. Raises UserError where there is nothing to
+    draw, or no matplotlib, or for "tsne" no scikit-learn.
     """
     with load_matplotlib().rc_context(STYLE):
-        figures = draw(runs, projection, kinds)
+        figures = draw(runs, projection, kinds) | dict(training_figures(histories or {}))
         if not figures:
             raise UserError("nothing to draw, there are only greedy runs; sample some answers")
         return [path for name, figure in figures.items() for path in save(figure, folder / name)]
