@@ -28,6 +28,12 @@ def training_figures(histories):
     colors = dict(zip(histories, [*METHOD_COLORS.values()] * len(histories), strict=False))
     panels = {"mean loss since the last validation": "train_loss",
               "validation, % solved greedily": "valid_accuracy"}  # fmt: skip
+    every = [entry for history in histories.values() for entry in history]
+    panels = {
+        title: key
+        for title, key in panels.items()
+        if any(entry.get(key) is not None for entry in every)
+    }
     figure, axes = panel_grid("training", None, len(panels))
     for axis, (title, key) in zip(axes, panels.items(), strict=True):
         axis.set_title(title)
