@@ -119,14 +119,16 @@ class LatentReasoner:
         prompt = cls.format_prompt(question).removesuffix(START)
         return prompt, "\n".join([*steps, cls.format_answer(answer)])
 
-    def encode(self, tokenizer, questions):
-        """The prompts of questions: a list of token ids each.
+    def prompt_of(self, question, **settings):
+        """``format_prompt`` after the text ``config.prompt_prefix``, if there is one.
 
-        They begin with the text ``config.prompt_prefix``, if there is one: some converted LLaMAs
-        (src/models/conversion.py) learned to read a begin-of-text token there.
+        Some converted LLaMAs (src/models/conversion.py) read a begin-of-text token there.
         """
-        prefix = getattr(self.config, "prompt_prefix", "")
-        prompts = [prefix + self.format_prompt(question) for question in questions]
+        return getattr(self.config, "prompt_prefix", "") + self.format_prompt(question, **settings)
+
+    def encode(self, tokenizer, questions):
+        """The prompts of questions: a list of token ids each."""
+        prompts = [self.prompt_of(question) for question in questions]
         return tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     @classmethod
