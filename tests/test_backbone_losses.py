@@ -13,7 +13,7 @@ from src.models.loading import load_backbone
 from src.models.tokenizers import build_tokenizer
 from src.sampling import rng
 from src.training.curriculum import Stage, batches, result_digits
-from src.training.losses import coconut
+from src.training.losses import BACKBONE_LOSSES, coconut
 from src.training.losses.coconut import CoconutLoss
 from src.training.losses.codi import CodiLoss
 from src.training.losses.colar import ColarLoss, _draw
@@ -378,3 +378,18 @@ def test_lora_trains_its_targets_and_leaves_a_plain_checkpoint(tmp_path):
         name for name in before if name.endswith("mlp.c_proj.weight") or "ln_f" in name
     }
     load_backbone("coconut", str(tmp_path / "x"))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("prefix", ["", "<|endoftext|>"])
+@pytest.mark.parametrize("random", [random_coconut, random_codi])
+def test_training_reads_the_prompts_of_inference(random, prefix):
+    model, tokenizer = random()
+    model.config.prompt_prefix = prefix
+    loss = BACKBONE_LOSSES["coconut" if random is random_coconut else "codi"]
+    module = loss(model, loss.default_settings, tokenizer)
+    stage = Stage(epochs=1, learning_rate=1e-3, thoughts=2, hidden_steps=-1)
+    prompt, _ = module.format_row(ROWS[0], stage)
+    (ids,) = model.encode(tokenizer, [ROWS[0]["question"]])
+    assert tokenizer(prompt, add_special_tokens=False)["input_ids"] == ids
+    assert (ids[0] == tokenizer.eos_token_id) == bool(prefix)

@@ -112,7 +112,8 @@ PAPERS = {  # section of docs/recipes.md: its recipes
 }
 # what the page need not explain: places of files, and how often a training reports
 PLACES = {
-    "output_dir", "train", "valid", "model_type", "format_of", "model_id", "train_pools",
+    "output_dir", "train", "valid", "model_type", "config.prompt_prefix", "format_of", "model_id",
+    "train_pools",
     "eval_pools.test_n_4", "eval_pools.test_n_64", "logging_steps", "report_to",
     "per_device_eval_batch_size", "save_strategy",
     "save_steps", "eval_strategy",

@@ -119,16 +119,15 @@ class LatentReasoner:
         prompt = cls.format_prompt(question).removesuffix(START)
         return prompt, "\n".join([*steps, cls.format_answer(answer)])
 
-    def prompt_of(self, question, **settings):
-        """``format_prompt`` after the text ``config.prompt_prefix``, if there is one.
-
-        Some converted LLaMAs (src/models/conversion.py) read a begin-of-text token there.
-        """
-        return getattr(self.config, "prompt_prefix", "") + self.format_prompt(question, **settings)
+    @property
+    def prompt_prefix(self):
+        """What prompts begin with, "" unless the config says it: official LLaMAs other than CoLaR
+        learned to read a begin-of-text token there."""
+        return getattr(self.config, "prompt_prefix", "")
 
     def encode(self, tokenizer, questions):
         """The prompts of questions: a list of token ids each."""
-        prompts = [self.prompt_of(question) for question in questions]
+        prompts = [self.prompt_prefix + self.format_prompt(question) for question in questions]
         return tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     @classmethod

@@ -403,7 +403,7 @@ class RewardArguments(SamplingArguments):
         try:
             text = (Path(self.pool) / "config.json").read_text(encoding="utf-8")
             sampled = _typed_settings(json.loads(text)["settings"])
-        except (OSError, ValueError, KeyError, TypeError, UserError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
             mend = "sample one, src.infer_gpt2 --save_latents true"
             raise ValueError(f"--pool {self.pool}: no run there; {mend}") from None
         for name in defaults.keys() & sampled.keys():

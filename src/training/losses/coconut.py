@@ -44,7 +44,7 @@ class CoconutLoss(nn.Module):
         """The prompt, and the text after the thoughts: the explicit steps, then the answer."""
         explicit = [] if stage.hidden_steps < 0 else row["steps"][stage.hidden_steps :]
         text = END + self._format_text(row, explicit)
-        return self.model.prompt_of(row["question"]), {"text": text}
+        return self.model.prompt_prefix + self.model.format_prompt(row["question"]), {"text": text}
 
     def _format_text(self, row, steps):
         return "\n".join([*steps, self.model.format_answer(row["answer"]) + self.eos])
