@@ -8,6 +8,7 @@ from src.models import BACKBONES, architectures, model_class
 from src.models.colar import CoLaR
 from src.models.loading import load_backbone
 from src.models.tokenizers import build_tokenizer
+from src.sampling import rng
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
@@ -80,9 +81,15 @@ def test_a_plain_llama_becomes_a_backbone_that_learns(name, tmp_path):
     )  # fmt: skip
     model, tokenizer = new_model(recipe)
     assert type(model) is model_class(name, "llama")
-    module = BACKBONE_LOSSES[name](model, recipe.loss, tokenizer.eos_token)
+    module = BACKBONE_LOSSES[name](model, recipe.loss, tokenizer)
     rows, stage = load_dataset(valid)[:4], recipe.stages[0]
+    model.config.prompt_prefix = "<|endoftext|>"  # training reads what sampling does
     batch = next(batches(rows, tokenizer, module.format_row, stage, 4, "seed", "all"))
-    module(batch, stage)[0].backward()
+    prompts = {
+        tuple(ids[:n].tolist()) for ids, n in zip(batch.prompts, batch.prompt_lengths, strict=True)
+    }
+    assert prompts <= set(map(tuple, model.encode(tokenizer, [row["question"] for row in rows])))
+    rng_keys = rng.row_keys(1, torch.arange(4), torch.zeros(4, dtype=torch.int64), "cpu")
+    module(batch, stage, rng_keys)[0].backward()
     for key, weight in model.named_parameters():
         assert weight.grad is not None and weight.grad.abs().sum() > 0, key
