@@ -45,7 +45,7 @@ class ColarLoss(nn.Module):
 
     def format_row(self, row, stage, speed):
         """The prompt, the steps (without any: the answer), and the text after them."""
-        prompt = self.model.format_prompt(row["question"], speed)
+        prompt = self.model.prompt_prefix + self.model.format_prompt(row["question"], speed)
         end = self.model.special_tokens["end_latent_token_id"]
         text = end + self.model.format_answer(row["answer"]) + self.eos
         return prompt, {"steps": "\n".join(row["steps"]) or row["answer"], "text": text}
