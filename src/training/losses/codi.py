@@ -88,6 +88,8 @@ class CodiLoss(CoconutLoss):
             batch, "student", stage.thoughts, dropout, keys[_STUDENT], states
         )
         student, right = self.text_loss(batch, "student", hidden)
+        # After the passes with gradient: autocast of older torch versions reused the weights that
+        # it had cast without one (pytorch/pytorch#165068).
         target = self._target(batch, dropout, keys[_TARGET])
         distance = _distance(_before_number(batch, "student", states), target)
         loss = loss + settings["student"] * student + settings["distill"] * distance
@@ -95,11 +97,7 @@ class CodiLoss(CoconutLoss):
 
     @torch.no_grad()
     def _target(self, batch, dropout, rng_keys):
-        """The teacher's states (H, B, D) before the number.
-
-        To be called after the passes with gradient: autocast would keep the weights that it casts
-        here, without their gradient, and use them there.
-        """
+        """The teacher's states (H, B, D) before the number."""
         states = []
         read_words(self.model, _of_teacher(batch), "teacher", dropout, rng_keys, states)
         return _before_number(batch, "teacher", states)
