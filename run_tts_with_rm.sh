@@ -91,6 +91,7 @@ for split in $SPLITS; do
     # shellcheck disable=SC2086  # NS is a list
     [ "$most" = 0 ] || choice_cell "$split" "$sampler" "n$most" \
       --prm_mode best_of_n --n_samples "$most" --report_n $NS
+    [ "$sampler" != dropout-release ] || continue # the release has no beam search
     for beam in $BEAMS; do
       choice_cell "$split" "$sampler" "beam$beam" --prm_mode beam_search \
         --num_beams "${beam%x*}" --num_beam_candidates "${beam#*x}"

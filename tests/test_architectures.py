@@ -12,8 +12,8 @@ from src.sampling import rng
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
+from src.training.backbone_model import new_model
 from src.training.backbone_recipe import Recipe
-from src.training.backbone_trainer import new_model
 from src.training.curriculum import Stage, batches
 from src.training.losses import BACKBONE_LOSSES
 from tests.commands import ROOT

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from src.models import BACKBONES
+from src.models import BACKBONES, architectures
 from src.models.latent_reasoner import GenerationDefaults
 from src.models.precision import resolve_precision
 from src.training.curriculum import Stage
@@ -111,8 +111,7 @@ class Recipe:
             raise ValueError("format_of is for model_type: cot, which needs it")
         if self.model_type == COT and self.base is None:
             raise ValueError("base is missing: a CoT model starts from a plain GPT-2 or LLaMA")
-        if self.base is not None and self.architecture is not None:
-            raise ValueError("architecture has no effect with a base: leave it out")
+        self._check_architecture()
         if self.format_of not in (None, *BACKBONES):
             names = ", ".join(BACKBONES)
             raise ValueError(f"format_of must be one of {names}, not {self.format_of!r}")
@@ -122,6 +121,15 @@ class Recipe:
             stage.check_keys(loss.stage_keys)
         if self.generation:
             self._check_generation()
+
+    def _check_architecture(self):
+        if self.architecture is None:
+            return
+        if self.base is not None:
+            raise ValueError("architecture has no effect with a base: leave it out")
+        known = architectures(self.model_type)
+        if self.architecture not in known:
+            raise ValueError(f"architecture must be {' or '.join(known)}, not {self.architecture}")
 
     def _check_loss(self, defaults):
         """Fills in the loss's settings. Raises ValueError for an unknown one, or another type."""
