@@ -140,7 +140,7 @@ class BackboneTrainer:
             self._run_stage(stages[cursor.stage])
             cursor.stage += 1
             cursor.epoch = cursor.batch = cursor.step = 0
-            self.optimizer = self._new_optimizer()
+            self.optimizer.state.clear()  # the same as a new one
             self._save()
 
     def _steps_per_epoch(self):
@@ -153,7 +153,7 @@ class BackboneTrainer:
         bar = progress(total_steps, cursor.step, f"stage {cursor.stage}", disable=quiet)
         while cursor.epoch < stage.epochs and not self._stops_early():
             if self.recipe.new_optimizer == "epoch" and cursor.batch == 0:
-                self.optimizer = self._new_optimizer()
+                self.optimizer.state.clear()
             self._run_epoch(stage, total_steps, bar)
             cursor.epoch, cursor.batch = cursor.epoch + 1, 0
             if cursor.epoch % self.recipe.validate_every == 0 or cursor.epoch == stage.epochs:
