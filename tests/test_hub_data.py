@@ -198,4 +198,4 @@ def test_a_file_in_a_folder_with_colons_is_a_file(tmp_path):
 
 @pytest.mark.quick
 def test_a_backbone_is_trained_on_a_hub_data_set(hub):
-    assert len(make_source(ID, 1, None, [])) == len(TINY)
+    assert len(make_source(ID, 1, None, [], lambda row: True)) == len(TINY)
