@@ -56,7 +56,7 @@ def measure(bundled, split, limit, report_n, sampling):
 
 
 def test_greedy_solves_the_benchmark(bundled, name):
-    by_n = measure(bundled, "tiny_test", 1000, [1], Sampling())["1"]
+    by_n = measure(bundled, "tiny_test", 400, [1], Sampling())["1"]
     assert by_n["mean_accuracy"]["value"] >= GREEDY[name]
     assert by_n["unparsable"]["value"] < 1
 
@@ -70,8 +70,8 @@ def coverage(bundled, split, limit, report_n, sampling):
 @pytest.mark.parametrize("sampler", ["dropout", "noise"])
 def test_coverage_at_64_is_well_above_greedy(bundled, name, sampler):
     sampling = default_sampling(bundled, sampler)
-    (greedy,) = coverage(bundled, "tiny_test", 50, [1], Sampling())
-    sampled = coverage(bundled, "tiny_test", 50, [1, 4, 16, 64], sampling)
+    (greedy,) = coverage(bundled, "tiny_test", 32, [1], Sampling())
+    sampled = coverage(bundled, "tiny_test", 32, [1, 4, 16, 64], sampling)
     assert sampled == sorted(sampled) and sampled[0] < sampled[1] < sampled[2]
     assert sampled[-1] >= greedy + MARGIN[name]
 
@@ -79,7 +79,7 @@ def test_coverage_at_64_is_well_above_greedy(bundled, name, sampler):
 @pytest.mark.parametrize("split", ["tiny_multi", "tiny_hard"])
 @pytest.mark.parametrize("sampler", ["dropout", "noise"])
 def test_coverage_grows_with_n_on_the_other_benchmarks(bundled, split, sampler):
-    sampled = coverage(bundled, split, 80, [1, 4, 16], default_sampling(bundled, sampler))
+    sampled = coverage(bundled, split, 60, [1, 4, 16], default_sampling(bundled, sampler))
     assert sampled == sorted(set(sampled))
 
 
