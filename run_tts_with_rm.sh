@@ -38,9 +38,9 @@ paper)
   # Best-of-N both ways, which are not comparable. dropout: as the paper's evaluation, at the
   # checkpoint's dropout_p, after attention and MLP only. dropout-release: what the release's
   # best-of-N script really samples at, 0.1 after the embedding and of the attention weights too;
-  # the replication's table (best-of-16 on GSM8K Test: 33.7) is this one. CoLaR has no such dropout.
+  # the replication's table (best-of-16 on GSM8K Test: 33.7) is this one. LLaMA has no such dropout.
   release=dropout-release
-  [ "$BACKBONE" != colar ] || release=
+  [ "$(infer_command "$BACKBONE" "$GENERATOR")" = src.infer_gpt2 ] || release=
   SAMPLERS=${SAMPLERS-dropout $release noise}
   BATCH_SIZE=${BATCH_SIZE:-8}
   LIMIT=${LIMIT-}
@@ -57,8 +57,7 @@ BEAMS=${BEAMS-1x16 2x8 4x4 8x2} # beams x proposals
 SEED=${SEED-42}
 OUTPUT_DIR=${OUTPUT_DIR:-outputs/run_tts_${PROFILE}_$BACKBONE}
 PRM=${PRM%/}
-sampling=src.infer_gpt2
-[ "$BACKBONE" != colar ] || sampling=src.infer_llama
+sampling=$(infer_command "$BACKBONE" "$GENERATOR")
 most=$(largest "$NS") || exit 2
 
 check_splits "$SPLITS"

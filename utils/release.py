@@ -61,7 +61,7 @@ def take_ignored(argv, place, known):
     """argv without flags that have no effect, and {flag as it was written: its value, a string}.
 
     known: flags that argv may hold; they stay, whatever the table says. As in the release, a word
-    that follows a flag without "=" and is no flag is its value.
+    that follows a flag without "=" is its value, unless it is a flag or a YAML file.
     """
     kept, ignored, words = [], {}, list(argv)
     while words:
@@ -72,7 +72,8 @@ def take_ignored(argv, place, known):
             kept.append(word)
             continue
         if not equals:
-            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+            alone = not words or words[0].startswith("--") or words[0].endswith((".yaml", ".yml"))
+            value = "true" if alone else words.pop(0)
         ignored[flag] = value
     return kept, ignored
 

@@ -93,6 +93,18 @@ choose_processes() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 }
 
+# infer_command BACKBONE MODEL: prints the command that samples from a model, by the architecture in
+# its config.json; for a hub id by that of the published checkpoint.
+infer_command() {
+  local published=gpt2
+  [ "$1" != colar ] || published=llama
+  case "$(grep -o '"model_type": *"[a-z0-9]*"' "$2/config.json" 2>/dev/null)" in
+  *'"llama"') echo src.infer_llama ;;
+  *'"gpt2"') echo src.infer_gpt2 ;;
+  *) echo "src.infer_$published" ;;
+  esac
+}
+
 # largest NS: prints the largest size of a pool. Sizes must be whole numbers.
 largest() {
   local n most=0

@@ -18,8 +18,10 @@ def class_name(backbone, architecture):
     """The name of a class, which save_pretrained writes into config.json as ``architectures``.
 
     With the backbone's first architecture it is the backbone's own, as in the published
-    checkpoints; LlamaCODI is CODI on LLaMA.
+    checkpoints; LlamaCODI is CODI on LLaMA. A backbone may have ``class_names`` of its own.
     """
+    if names := getattr(backbone, "class_names", None):
+        return names[architecture]
     is_first = architecture == backbone.architectures[0]
     return backbone.__name__ if is_first else _PREFIXES[architecture] + backbone.__name__
 

@@ -12,6 +12,7 @@ class CoT:
     """
 
     architectures = ("gpt2", "llama")
+    class_names = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}  # in config.json
     special_tokens = {}
     backbone = None
 

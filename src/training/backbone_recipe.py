@@ -59,6 +59,7 @@ class Recipe:
     problems_per_epoch: int | None = None  # of the tiny stream, or of a file; None: all rows
     per_device_train_batch_size: int | None = None  # problems of a forward pass; None: all at once
     weight_decay: float = 0.0  # of AdamW
+    decay_vectors: bool = True  # false: no decay of biases and norms, as transformers' Trainer
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     new_optimizer: str = "stage"  # or epoch: when AdamW starts anew

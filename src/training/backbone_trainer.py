@@ -115,9 +115,16 @@ class BackboneTrainer:
                 warn(line)
 
     def _new_optimizer(self):
+        recipe = self.recipe
         trained = [p for p in self.wrapped_loss.parameters() if p.requires_grad]
-        betas = (self.recipe.adam_beta1, self.recipe.adam_beta2)
-        optimizer = torch.optim.AdamW(trained, betas=betas, weight_decay=self.recipe.weight_decay)
+        exempt = [p for p in trained if p.ndim == 1 and not recipe.decay_vectors]
+        decayed = [p for p in trained if p.ndim > 1 or recipe.decay_vectors]
+        groups = [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": exempt, "weight_decay": 0.0},
+        ]
+        betas = (recipe.adam_beta1, recipe.adam_beta2)
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas)
         return self.accelerator.prepare(optimizer)
 
     def run(self):
@@ -398,6 +405,9 @@ def _write_tensors(path, values):
 def _read_tensors(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        fault = f"{path} is missing, and the training needs it"
+        raise UserError(f"{fault}; remove the folder to start anew") from None
     except Exception as error:  # a damaged archive fails in many ways
         reason = f"{path} is damaged ({type(error).__name__})"
         raise UserError(f"{reason}; remove it to start anew") from None

@@ -181,16 +181,17 @@ def batches(rows, tokenizer, format_row, stage, batch_size, seed, remainder):
 
     format_row(row, stage, speed): the text of the prompt, and {name: text} to learn from.
     remainder: what happens to problems that fill no batch of one length. "drop" leaves them out,
-    "pad" batches similar lengths and drops less than one batch, "all" keeps these too.
+    "pad" batches similar lengths and drops less than one batch of each speed, at random, "all"
+    keeps these too.
     """
     rows = iter(rows)
     while block := list(itertools.islice(rows, BLOCK)):
         examples = _tokenize(block, tokenizer, format_row, stage, seed)
-        groups = []
+        groups, draw = [], random.Random(f"{seed}/{block[0]['question']}")
         for speed in stage.speeds or [None]:
             same_speed = [example for example in examples if example.speed == speed]
-            groups += _group_by_length(same_speed, batch_size, remainder)
-        random.Random(f"{seed}/{block[0]['question']}").shuffle(groups)
+            groups += _group_by_length(same_speed, batch_size, remainder, draw)
+        draw.shuffle(groups)
         yield from (_collate(group, stage.thoughts // 2) for group in groups)
 
 
@@ -211,8 +212,11 @@ def _tokenize(rows, tokenizer, format_row, stage, seed):
     ]
 
 
-def _group_by_length(examples, size, remainder):
-    """Lists of ``size`` examples with prompts of one length; ``remainder`` as in ``batches``."""
+def _group_by_length(examples, size, remainder, draw):
+    """Lists of ``size`` examples with prompts of one length; ``remainder`` as in ``batches``.
+
+    draw: a random.Random.
+    """
     by_length = defaultdict(list)
     for example in examples:
         by_length[len(example.prompt)].append(example)
@@ -224,8 +228,10 @@ def _group_by_length(examples, size, remainder):
         left += same[full:]
     if remainder == "drop":
         return groups
-    end = len(left) if remainder == "all" else len(left) - len(left) % size
-    return groups + [left[i : min(i + size, end)] for i in range(0, end, size)]
+    if remainder == "pad":
+        kept = draw.sample(range(len(left)), len(left) - len(left) % size)
+        left = [left[i] for i in sorted(kept)]
+    return groups + [left[i : i + size] for i in range(0, len(left), size)]
 
 
 def _collate(examples, num_probed):

@@ -30,9 +30,9 @@ class CodiLoss(CoconutLoss):
 
     loss = teacher * CE + student * CE + distill * distance + probe * COCONUT's probe. The distance
     is that of the student's state to the teacher's before the answer's number: smooth L1, divided
-    by the standard deviation of the teacher's over a process's rows and the width, averaged over
-    all hidden states, the embedding's included. The teacher's comes from a pass of its own, without
-    gradient. teacher_last_step: the teacher reads and learns the last step too.
+    by the standard deviation of the teacher's over the rows of a forward pass and the width,
+    averaged over all hidden states, the embedding's included. The teacher's state comes from a pass
+    of its own, without gradient. teacher_last_step: the teacher reads and learns the last step too.
     Shapes: as CoconutLoss; H hidden states, one more than the layers.
     """
 

@@ -8,10 +8,9 @@ from src.models.kv_cache import DynamicSuffixCache
 from src.models.latent_rm import insert_after_thoughts
 from src.sampling import rng
 from src.sampling.engine import sample
-from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from src.training.curriculum import IGNORED
-from src.training.losses.coconut import positions_after, read_prompts
+from src.training.losses.coconut import positions_after, read_prompts, training_dropout
 
 _SAMPLE_SITE = -16  # of the random numbers of the sampled thoughts
 
@@ -32,9 +31,10 @@ class ColarLoss(nn.Module):
     stage_keys = {"speeds"}
 
     def __init__(self, model, settings, tokenizer, model_dropout=0.0):
-        """settings: as default_settings. model_dropout: 0, since LLaMA has none."""
+        """settings: as default_settings. model_dropout: rate of GPT-2's own dropout."""
         super().__init__()
         self.model, self.settings, self.eos = model, settings, tokenizer.eos_token
+        self.model_dropout = model_dropout
         mean = model.lt_head.mean
         self.log_std = nn.Linear(mean.in_features, mean.out_features)
 
@@ -60,7 +60,7 @@ class ColarLoss(nn.Module):
         rng_keys (B,): the rows' random keys, for dropout and for the tokens that are drawn."""
         groups, merged = self._merge(batch)  # (B, K, r), (B, K, D)
         num_thoughts = (groups != IGNORED).any(-1).sum(1)  # (B,)
-        sampling = Sampling("dropout", stage.dropout)
+        sampling = training_dropout(stage, self.model_dropout)
         hidden = self._read(batch, merged, num_thoughts, sampling, rng_keys)  # (B, K + S, D)
         latent = self._latent_loss(batch, hidden, merged, num_thoughts, rng_keys)
         token, right = self._token_loss(batch, hidden, num_thoughts, _draw(groups, rng_keys))
