@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from src.models import BACKBONES
+from src.models import BACKBONES, model_class
 from src.models.loading import load_backbone
-from src.models.tokenizers import build_tokenizer
+from src.models.tokenizers import build_tokenizer, set_token_ids
 from src.sampling import rng
 from src.training.curriculum import Stage, batches, result_digits
 from src.training.losses import BACKBONE_LOSSES, coconut
@@ -226,7 +226,7 @@ def test_codi_s_passes_have_dropout_masks_of_their_own(monkeypatch):
 
 @pytest.mark.quick
 def test_with_dropout_the_shards_of_a_batch_give_the_loss_of_the_whole():
-    """Except the distillation's, whose standard deviation is that of a process's rows."""
+    """Except the distillation's, whose standard deviation is that of a pass's rows."""
     model, tokenizer = random_codi(n_positions=128, n_layer=2)
     settings = CodiLoss.default_settings | {"distill": 0.0}
     module, stage = CodiLoss(model, settings, tokenizer, 0.1), latent_stage(2, -1)
@@ -289,6 +289,23 @@ def test_colar_loss_and_gradients_equal_the_uncached_ones(speed):
 
 
 @pytest.mark.quick
+def test_colar_on_gpt2_trains_with_gpt2_s_own_dropout():
+    tokenizer = build_tokenizer(BACKBONES["colar"])
+    config = GPT2Config(vocab_size=len(tokenizer), latent_intermediate_size=24,
+                        latent_embedding_std=0.1, **GPT2_SHAPE)  # fmt: skip
+    model = set_token_ids(model_class("colar", "gpt2")(config), tokenizer)
+    stage = Stage(epochs=1, learning_rate=1e-3, speeds=[2])
+    losses = []
+    for p in (0.0, 0.1, 0.1):
+        module = ColarLoss(model, ColarLoss.default_settings, tokenizer, p)
+        module.log_std = torch.nn.Linear(24, 32)
+        torch.nn.init.zeros_(module.log_std.weight)
+        torch.nn.init.zeros_(module.log_std.bias)
+        losses.append(float(module(one_batch(module, tokenizer, stage), stage, RNG_KEYS)[0]))
+    assert losses[0] != losses[1] == losses[2]
+
+
+@pytest.mark.quick
 def test_a_token_of_a_group_is_drawn_uniformly():
     groups = torch.tensor([[[7, 8, 9], [5, -100, -100]]]).expand(3000, -1, -1)
     rng_keys = rng.row_keys(1, torch.arange(3000), torch.zeros(3000, dtype=torch.int64), "cpu")
@@ -303,6 +320,7 @@ def test_two_processes_train_the_same_backbone_as_one(name, tmp_path):
     folders = []
     for processes in (1, 2):
         values = OF[name] | {"model_type": name, "problems_per_epoch": 300}
+        values |= {"per_device_train_batch_size": 2}  # the passes have the same rows, too
         recipe = write_recipe(tmp_path / f"{name}{processes}.yaml", **{"loss": {}} | values)
         done = train(recipe, processes=processes)
         assert done.returncode == 0, done.stderr
@@ -331,7 +349,7 @@ def test_training_starts_from_a_plain_base_in_bf16(name, tmp_path):
     """As in the papers' recipes: a plain language model, new parts, adapters; in float32."""
     pytest.importorskip("peft")
     model, config, shape, added, targets, part = BASES[name]
-    tokenizer = build_tokenizer(BACKBONES[name])
+    tokenizer = build_tokenizer(type("Plain", (BACKBONES[name],), {"special_tokens": {}}))
     base = model(config(vocab_size=len(tokenizer), **shape)).to(torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -345,6 +363,11 @@ def test_training_starts_from_a_plain_base_in_bf16(name, tmp_path):
     tensors = load_file(tmp_path / "x/model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert not any("lora" in key for key in tensors)
+    # embeddings are frozen, with those of new tokens added
+    key = next(key for key in tensors if key.endswith(("wte.weight", "embed_tokens.weight")))
+    before = base.get_input_embeddings().weight.float()
+    assert len(tensors[key]) > len(before)
+    assert torch.equal(tensors[key][: len(before)], before)
     load_backbone(name, str(tmp_path / "x"))
 
 

@@ -118,6 +118,8 @@ def test_coconut_starts_from_a_cot_model_that_the_same_command_trains(tmp_path):
     weights = load_file(tmp_path / "cot/model.safetensors")
     assert weights.keys() == load_file(tmp_path / "base/model.safetensors").keys()
     assert START not in AutoTokenizer.from_pretrained(tmp_path / "cot").get_vocab()
+    written = json.loads((tmp_path / "cot/config.json").read_text())
+    assert written["architectures"] == ["GPT2LMHeadModel"]
     latent = write_recipe(
         tmp_path / "latent.yaml", base=str(tmp_path / "cot"), initialize_tokens_from="<<",
         stages=[STAGE], **common,

@@ -182,4 +182,5 @@ def test_the_page_of_recipes_has_a_row_for_every_key_with_its_value(section):
             value = values[min(place, len(values) - 1)]
             if re.fullmatch(r"[\d.]+e-?\d+", value):
                 value = f"{float(value):g}"
-            assert value == settings.get(key, default_of(name, key)), key
+            ours = settings[key] if key in settings else default_of(name, key)
+            assert value == ours, key

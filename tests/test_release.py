@@ -12,7 +12,7 @@ from src.training.command_line import RecipeSource
 from src.training.reward_recipe import load_recipe, recipe_values
 from tests.commands import ROOT, assert_one_line_error, command, launch, run_here
 from tests.test_flags_file import parsed, write_flags
-from utils.release import BACKBONES, COMMANDS, IGNORED, REWARD_MODELS
+from utils.release import BACKBONES, COMMANDS, IGNORED, REWARD_MODELS, take_ignored
 
 pytestmark = pytest.mark.quick
 
@@ -88,6 +88,14 @@ def a_value(name):
 
 def names_in(place):
     return [name for name, entry in IGNORED.items() if place in entry.places]
+
+
+def test_the_release_s_names_without_effect_are_all_in_the_table():
+    named = """use_wandb wandb_* sort_by_len progress_bar batch_progress_bar datasets_progress_bar
+    monitor_interval prm_model_family save_freq save_answers remove_all_correct remove_all_false
+    generation_do_sample generation_latent_do_sample disable_dropout dataset_num_proc
+    latent_hidden_size save_only_model"""
+    assert sorted(IGNORED) == sorted(named.split())
 
 
 @pytest.mark.parametrize("name", names_in(COMMANDS))
@@ -383,3 +391,8 @@ def test_a_faulty_variable_of_the_release_is_one_line(script, variables, parts, 
     result, text = cells(script, **variables)
     assert_one_line_error(result, *parts)
     assert not text
+
+
+def test_a_flag_without_a_value_does_not_take_the_recipe_for_it():
+    kept, ignored = take_ignored(["--use_wandb", "recipe.yaml", "--seed=1"], REWARD_MODELS, ())
+    assert (kept, ignored) == (["recipe.yaml", "--seed=1"], {"--use_wandb": "true"})

@@ -187,6 +187,19 @@ def test_the_paper_profile_chooses_at_the_release_s_dropout_too(tmp_path, backbo
     assert len(plain) == 3 == len(names) - (everywhere is not None)
 
 
+@pytest.mark.quick
+def test_a_sweep_takes_the_command_of_the_checkpoint_s_architecture(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}, indent=2))
+    for backbone, model, expected in (
+        ("codi", tmp_path, "src.infer_llama"),
+        ("codi", "checkpoints/tiny-codi", "src.infer_gpt2"),
+        ("codi", "ModalityDance/latent-tts-codi", "src.infer_gpt2"),
+        ("colar", "ModalityDance/latent-tts-colar", "src.infer_llama"),
+    ):
+        line = f". utils/sweep.sh; infer_command {backbone} {model}"
+        assert assert_success(launch(["bash", "-c", line])).stdout.strip() == expected
+
+
 def assert_every_method_is_tabled(folder, backbone):
     rows = {(row["N"], row["method"]): row for row in read_csv(folder / "choices.csv")}
     assert {method for n, method in rows if n == "4"} == {

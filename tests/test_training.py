@@ -424,6 +424,19 @@ def test_learning_rates_follow_the_named_schedule(tmp_path):
     assert rates(0.2, lr_scheduler_type="cosine")[2:] == pytest.approx(expected[2:])
 
 
+def interrupted_after(count):
+    """BackboneTrainer._validate that is interrupted at the call after ``count``."""
+    plain_validate, calls = BackboneTrainer._validate, []
+
+    def validate(self, *args):
+        calls.append(args)
+        if len(calls) > count:
+            raise InterruptedError
+        plain_validate(self, *args)
+
+    return validate
+
+
 def test_the_best_weights_are_kept_and_training_stops_without_better_ones(tmp_path, monkeypatch):
     accuracies = iter([10.0, 5.0, 20.0, 20.0, 19.0])
     seen = []
@@ -435,8 +448,12 @@ def test_the_best_weights_are_kept_and_training_stops_without_better_ones(tmp_pa
     monkeypatch.setattr(BackboneTrainer, "accuracy", accuracy)
     stage = STAGE | {"epochs": 9}
     values = {"problems_per_epoch": 300, "eval_on_start": True, "stages": [stage]}
-    keep = {"load_best_model_at_end": True, "early_stopping_patience": 2}
-    trainer_of(tmp_path, **values, **keep, new_optimizer="epoch").run()
+    values |= {"load_best_model_at_end": True, "early_stopping_patience": 2}
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(BackboneTrainer, "_validate", interrupted_after(3))
+        trainer_of(tmp_path, **values, new_optimizer="epoch").run()
+    assert (tmp_path / "x/best_weights.pt").is_file()
+    trainer_of(tmp_path, **values, new_optimizer="epoch").run()
     metrics = json.loads((tmp_path / "x/metrics.json").read_text())
     assert [entry["epoch"] for entry in metrics["history"]] == [0, 1, 2, 3, 4]
     assert metrics["valid_accuracy"] == 20.0
@@ -445,6 +462,17 @@ def test_the_best_weights_are_kept_and_training_stops_without_better_ones(tmp_pa
         assert torch.equal(weight, seen[2][name])
     assert not torch.equal(seen[2]["transformer.wte.weight"], seen[4]["transformer.wte.weight"])
     assert not list((tmp_path / "x").glob("*.pt"))
+
+
+@pytest.mark.quick
+def test_biases_and_norms_may_be_spared_from_weight_decay(tmp_path):
+    for spared in (False, True):
+        trainer = trainer_of(tmp_path, **SHORT, weight_decay=0.1, decay_vectors=not spared)
+        groups = trainer.optimizer.param_groups
+        decays = {p.ndim: group["weight_decay"] for group in groups for p in group["params"]}
+        assert decays == {1: 0.0 if spared else 0.1, 2: 0.1}
+        count = sum(len(group["params"]) for group in groups)
+        assert count == len(list(trainer.loss.parameters()))
 
 
 def test_a_new_optimizer_starts_with_every_epoch(tmp_path):
