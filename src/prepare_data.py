@@ -47,7 +47,7 @@ def write_paper(folder, source, train):
             continue
         plain = name == "gsm_train" and train == "gsm8k"
         if path.exists():
-            count, wanted = len(load_dataset(path)), PLAIN_TRAIN if plain else BENCHMARKS[name][0]
+            count, wanted = len(load_dataset(path)), PLAIN_TRAIN if plain else BENCHMARKS[name].rows
             if count != wanted:
                 raise UserError(f"{path}: holds {count} questions, not {wanted}; remove it")
             print(f"{path}: is there, {count} questions")

@@ -77,7 +77,7 @@ def test_a_benchmark_of_the_paper_has_the_rows_and_the_digest_of_its_file(
     hub, tmp_path, monkeypatch
 ):
     hub["openai/gsm8k", "main", "test"] = GSM
-    small = {"gsm_test": (len(GSM), *BENCHMARKS["gsm_test"][1:])}
+    small = {"gsm_test": BENCHMARKS["gsm_test"]._replace(rows=len(GSM))}
     monkeypatch.setattr(benchmarks, "BENCHMARKS", small)
     monkeypatch.setattr("src.prepare_data.BENCHMARKS", small)
     monkeypatch.setattr("sys.argv", ["prepare_data", "paper", "--output_dir", str(tmp_path)])

@@ -77,7 +77,7 @@ CALC_ASDIV = [
 @pytest.fixture
 def small_benchmarks(monkeypatch):
     """The benchmarks expect the numbers of rows above."""
-    counted = {name: (COUNTS[name], *rest[1:]) for name, rest in BENCHMARKS.items()}
+    counted = {name: of._replace(rows=COUNTS[name]) for name, of in BENCHMARKS.items()}
     monkeypatch.setattr(benchmarks, "BENCHMARKS", counted)
     monkeypatch.setattr(prepare_data, "BENCHMARKS", counted)
 
@@ -245,7 +245,7 @@ def test_without_a_network_the_error_names_the_flag_for_raw_files(tmp_path):
 @pytest.mark.parametrize("name", sorted(set(COUNTS) - {"gsm_train", "asdiv_a"}))
 def test_the_publishers_raw_files_convert(name):
     rows = convert(name, RAW)
-    assert len(rows) == BENCHMARKS[name][0]
+    assert len(rows) == BENCHMARKS[name].rows
     assert all(row["question"] and float(row["answer"]) is not None for row in rows)
 
 

@@ -5,9 +5,11 @@ Rows come from the hub's data sets or from raw files of the publishers; the rule
 
 import json
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.answers import format_number
 from utils.errors import UserError
@@ -92,16 +94,34 @@ def _row(question, steps, answer):
     return {"question": question.strip(), "steps": steps, "answer": answer.replace(",", "").strip()}
 
 
-# name: rows, hub data set, its configuration, its splits, raw file or None, converter
+class Benchmark(NamedTuple):
+    """What a benchmark is made from, by the hub or by the publisher's raw file."""
+
+    rows: int  # that it must have
+    hub: str  # data set
+    config: str | None  # of the data set
+    split: str  # or several, joined by +
+    raw: str | None  # name of the file; None: from the hub only
+    converter: Callable  # from a publisher's row to ours
+
+
 BENCHMARKS = {
-    "gsm_test": (1319, "openai/gsm8k", "main", "test", "gsm8k_test.jsonl", gsm8k),
-    "gsm_valid": (500, "whynlp/gsm8k-aug", None, "validation", "gsm8k_train.jsonl", gsm8k),
-    "gsm_train": (385_620, "whynlp/gsm8k-aug", None, "train", "gsm8k_aug_train.jsonl", gsm8k),
-    "gsm_hard": (1318, "reasoning-machines/gsm-hard", None, "train", "gsmhardv2.jsonl", gsm_hard),
-    "multiarith": (580, "ChilleD/MultiArith", None, "train+test", "multiarith.jsonl", multiarith),
-    "svamp": (1000, "ChilleD/SVAMP", None, "train+test", "svamp.json", svamp),
-    "gsm_plus": (2100, "qintongli/GSM-Plus", None, "testmini", "gsmplus_testmini.jsonl", gsm_plus),
-    "asdiv_a": (1218, "MU-NLPC/Calc-asdiv_a", None, "test", None, asdiv_a),
+    "gsm_test": Benchmark(1319, "openai/gsm8k", "main", "test", "gsm8k_test.jsonl", gsm8k),
+    "gsm_valid": Benchmark(500, "whynlp/gsm8k-aug", None, "validation", "gsm8k_train.jsonl", gsm8k),
+    "gsm_train": Benchmark(
+        385_620, "whynlp/gsm8k-aug", None, "train", "gsm8k_aug_train.jsonl", gsm8k
+    ),
+    "gsm_hard": Benchmark(
+        1318, "reasoning-machines/gsm-hard", None, "train", "gsmhardv2.jsonl", gsm_hard
+    ),
+    "multiarith": Benchmark(
+        580, "ChilleD/MultiArith", None, "train+test", "multiarith.jsonl", multiarith
+    ),
+    "svamp": Benchmark(1000, "ChilleD/SVAMP", None, "train+test", "svamp.json", svamp),
+    "gsm_plus": Benchmark(
+        2100, "qintongli/GSM-Plus", None, "testmini", "gsmplus_testmini.jsonl", gsm_plus
+    ),
+    "asdiv_a": Benchmark(1218, "MU-NLPC/Calc-asdiv_a", None, "test", None, asdiv_a),
 }
 _CHOSEN = {"gsm_valid": "gsm8k_aug_valid_indices.json"}  # which rows of the raw file
 PLAIN_TRAIN = 6973  # gsm_train of GSM8K itself: its 7473 rows without those of gsm_valid
@@ -112,7 +132,7 @@ def plain_train(source):
 
     source: the folder of raw files. Raises UserError as ``convert`` does.
     """
-    path = Path(source) / BENCHMARKS["gsm_valid"][4]
+    path = Path(source) / BENCHMARKS["gsm_valid"].raw
     rows = _read_rows(path)
     valid = set(_chosen("gsm_valid", path, rows))
     rows = [row for number, row in enumerate(rows) if number not in valid]
@@ -139,13 +159,13 @@ def convert(name, source=None):
 
 def has_raw_file(name):
     """Whether a benchmark can be made without the hub."""
-    return BENCHMARKS[name][4] is not None
+    return BENCHMARKS[name].raw is not None
 
 
 def published_as(hub, config, split):
     """The converter of a hub data set, and the benchmark that this split of it is; or None each."""
-    converters = {of[1]: of[-1] for of in BENCHMARKS.values()}
-    names = {of[1:4]: name for name, of in BENCHMARKS.items()}
+    converters = {of.hub: of.converter for of in BENCHMARKS.values()}
+    names = {(of.hub, of.config, of.split): name for name, of in BENCHMARKS.items()}
     return converters.get(hub), names.get((hub, config, split))
 
 
@@ -165,7 +185,7 @@ def convert_rows(rows, converter, where, name=None, wanted=None):
             continue
         converted.setdefault(new.pop("key", number), new)
     if name is not None and wanted is None:
-        wanted = BENCHMARKS[name][0]
+        wanted = BENCHMARKS[name].rows
     if wanted is not None and len(converted) != wanted:
         raise UserError(
             f"{where}: gives {len(converted)} questions for {name}, it should be {wanted}: the "

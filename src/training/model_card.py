@@ -267,7 +267,7 @@ def _hub_data(path):
     if is_hub_id(path):
         return parse_hub_id(path).repo
     name = data_name(path)
-    return BENCHMARKS[name][1] if name in BENCHMARKS else None
+    return BENCHMARKS[name].hub if name in BENCHMARKS else None
 
 
 @reports_user_errors
