@@ -26,7 +26,7 @@ def training_figures(histories):
     if not histories:
         return []
     colors = dict(zip(histories, [*METHOD_COLORS.values()] * len(histories), strict=False))
-    panels = {"mean loss since the last validation": "train_loss",
+    panels = {"mean loss since last validation": "train_loss", "loss in validation": "valid_loss",
               "validation, % solved greedily": "valid_accuracy"}  # fmt: skip
     every = [entry for history in histories.values() for entry in history]
     panels = {

@@ -286,13 +286,8 @@ class BackboneTrainer:
     @torch.no_grad()
     def accuracy(self, stage):
         """Percent of the validation problems solved greedily: of all, and by number of steps."""
-        self.wrapped_loss.eval()
-        if stage.speeds:  # the one nearest to the prompt's default
-            stage = replace(stage, speeds=[min(stage.speeds, key=lambda speed: abs(speed - 2))])
-        settings = (self.tokenizer, self.loss.format_row, stage, 128, "valid", "all")
-        valid_batches = batches(self.valid, *settings)
         counts = torch.zeros(2, _STEP_BINS, dtype=torch.float64)  # solved and all problems
-        for batch in itertools.islice(valid_batches, self.process, None, self.num_processes):
+        for batch in self._valid_batches(stage, 128):
             with self.accelerator.autocast():
                 solved = self.loss.solved(batch.shard(0, 1, self.device), stage)
             num_steps = torch.tensor(batch.num_steps).clamp(max=_STEP_BINS - 1)
@@ -302,19 +297,45 @@ class BackboneTrainer:
         by_steps = {str(k): round(100 * solved[k] / n, 1) for k, n in enumerate(total) if n}
         return round(100 * sum(solved) / sum(total), 2), by_steps
 
+    @torch.no_grad()
+    def valid_loss(self, stage):
+        """The mean loss of the validation problems, in batches of a training pass, no dropout."""
+        total = torch.zeros(2, dtype=torch.float64)  # loss and problems
+        size = self.recipe.batch_size // (self.num_processes * self.num_passes)
+        for batch in self._valid_batches(stage, size):
+            rows = torch.arange(len(batch.prompts))
+            keys = rng.row_keys(self.recipe.seed, torch.zeros_like(rows), rows, self.device)
+            with self.accelerator.autocast():
+                loss, _ = self.loss(batch.shard(0, 1, self.device), stage, keys)
+            total += torch.tensor([float(loss) * len(rows), len(rows)])
+        loss, count = self.accelerator.reduce(total.to(self.device)).tolist()
+        return round(loss / count, 4)
+
+    def _valid_batches(self, stage, size):
+        """This process's batches of validation problems; the loss is in evaluation mode then."""
+        self.wrapped_loss.eval()
+        settings = (self.tokenizer, self.loss.format_row, stage, size, "valid", "all")
+        valid_batches = batches(self.valid, *settings)
+        return itertools.islice(valid_batches, self.process, None, self.num_processes)
+
     def _validate(self, stage, show):
+        stage = replace(stage, dropout=0.0)
+        if stage.speeds:  # the one nearest to the prompt's default
+            stage = replace(stage, speeds=[min(stage.speeds, key=lambda speed: abs(speed - 2))])
         overall, by_steps = self.accuracy(stage)
+        valid_loss = self.valid_loss(stage)
         self._add_time()
         entry = {
             "stage": self.cursor.stage,
             "epoch": self.cursor.epoch,
             "minutes": round(self.cursor.seconds / 60, 2),
             "train_loss": self._mean_loss(),
+            "valid_loss": valid_loss,
             "valid_accuracy": overall,
             "by_steps": by_steps,
         }
         self.cursor.history.append(entry)
-        self._log({"valid_accuracy": overall})
+        self._log({"valid_accuracy": overall, "valid_loss": valid_loss})
         if self.accelerator.is_main_process:
             show(json.dumps(entry))
 

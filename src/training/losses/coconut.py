@@ -52,7 +52,7 @@ class CoconutLoss(nn.Module):
     def forward(self, batch, stage, rng_keys=None):
         """The loss (scalar), and whether each row's text is predicted without a mistake (B,), so
         that greedy decoding yields it. rng_keys (B,): the rows' random keys, for dropout."""
-        sampling = training_dropout(stage, self.model_dropout)
+        sampling = training_dropout(stage, self.model_dropout * self.training)
         thoughts, hidden = self.read(batch, "text", stage.thoughts, sampling, rng_keys)
         loss, right = self.text_loss(batch, "text", hidden)
         return loss + self.settings["probe"] * self.probe_loss(thoughts, batch.digits), right

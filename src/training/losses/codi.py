@@ -76,7 +76,10 @@ class CodiLoss(CoconutLoss):
     def forward(self, batch, stage, rng_keys):
         """The loss (scalar), and whether each student's text is predicted without a mistake (B,);
         in a stage without thoughts, the teacher's. rng_keys (B,): as CoconutLoss."""
-        dropout, settings = training_dropout(stage, self.model_dropout), self.settings
+        dropout, settings = (
+            training_dropout(stage, self.model_dropout * self.training),
+            self.settings,
+        )
         keys = rng.fold(rng_keys[:, None], torch.arange(3, device=rng_keys.device)).unbind(1)
         hidden = read_words(self.model, _of_teacher(batch), "teacher", dropout, keys[_TEACHER])
         teacher, right = words_loss(self.model, batch, "teacher", hidden)

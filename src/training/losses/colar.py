@@ -60,7 +60,7 @@ class ColarLoss(nn.Module):
         rng_keys (B,): the rows' random keys, for dropout and for the tokens that are drawn."""
         groups, merged = self._merge(batch)  # (B, K, r), (B, K, D)
         num_thoughts = (groups != IGNORED).any(-1).sum(1)  # (B,)
-        sampling = training_dropout(stage, self.model_dropout)
+        sampling = training_dropout(stage, self.model_dropout * self.training)
         hidden = self._read(batch, merged, num_thoughts, sampling, rng_keys)  # (B, K + S, D)
         latent = self._latent_loss(batch, hidden, merged, num_thoughts, rng_keys)
         token, right = self._token_loss(batch, hidden, num_thoughts, _draw(groups, rng_keys))

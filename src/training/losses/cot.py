@@ -44,7 +44,7 @@ class CotLoss(nn.Module):
 
         rng_keys (B,): the rows' random keys, for dropout.
         """
-        sampling = training_dropout(stage, self.model_dropout)
+        sampling = training_dropout(stage, self.model_dropout * self.training)
         hidden = read_words(self.model, batch, "text", sampling, rng_keys)  # (B, S, D)
         return words_loss(self.model, batch, "text", hidden)
 
