@@ -224,9 +224,11 @@ def test_training_drops_under_the_sampler_s_masks():
 
 
 def write_recipe(path, **values):
+    valid = path.with_name("few_questions.json")
+    valid.write_text(json.dumps(ROWS[:64]))
     recipe = {
         "output_dir": str(path.with_suffix("")), "config": CONFIG, "train": "tiny", "seed": 1,
-        "problems_per_epoch": 600, "valid": "data/tiny_valid.json", "batch_size": 8,
+        "problems_per_epoch": 600, "valid": str(valid), "batch_size": 8,
         "weight_decay": 0.01, "warmup_steps": 5, "loss": {"probe": 1.0}, "save_steps": 10,
         "stages": [
             {"thoughts": 0, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3},
