@@ -6,7 +6,8 @@ from typing import Any, Literal
 import pytest
 
 from tests.conftest import raises_user_error
-from utils.config import load_yaml, typed
+from tests.recipes import load_yaml
+from utils.config import typed
 
 pytestmark = pytest.mark.quick
 

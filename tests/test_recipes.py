@@ -11,11 +11,10 @@ import yaml
 
 from src.runs.commands import COMMANDS
 from src.training.backbone_recipe import Recipe
-from src.training.reward_recipe import load_recipe
 from tests.commands import ENVIRONMENT, ROOT
+from tests.recipes import load_recipe, load_yaml
 from utils.benchmarks import BENCHMARKS
 from utils.cli import parse_flags
-from utils.config import load_yaml
 
 pytestmark = pytest.mark.quick
 FILES = sorted((ROOT / "training_args").glob("*.yaml"))

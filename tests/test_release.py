@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from src.training.command_line import RecipeSource
-from src.training.reward_recipe import load_recipe, recipe_values
+from src.training.reward_recipe import recipe_values
 from tests.commands import ROOT, assert_one_line_error, command, launch, run_here
+from tests.recipes import load_recipe
 from tests.test_flags_file import parsed, write_flags
 from utils.release import BACKBONES, COMMANDS, IGNORED, REWARD_MODELS, take_ignored
 

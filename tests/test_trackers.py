@@ -14,12 +14,11 @@ from transformers import TrainerCallback
 from src.training import trackers
 from src.training.backbone_recipe import Recipe
 from src.training.backbone_trainer import BackboneTrainer
-from src.training.reward_recipe import load_recipe
 from tests.commands import assert_one_line_error, assert_success, command, run_here
 from tests.conftest import raises_user_error
+from tests.recipes import load_recipe, load_yaml
 from tests.test_train_reward import pool, recipe  # noqa: F401  (pool is a fixture)
 from tests.test_training import write_recipe
-from utils.config import load_yaml
 from utils.datasets import load_dataset
 
 STAGES = [

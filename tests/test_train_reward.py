@@ -24,10 +24,10 @@ from src.training.command_line import is_finished
 from src.training.losses.latent_rm import RewardLoss
 from src.training.model_card import model_card
 from src.training.reward_dataset import LengthSampler, TrajectoryDataset, collate
-from src.training.reward_recipe import load_recipe
 from src.training.reward_trainer import last_checkpoint, pool_metrics
 from tests.commands import ROOT, command, launch, run, run_here
 from tests.conftest import random_latent_rm
+from tests.recipes import load_recipe
 from utils.errors import UserError
 
 TINY = "checkpoints/tiny-coconut"

@@ -23,7 +23,7 @@ from src.training.losses.coconut import CoconutLoss
 from src.training.model_card import model_card
 from tests.commands import ROOT, command, run, run_here
 from tests.conftest import random_coconut
-from utils.config import load_yaml
+from tests.recipes import load_yaml
 from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.progress import Pace

@@ -61,14 +61,6 @@ def parse_yaml(text, where):
         raise UserError(f"{where}: {error}") from None
 
 
-def load_yaml(path, cls):
-    """The YAML file ``path`` as an instance of dataclass ``cls``, nested dataclasses too.
-
-    Raises UserError naming file, key and mend.
-    """
-    return build_from(cls, read_yaml(path), path)
-
-
 def build_from(cls, values, where):
     """``build``, with ``where`` at the start of all errors: the file that holds the values."""
     try:

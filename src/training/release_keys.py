@@ -25,7 +25,7 @@ RIVALS = {
 }
 
 
-def check_rivals(values):
+def _check_rivals(values):
     """Raises UserError where a recipe has a key and another one that it decides."""
     for key, others in RIVALS.items():
         for other in others:
@@ -40,7 +40,7 @@ def _is_given(key, values):
 
 def in_our_keys(values):
     """The values of a recipe with the release's keys replaced. Raises UserError naming the key."""
-    check_rivals(values)
+    _check_rivals(values)
     ours = {key: value for key, value in values.items() if key not in _TRANSLATIONS}
     for key, translate in _TRANSLATIONS.items():
         if key in values:

@@ -11,7 +11,6 @@ from transformers import TrainingArguments
 from src.models import BACKBONES
 from src.models.precision import resolve_precision
 from src.training import release_keys
-from src.training.command_line import RecipeSource
 from src.training.losses.latent_rm import REWARD_LOSSES
 from src.training.reward_dataset import LABELS
 from src.training.trackers import check_installed
@@ -153,14 +152,6 @@ class RewardRecipe(TrainingArguments):
 _TRAINER_KEYS = [field.name for field in fields(TrainingArguments)]
 _NEW_KEYS = [field.name for field in fields(RewardRecipe) if field.name not in _TRAINER_KEYS]
 _OWN_KEYS = ["output_dir", "seed", *_NEW_KEYS]
-
-
-def load_recipe(path, report_to=None):
-    """The RewardRecipe of a YAML file. Raises UserError that names the file and the key.
-
-    report_to: a tracker in place of the file's, if not None.
-    """
-    return build_recipe(recipe_values(RecipeSource(path)), path, report_to)
 
 
 def recipe_values(source):

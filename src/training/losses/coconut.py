@@ -8,11 +8,12 @@ from src.models.kv_cache import DynamicSuffixCache
 from src.models.tokenizers import END
 from src.sampling.samplers import DETERMINISTIC, Sampling, dropout_hook
 from src.training.curriculum import DIGITS, IGNORED, NO_DIGIT
+from src.training.losses.base import BackboneLoss
 
 DIGIT_CLASSES = NO_DIGIT + 1
 
 
-class CoconutLoss(nn.Module):
+class CoconutLoss(BackboneLoss):
     """Cross-entropy of the text after the thoughts, plus a training-only probe.
 
     The text: the explicit steps, each followed by a line break, then ``### N`` and the end of text
@@ -28,17 +29,9 @@ class CoconutLoss(nn.Module):
     default_settings = {"probe": 0.0}
     stage_keys = {"thoughts", "hidden_steps"}
 
-    def __init__(self, model, settings, tokenizer, model_dropout=0.0):
-        """settings: as default_settings. model_dropout: rate of GPT-2's own dropout."""
-        super().__init__()
-        self.model, self.settings, self.eos = model, settings, tokenizer.eos_token
-        self.model_dropout = model_dropout
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
         self.probe = nn.Linear(model.config.hidden_size, DIGITS * DIGIT_CLASSES)
-
-    @staticmethod
-    def accepts(row):
-        """Whether a row of the training data can be learned from."""
-        return True
 
     def format_row(self, row, stage, speed=None):
         """The prompt, and the text after the thoughts: the explicit steps, then the answer."""
@@ -47,7 +40,9 @@ class CoconutLoss(nn.Module):
         return self.model.prompt_prefix + self.model.format_prompt(row["question"]), {"text": text}
 
     def _format_text(self, row, steps):
-        return "\n".join([*steps, self.model.format_answer(row["answer"]) + self.eos])
+        return "\n".join(
+            [*steps, self.model.format_answer(row["answer"]) + self.tokenizer.eos_token]
+        )
 
     def forward(self, batch, stage, rng_keys=None):
         """The loss (scalar), and whether each row's text is predicted without a mistake (B,), so

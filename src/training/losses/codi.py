@@ -53,11 +53,13 @@ class CodiLoss(CoconutLoss):
         teacher = self._format_text(row, row["steps"][: max(0, last)])
         # With its space, which byte-pair tokens hold: the token before is the colon.
         before = self.model.format_answer("").rstrip()
-        number = self.model.format_answer(row["answer"]).removeprefix(before) + self.eos
+        number = (
+            self.model.format_answer(row["answer"]).removeprefix(before) + self.tokenizer.eos_token
+        )
         return prompt, {"student": texts["text"], "teacher": teacher, "number": number}
 
     def _format_text(self, row, steps):
-        return " ".join(steps) + self.model.format_answer(row["answer"]) + self.eos
+        return " ".join(steps) + self.model.format_answer(row["answer"]) + self.tokenizer.eos_token
 
     def num_positions(self, batch, stage):
         student = stage.thoughts + batch.texts["student"].shape[1]

@@ -10,12 +10,13 @@ from src.sampling import rng
 from src.sampling.engine import sample
 from src.sampling.trajectories import Request
 from src.training.curriculum import IGNORED
+from src.training.losses.base import BackboneLoss
 from src.training.losses.coconut import positions_after, read_prompts, training_dropout
 
 _SAMPLE_SITE = -16  # of the random numbers of the sampled thoughts
 
 
-class ColarLoss(nn.Module):
+class ColarLoss(BackboneLoss):
     """The embeddings of r tokens of the steps, a group, are merged into one input.
 
     A group of n <= r tokens becomes their sum / sqrt(n). token: weight of the cross-entropy of one
@@ -30,24 +31,16 @@ class ColarLoss(nn.Module):
     default_settings = {"token": 1.0, "latent": 1.0}
     stage_keys = {"speeds"}
 
-    def __init__(self, model, settings, tokenizer, model_dropout=0.0):
-        """settings: as default_settings. model_dropout: rate of GPT-2's own dropout."""
-        super().__init__()
-        self.model, self.settings, self.eos = model, settings, tokenizer.eos_token
-        self.model_dropout = model_dropout
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
         mean = model.lt_head.mean
         self.log_std = nn.Linear(mean.in_features, mean.out_features)
-
-    @staticmethod
-    def accepts(row):
-        """Whether a row of the training data can be learned from."""
-        return True
 
     def format_row(self, row, stage, speed):
         """The prompt, the steps (without any: the answer), and the text after them."""
         prompt = self.model.prompt_prefix + self.model.format_prompt(row["question"], speed)
         end = self.model.special_tokens["end_latent_token_id"]
-        text = end + self.model.format_answer(row["answer"]) + self.eos
+        text = end + self.model.format_answer(row["answer"]) + self.tokenizer.eos_token
         return prompt, {"steps": "\n".join(row["steps"]) or row["answer"], "text": text}
 
     def num_positions(self, batch, stage):

@@ -1,33 +1,20 @@
 """The loss of a chain of thought in words, with which COCONUT and CoLaR start."""
 
 import torch
-from torch import nn
 
 from src.training.curriculum import IGNORED
+from src.training.losses.base import BackboneLoss
 from src.training.losses.coconut import read_words, training_dropout, words_loss
 
 COT = "cot"  # its model_type in a recipe
 _EXTRA_TOKENS = 32  # that a greedy text may be longer than the longest right one of its batch
 
 
-class CotLoss(nn.Module):
+class CotLoss(BackboneLoss):
     """Cross-entropy of the steps and the answer after the question; no thoughts, no markers.
 
     The texts are those of ``model.backbone.format_cot``. Shapes: B rows, S tokens of the text.
     """
-
-    default_settings = {}
-    stage_keys = set()
-
-    def __init__(self, model, settings, tokenizer, model_dropout=0.0):
-        """settings: none. model_dropout: rate of GPT-2's own dropout."""
-        super().__init__()
-        self.model, self.tokenizer, self.model_dropout = model, tokenizer, model_dropout
-
-    @staticmethod
-    def accepts(row):
-        """Whether a row of the training data can be learned from."""
-        return True
 
     def format_row(self, row, stage, speed=None):
         """The prompt, and the text after it: the steps, then the answer."""
