@@ -128,16 +128,23 @@ def test_a_slow_process_changes_no_shard(whole_in_parts, tmp_path):
     assert not list((tmp_path / "x").glob("part_*"))
 
 
+def parts_and_shards(folder):
+    return [*folder.glob("part_*"), *folder.glob("shard_*")]
+
+
 def test_killed_processes_lose_no_finished_batch(whole_in_parts, tmp_path):
     """Two processes are killed between two batches; three others continue."""
     folder = tmp_path / "x"
-    killed = start(annotate(folder, "--batch_size", 4, processes=2), tmp_path, delays={0: 0.4})
-    while len(list(folder.glob("[ps]*_*"))) < 2 and killed[0].is_alive():
+    line = annotate(folder, "--batch_size", 4, processes=2)
+    killed = start(line, tmp_path, delays={0: 0.4, 1: 0.2})
+    while len(parts_and_shards(folder)) < 2 and killed[0].is_alive():
         time.sleep(0.01)
     for worker in killed:
         worker.kill()
         worker.join()
-    done = {int(i.partition(".")[0]) for path in folder.glob("[ps]*_*") for i in load_file(path)}
+    done = {
+        int(name.partition(".")[0]) for path in parts_and_shards(folder) for name in load_file(path)
+    }
     assert done and not (folder / "manifest.json").exists()
     result = assert_success(run(annotate(folder, "--batch_size", 4, processes=3), delays={0: 0.1}))
     again = {int(i) for i in re.findall(r"\d+", " ".join(re.findall(r"\[.*]", result.stdout)))}

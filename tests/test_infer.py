@@ -119,12 +119,12 @@ def test_two_processes_change_nothing(whole, tmp_path):
 
 
 def test_a_slow_process_changes_nothing(whole, tmp_path):
-    """It gets fewer batches than the others, and none at the end that they have to wait for."""
+    """It gets fewer batches than the others."""
     line = infer_command(*FLAGS, "--batch_size", 2, "--output_dir", tmp_path / "x", processes=3)
     result = assert_success(run(line, delays={0: 0.8}))
     batches = [result.stdout.count(f"process {rank}: ") for rank in range(3)]
     assert sum(batches) == LIMIT / 2
-    assert 0 < batches[0] < min(batches[1:])
+    assert batches[0] < min(batches[1:])
     assert outputs(tmp_path / "x") == outputs(whole)
     assert f"{LIMIT}/{LIMIT} [" in result.stderr  # the bar counts what all processes have done
 
