@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from unittest import mock
@@ -57,13 +58,15 @@ def launch(command, **environment):
     return _check_warnings(result)
 
 
-def run(command, file_limit=None):
+def run(command, file_limit=None, delays=None):
     """Runs a command line in processes forked from one that has loaded the libraries already.
 
     file_limit: the largest size of a file in bytes. A write beyond it fails, as on a full disk.
+    delays: {process: seconds that it sleeps before each unit of its work}; each process then prints
+    the units that it gets.
     """
     with tempfile.TemporaryDirectory() as folder:
-        workers = start(command, folder, file_limit)
+        workers = start(command, folder, file_limit, delays)
         for worker in workers:
             worker.join(timeout=300)
             if worker.is_alive():
@@ -77,18 +80,30 @@ def run(command, file_limit=None):
     return _check_warnings(subprocess.CompletedProcess(command, code, out, err))
 
 
-def start(command, folder, file_limit=None):
+def start(command, folder, file_limit=None, delays=None):
     """Starts the processes of a command line and returns them. Their output goes to ``folder``."""
     count = next((int(x.partition("=")[2]) for x in command if x.startswith("--nproc_per_node")), 1)
     module = next(k for k, part in enumerate(command) if part.startswith("src."))
-    port = _free_port()
-    workers = []
+    arguments = command[module:], folder, file_limit, delays
+    return fork_group(_work, count, *arguments)
+
+
+def fork_group(function, count, *arguments):
+    """Starts processes that call function(rank, *arguments) in the environment of torchrun."""
+    port, workers = _free_port(), []
     for rank in range(count):
         environment = _rank_environment(rank, count, port) if count > 1 else {}
-        arguments = (command[module:], environment, f"{folder}/{rank}", file_limit)
-        workers.append(_FORKS.Process(target=_work, args=arguments, daemon=True))
+        target = (function, environment, rank, *arguments)
+        workers.append(_FORKS.Process(target=_call, args=target, daemon=True))
         workers[-1].start()
     return workers
+
+
+def _call(function, environment, *arguments):
+    os.chdir(ROOT)
+    os.environ.update(ONE_THREAD | environment)
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 def _free_port():
@@ -110,16 +125,15 @@ def _rank_environment(rank, count, port):
     return {key: str(value) for key, value in values.items()}
 
 
-def _work(command, environment, output, file_limit):
+def _work(rank, command, folder, file_limit, delays):
     """What a process of ``start`` does: it runs the command and exits with its code."""
-    os.chdir(ROOT)
-    os.environ.update(ONE_THREAD | environment)
     for stream, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        os.dup2(os.open(f"{folder}/{rank}.{name}", os.O_WRONLY | os.O_CREAT), stream)
     if file_limit:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    torch.set_num_threads(1)
+    if delays:
+        _slow_down(rank, delays.get(rank, 0))
     sys.argv, code = command, 0
     try:
         importlib.import_module(command[0]).main()
@@ -131,6 +145,19 @@ def _work(command, environment, output, file_limit):
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code)
+
+
+def _slow_down(rank, seconds):
+    """Lets this process sleep before each unit of its work and print the unit."""
+    job = importlib.import_module("src.runs.job").Job
+    work = job._try
+
+    def slow_work(self, unit):
+        print(f"process {rank}: {unit}", flush=True)
+        time.sleep(seconds)
+        return work(self, unit)
+
+    job._try = slow_work
 
 
 def _check_warnings(result):

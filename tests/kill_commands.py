@@ -22,7 +22,7 @@ SAMPLER = ("--sampling_by", "noise", "--noise_std", 0.8, "--data_path", "data/ti
 
 
 def annotate(folder):
-    flags = ("--limit", 200, "--n_samples_per_step", 4, "--shard_size", 8)
+    flags = ("--limit", 200, "--n_samples_per_step", 4, "--shard_size", 8, "--batch_size", 3)
     output = ("--save_path", folder.parent, "--name", folder.name)
     return command("annotate_data", *SAMPLER, *flags, *output)
 

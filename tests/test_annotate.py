@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tests.commands import (
     interrupt_and_continue,
     run,
     run_here,
+    start,
 )
 from tests.conftest import raises_user_error
 from utils import shards
@@ -107,19 +110,64 @@ def test_two_processes_write_the_shards_of_one(whole, tmp_path):
     assert contents(tmp_path / "x") == contents(whole)
 
 
+@pytest.fixture(scope="module")
+def whole_in_parts(tmp_path_factory):
+    """The folder of a pool whose shards were joined from the parts of batches."""
+    folder = tmp_path_factory.mktemp("pools") / "in_parts"
+    assert_success(run_here(annotate(folder, "--batch_size", 4)))
+    return folder
+
+
+def test_a_slow_process_changes_no_shard(whole_in_parts, tmp_path):
+    line = annotate(tmp_path / "x", "--batch_size", 4, processes=3)
+    result = assert_success(run(line, delays={2: 1.0}))
+    units = [len(re.findall(f"process {rank}: ", result.stdout)) for rank in range(3)]
+    assert sum(units) == 7
+    assert units[2] < 7 / 3
+    assert contents(tmp_path / "x") == contents(whole_in_parts)
+    assert not list((tmp_path / "x").glob("part_*"))
+
+
+def parts_and_shards(folder):
+    return [*folder.glob("part_*"), *folder.glob("shard_*")]
+
+
+def test_killed_processes_lose_no_finished_batch(whole_in_parts, tmp_path):
+    """Two processes are killed between two batches; three others continue."""
+    folder = tmp_path / "x"
+    line = annotate(folder, "--batch_size", 4, processes=2)
+    killed = start(line, tmp_path, delays={0: 0.4, 1: 0.2})
+    while len(parts_and_shards(folder)) < 2 and killed[0].is_alive():
+        time.sleep(0.01)
+    for worker in killed:
+        worker.kill()
+        worker.join()
+    done = {
+        int(name.partition(".")[0]) for path in parts_and_shards(folder) for name in load_file(path)
+    }
+    assert done and not (folder / "manifest.json").exists()
+    result = assert_success(run(annotate(folder, "--batch_size", 4, processes=3), delays={0: 0.1}))
+    again = {int(i) for i in re.findall(r"\d+", " ".join(re.findall(r"\[.*]", result.stdout)))}
+    assert again == set(range(20)) - done
+    assert contents(folder) == contents(whole_in_parts)
+
+
 @pytest.mark.parametrize("case", range(10))
-def test_an_interrupted_annotation_continues_to_the_same_shards(whole, tmp_path, monkeypatch, case):
+def test_an_interrupted_annotation_continues_to_the_same_shards(
+    whole_in_parts, tmp_path, monkeypatch, case
+):
     """Interrupted just before or after a write, or between the steps of one."""
     functions = (
-        (os, "replace", 5),
-        (shards, "write_bytes", 4),
-        (annotate_module, "annotate", 4),
+        (os, "replace", 12),
+        (shards, "write_bytes", 11),
+        (annotate_module, "annotate", 7),
         (run_folder, "write_json", 1),
         (shards, "write_json", 1),
     )
-    line = annotate(tmp_path / "x", "--batch_size", 6)
+    line = annotate(tmp_path / "x", "--batch_size", 4)
     interrupt_and_continue(line, functions, case, monkeypatch)
-    assert contents(tmp_path / "x") == contents(whole)
+    assert contents(tmp_path / "x") == contents(whole_in_parts)
+    assert not list((tmp_path / "x").glob("part_*"))
 
 
 def test_a_finished_pool_is_not_made_again(whole, monkeypatch):
@@ -168,6 +216,29 @@ def test_a_missing_shard_is_made_again(pool, whole):
     (pool / "shard_00001.safetensors").unlink()
     assert_success(run_here(annotate(pool, "--batch_size", 6)))
     assert contents(pool) == contents(whole)
+
+
+def test_parts_of_other_batches_are_kept(pool, whole):
+    """A run in other batches has done two questions of a shard. It was interrupted there, and once
+    before that between a shard and the removal of its parts."""
+    shard = load_file(pool / "shard_00001.safetensors")
+    for name in ("manifest.json", "shard_00001.safetensors"):
+        (pool / name).unlink()
+    done = {i: {} for i in (7, 10)}
+    for name, tensor in shard.items():
+        idx, _, key = name.partition(".")
+        if int(idx) in done:
+            done[int(idx)][key] = tensor
+    shards.write_part(pool, done)
+    shards.write_part(pool, {2: {"input_ids": torch.tensor(0)}})
+    assert_success(run_here(annotate(pool, "--batch_size", 6)))
+    assert contents(pool) == contents(whole)
+    assert not list(pool.glob("part_*"))
+
+
+def test_a_damaged_part_is_a_one_line_error(pool):
+    (pool / "part_0000007.safetensors").write_bytes(b"{")
+    assert_one_line_error(run_here(annotate(pool)), "part_0000007", "remove it and run again")
 
 
 def _damage(folder, fault):

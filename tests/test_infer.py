@@ -118,6 +118,17 @@ def test_two_processes_change_nothing(whole, tmp_path):
     assert json.loads((tmp_path / "x/config.json").read_text())["processes"] == 2
 
 
+def test_a_slow_process_changes_nothing(whole, tmp_path):
+    """It gets fewer batches than the others."""
+    line = infer_command(*FLAGS, "--batch_size", 2, "--output_dir", tmp_path / "x", processes=3)
+    result = assert_success(run(line, delays={0: 0.8}))
+    batches = [result.stdout.count(f"process {rank}: ") for rank in range(3)]
+    assert sum(batches) == LIMIT / 2
+    assert batches[0] < min(batches[1:])
+    assert outputs(tmp_path / "x") == outputs(whole)
+    assert f"{LIMIT}/{LIMIT} [" in result.stderr  # the bar counts what all processes have done
+
+
 def test_few_samples_are_the_first_of_many(whole, tmp_path):
     flags = ("--n_samples", 4, "--output_dir", tmp_path / "x")
     assert_success(run_here(infer_command(*FLAGS, *flags)))

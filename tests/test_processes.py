@@ -1,10 +1,15 @@
-"""Processes of a run: their threads, and a worker that fails."""
+"""Processes of a run: their threads, how they share work, and a worker that fails."""
+
+import itertools
+import json
+import time
 
 import pytest
 import torch
 
-from tests.commands import assert_success, command, run
+from tests.commands import assert_success, command, fork_group, run, samples_of
 from utils import processes
+from utils.processes import SharedSums, end_processes, handed_out, start_processes
 
 
 @pytest.mark.quick
@@ -33,14 +38,51 @@ def test_a_single_process_of_accelerate_launch_uses_every_core(
     assert set_threads == ([] if threads is None else [threads])
 
 
+def _take_units(rank, folder):
+    """Two runs of sleeping work in one group of processes; the last one is slow."""
+    group, runs = start_processes(), []
+    seconds = 0.08 if rank == group.num_processes - 1 else 0.02
+    for _ in range(2):
+        sums, taken = SharedSums(), []
+        group.wait_for_everyone()
+        for unit in handed_out(range(40), sums):
+            taken.append(unit)
+            time.sleep(seconds)
+        runs.append(taken)
+    (folder / str(rank)).write_text(json.dumps(runs))
+    end_processes()
+
+
+def test_a_slow_process_gets_fewer_units_and_each_unit_is_done_once(tmp_path):
+    for worker in fork_group(_take_units, 4, tmp_path):
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+    shares = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(4)]
+    for of_processes in zip(*shares, strict=True):
+        assert sorted(itertools.chain(*of_processes)) == list(range(40))
+        *fast, slow = map(len, of_processes)
+        assert slow < min(fast)
+
+
+@pytest.mark.quick
+def test_one_process_without_a_group_gets_all_units():
+    for _ in range(2):
+        assert list(handed_out("abc", SharedSums())) == ["a", "b", "c"]
+
+
 def test_a_worker_that_fails_prints_one_line_and_the_sweep_can_continue(tmp_path):
     """The disk is full when the two processes of a sweep write. No launcher prints a traceback."""
     cells = tmp_path / "cells.txt"
-    flags = f"--limit 12 --n_samples 8 --batch_size 2 --output_dir {tmp_path}/out"
-    cells.write_text(f"src.infer_gpt2 --data_path data/tiny_valid.json {flags}\n")
+    flags = "--data_path data/tiny_valid.json --limit 12 --n_samples 8 --batch_size 2"
+    cells.write_text(
+        f"src.infer_gpt2 {flags} --output_dir {tmp_path}/a\n"
+        f"src.infer_gpt2 {flags} --output_dir {tmp_path}/b --seed 1\n"
+    )
     failed = run(command("sweep", cells, "--nproc", 2), file_limit=4096)
     assert failed.returncode == 2, failed.stderr
     assert "Traceback" not in failed.stderr
     lines = [line for line in failed.stderr.splitlines() if not line.startswith("questions:")]
     assert lines and all("what was finished is kept" in line for line in lines), failed.stderr
-    assert_success(run(command("sweep", cells, "--nproc", 2)))
+    continued = assert_success(run(command("sweep", cells, "--nproc", 2)))
+    assert "12/12 [" in continued.stderr  # the bar counts what both processes have done
+    assert len(samples_of(tmp_path / "a")) == len(samples_of(tmp_path / "b")) == 12

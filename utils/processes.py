@@ -1,6 +1,7 @@
-"""The processes of torchrun or accelerate launch: how they start and how they leave."""
+"""The processes of torchrun or accelerate launch: how they start, share work and leave."""
 
 import atexit
+import itertools
 import logging
 import os
 import sys
@@ -10,6 +11,8 @@ from datetime import timedelta
 import accelerate
 import psutil
 import torch
+
+from utils.errors import UserError
 
 
 def start_processes():
@@ -43,6 +46,48 @@ def launch_workers(count, module, arguments):
     except SignalException:
         return 130
     return 0
+
+
+class SharedSums:
+    """Sums to which all processes of the group add, such as how many units are handed out.
+
+    They lie in the store of the process group, which serves one request at a time: two processes
+    never get the same value, and none waits for the work of another. All processes must create
+    their SharedSums in the same order; one process alone needs no group.
+    """
+
+    _created = itertools.count()
+
+    def __init__(self):
+        self.store = _group_store()
+        self.prefix = f"sums {next(self._created)}"  # all the sums of a group share its store
+
+    def add(self, name, amount):
+        """The sum of this name with ``amount`` added to it; it starts at 0.
+
+        Raises UserError when the process or launcher that keeps the store has ended.
+        """
+        try:
+            return self.store.add(f"{self.prefix} {name}", amount)
+        except torch.distributed.DistNetworkError:
+            raise UserError("lost the other processes: one of them failed or was ended") from None
+
+
+def _group_store():
+    """The store of the process group; one of this process where there is no group."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.group.WORLD.get_group_store()
+    return torch.distributed.HashStore()
+
+
+def handed_out(units, sums):
+    """Yields the units that this process gets: the next one of the list whenever it is free.
+
+    units: the same list on every process; sums: their SharedSums. So a slow process gets fewer
+    units, and at the end the others wait for one unit at most.
+    """
+    while (number := sums.add("handed out", 1) - 1) < len(units):
+        yield units[number]
 
 
 def use_all_cores():

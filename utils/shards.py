@@ -12,6 +12,9 @@ Beyond them: ``i.latent_lengths`` (n,) int64, how many thoughts exist (the other
 int64, the answers' tokens with end-of-text, padded with -1.
 
 A question that all trajectories solve, or none, has only a 0-d ``i.input_ids``: how many solve it.
+
+While a run goes on, ``part_<first question>.safetensors`` holds some questions of a shard that is
+not whole yet.
 """
 
 import json
@@ -28,6 +31,7 @@ from utils.files import sha256, write_bytes, write_json
 from utils.hub_data import is_hub_id
 
 MANIFEST = "manifest.json"
+PARTS = "part_*.safetensors"
 FORMAT = 2  # of the keys below
 _KEYS = "input_ids latent_embeds latent_lengths estimations corrects predictions answer_ids".split()
 
@@ -41,10 +45,55 @@ def shard_questions(number, shard_size, total):
     return range(number * shard_size, min((number + 1) * shard_size, total))
 
 
-def write_shard(folder, number, questions):
-    """questions: {index: {key: tensor}}; a skipped question has ``input_ids`` only."""
+def write_part(folder, questions):
+    """Writes some questions of one shard that lie in no other part.
+
+    questions: {index: {key: tensor}}; a skipped question has ``input_ids`` only.
+    """
     tensors = {f"{i}.{key}": x for i, of_one in questions.items() for key, x in of_one.items()}
-    write_bytes(shard_path(folder, number), safetensors.torch.save(tensors))
+    path = Path(folder) / PARTS.replace("*", f"{min(questions):07d}")
+    write_bytes(path, safetensors.torch.save(tensors))
+
+
+def questions_in_parts(folder):
+    """The indices of the questions of all parts. Raises UserError when a part is damaged."""
+    return {_question(name) for path in Path(folder).glob(PARTS) for name in _read_part(path)}
+
+
+def join_parts(folder, number, questions):
+    """Writes the shard of these questions from its parts, which it removes.
+
+    Without effect while a question lies in no part. Raises UserError when a part is damaged.
+    """
+    paths = [path for path in Path(folder).glob(PARTS) if _first_question(path) in questions]
+    tensors = {name: tensor for path in paths for name, tensor in _read_part(path).items()}
+    if {_question(name) for name in tensors} == set(questions):
+        write_bytes(shard_path(folder, number), safetensors.torch.save(tensors))
+        for path in paths:
+            path.unlink()
+
+
+def remove_parts(folder):
+    """Removes the parts that an interruption has left beside their shards."""
+    for path in Path(folder).glob(PARTS):
+        path.unlink()
+
+
+def _read_part(path):
+    """{name: tensor} of a part."""
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and run again") from None
+
+
+def _first_question(path):
+    return int(path.stem.removeprefix(PARTS.partition("*")[0]))
+
+
+def _question(name):
+    """The index of the question of a tensor."""
+    return int(name.partition(".")[0])
 
 
 def count_labelled(path):
@@ -134,7 +183,7 @@ def _open(path):
 def _labelled_questions(path):
     """(path, index) of each labelled question of a shard. Raises UserError when one lacks a key."""
     names = set(_open(path).keys())
-    indices = [int(name.partition(".")[0]) for name in names if name.endswith(".latent_embeds")]
+    indices = [_question(name) for name in names if name.endswith(".latent_embeds")]
     for idx in indices:
         lacking = [key for key in _KEYS if f"{idx}.{key}" not in names]
         if lacking:

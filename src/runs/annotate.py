@@ -3,11 +3,13 @@
 import math
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from src.runs.job import Job
 from src.sampling.rollouts import annotate
 from utils import shards
 from utils.answers import is_right
+from utils.errors import UserError
 
 # Mean time of a rollout, in units of a trajectory's: only half of the questions get rollouts, and a
 # rollout computes about half a trajectory.
@@ -15,13 +17,18 @@ ROLLOUT_COST = 0.25
 
 
 class Annotation(Job):
-    """One run of src.annotate_data. Processes take whole shards in turn."""
+    """One run of src.annotate_data.
 
-    outputs = ("shard_*.safetensors", shards.MANIFEST)
+    A batch holds questions of one shard. It is written as a part of the shard, and the process that
+    finishes the last batch of a shard joins its parts.
+    """
+
+    outputs = ("shard_*.safetensors", shards.PARTS, shards.MANIFEST)
 
     def __init__(self, arguments, processes, loader):
         super().__init__(arguments, processes, loader)
         self.n_shards = math.ceil(len(self.rows) / arguments.shard_size)
+        self.done = set() if arguments.overwrite else self._read_done()
         # Of this process: questions, labelled ones, and the sum of their shares of right answers.
         self.seen = self.labelled = self.right = 0
 
@@ -42,37 +49,59 @@ class Annotation(Job):
     @property
     def trajectories(self):
         """How many are still to be sampled; rollouts count with their share of the time."""
-        arguments = self.arguments
-        questions = sum(map(len, self.units()))
+        arguments, questions = self.arguments, len(self.rows) - len(self.done)
         rollouts = arguments.latent_length * arguments.n_samples_per_step * ROLLOUT_COST
         return round(questions * arguments.n_samples * (1 + rollouts))
 
-    def units(self):
-        size, total = self.arguments.shard_size, len(self.rows)
-        return [shards.shard_questions(k, size, total) for k in self._missing_shards()]
+    def _questions(self, number):
+        """The questions of a shard."""
+        return shards.shard_questions(number, self.arguments.shard_size, len(self.rows))
+
+    def _read_done(self):
+        """The questions that lie in a shard or in a part of one."""
+        missing = set(self._missing_shards())
+        whole = (self._questions(k) for k in range(self.n_shards) if k not in missing)
+        return shards.questions_in_parts(self.folder).union(*whole)
 
     def open(self):
         super().open()
-        if self.processes.is_main_process:  # Job.complete has a barrier before any shard is written
+        if self.processes.is_main_process:  # the others write only after they know what is done
             (self.folder / shards.MANIFEST).unlink(missing_ok=True)
+            self.done = self._read_done()
+        (self.done,) = broadcast_object_list([self.done])
+
+    def batches(self):
+        """A shard's batches follow each other, so that few shards lie in parts at any time."""
+        return [b for k in range(self.n_shards) for b in self.by_length(self._questions(k))]
 
     def work_on(self, unit):
-        """Writes the shard of these questions."""
-        tensors = {}
-        for batch in self.by_length(unit):
-            tensors |= self._label(batch)
-        self.right += sum(of_question.pop("right") for of_question in tensors.values())
-        self.labelled += sum("latent_embeds" in of_question for of_question in tensors.values())
-        self.seen += len(unit)
+        """Writes these questions; with the last ones of a shard, the shard."""
+        new = {i: tensors for i, tensors in self._label(unit).items() if i not in self.done}
+        self.right += sum(tensors.pop("right") for tensors in new.values())
+        self.labelled += sum("latent_embeds" in tensors for tensors in new.values())
+        self.seen += len(new)
+        shards.write_part(self.folder, new)
         number = unit[0] // self.arguments.shard_size
-        shards.write_shard(self.folder, number, {i: tensors[i] for i in unit})
+        left = [i for i in self._questions(number) if i not in self.done]
+        if self.sums.add(f"questions of shard {number}", len(new)) == len(left):
+            self._join(number)
         return f"labelled {self.labelled / self.seen:.1%}, right {self.right / self.seen:.1%}"
 
+    def _join(self, number):
+        shards.join_parts(self.folder, number, self._questions(number))
+
     def finish(self):
-        self.processes.wait_for_everyone()
-        if self.processes.is_main_process and not self.finished:
-            contents = self.run_folder.fingerprint | {"shard_size": self.arguments.shard_size}
-            shards.write_manifest(self.folder, contents)
+        if not self.processes.is_main_process or self.finished:
+            return
+        for number in self._missing_shards():  # interrupted after the last part, before the shard
+            self._join(number)
+        missing = len(self._missing_shards())
+        if missing:
+            fault = f"{missing} of {self.n_shards} shards are not done"
+            raise UserError(f"{self.folder}: {fault}; run again to go on")
+        shards.remove_parts(self.folder)
+        contents = self.run_folder.fingerprint | {"shard_size": self.arguments.shard_size}
+        shards.write_manifest(self.folder, contents)
 
     def report(self, _):
         print(f"annotated {len(self.rows)} questions; files in {self.folder}")

@@ -71,11 +71,8 @@ class Evaluation(Job):
         done = records.gather(self.folder) if self.processes.is_main_process else None
         (self.done,) = broadcast_object_list([done])
 
-    def units(self):
-        """Batches of similar prompt length. They do not depend on what is done: a batch that was
-        interrupted is computed as before."""
-        batches = self.by_length(range(len(self.rows)))
-        return [batch for batch in batches if any(i not in self.done for i in batch)]
+    def batches(self):
+        return self.by_length(range(len(self.rows)))
 
     def work_on(self, unit):
         new = [r for r in MODES[self.mode](self, unit) if r["idx"] not in self.done]
@@ -90,7 +87,6 @@ class Evaluation(Job):
     def finish(self):
         """Gathers all processes' records, checks them and writes metrics.json, which it returns."""
         sessions = gather_object([(self.computed, {k: dict(v) for k, v in self.counters.items()})])
-        self.processes.wait_for_everyone()
         if not self.processes.is_main_process:
             return None
         done = records.gather(self.folder)

@@ -12,7 +12,7 @@ from src.runs.run_folder import RunFolder, fingerprint_of
 from src.sampling.engine import sample
 from utils.datasets import load_dataset
 from utils.errors import UserError, warn
-from utils.processes import where
+from utils.processes import SharedSums, handed_out, where
 from utils.progress import progress
 
 
@@ -21,10 +21,13 @@ class Job:
 
     A subclass gives ``outputs``, patterns of the files that it writes, and:
     finished: whether nothing is left to do; trajectories: how many are still to be sampled, by all
-    processes together; units(): the work that is left, lists of questions (their indices), in the
-    same order on every process; work_on(unit): processes one unit and returns a line of running
-    metrics; finish(): closes the run and returns its metrics on the first process;
-    report(metrics): prints them.
+    processes together; done: the questions (indices) that are finished, from ``open`` on the same
+    on every process; batches(): all questions, in lists that are computed together; work_on(unit):
+    computes one of them, keeps what is not in ``done`` and returns a line of running metrics;
+    finish(): closes the run, whose results are all written, and returns its metrics on the first
+    process; report(metrics): prints them.
+
+    sums: the SharedSums of the processes while they work.
 
     Raises UserError when data, model or folder can't be used.
     """
@@ -96,9 +99,7 @@ class Job:
         if not self.finished:
             self.prepare()
             self.open()
-            units = self.units()
-            self.processes.wait_for_everyone()  # all have looked at the folder before any writes
-            self._work_through(units)
+            self._work_through(self.units())
         if self.processes.is_main_process:  # --report_n may be new, even if nothing was left to do
             self.run_folder.save_flags(self.arguments.flags())
         return self.finish()
@@ -111,18 +112,25 @@ class Job:
 
     def open(self):
         """Creates the folder; with --overwrite true removes the old run first. All processes call
-        it, and it ends in a barrier."""
+        it, and it ends in a barrier. A subclass then tells all of them what is done."""
         self.run_folder.open(self.processes, self.arguments.batch_size, self.outputs)
 
+    def units(self):
+        """The batches that are left. They do not depend on what is done: a batch that was
+        interrupted is computed as before."""
+        return [batch for batch in self.batches() if any(i not in self.done for i in batch)]
+
     def _work_through(self, units):
-        """This process's share of the units, which processes take in turn."""
-        processes = self.processes
-        share = units[processes.process_index :: processes.num_processes]
-        total, quiet = sum(map(len, share)), not processes.is_main_process
+        """Works on the units until none is left: each goes to the first process that is free. The
+        processes wait for each other at the end only. The bar counts what all of them have done."""
+        self.sums, total = SharedSums(), sum(map(len, units))
+        quiet = not self.processes.is_main_process
         with progress(total, unit="question", disable=quiet) as bar:
-            for unit in share:
+            for unit in handed_out(units, self.sums):
                 bar.set_postfix_str(self._try(unit), refresh=False)
-                bar.update(len(unit))
+                bar.update(self.sums.add("questions done", len(unit)) - bar.n)
+            self.processes.wait_for_everyone()
+            bar.update(total - bar.n)
 
     def _try(self, unit):
         try:
@@ -132,10 +140,11 @@ class Job:
             raise UserError(f"out of memory on {self.processes.device}: {mend}") from None
 
     def by_length(self, questions):
-        """Batches of questions (indices) with prompts of similar length."""
+        """Batches of questions (indices) with prompts of similar length, the longest first: the
+        less the last ones cost, the more evenly the processes end."""
         order = sorted(questions, key=lambda i: (len(self.prompts[i]), i))
         size = self.arguments.batch_size
-        return [order[i : i + size] for i in range(0, len(order), size)]
+        return [order[i : i + size] for i in range(0, len(order), size)][::-1]
 
     def request(self, batch):
         """The Request for a batch of questions."""
