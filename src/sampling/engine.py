@@ -209,11 +209,23 @@ def ends_thinking(model, hidden):
 
 
 def read_thought(model, sampling, state, step):
-    """The final hidden state (R, D) at the state's thought, which is number ``step``."""
-    positions = state.prompt_lengths[:, None] + (step - 1)  # (R, 1)
-    dropout = dropout_hook(sampling, state.rng_keys, torch.full_like(positions, step))
-    x = state.thought[:, None]  # (R, 1, D)
-    return model.extend(x, positions, state.prefix, state.suffix, dropout)[:, 0]
+    """The final hidden state (R, D) at the state's thought, which is number ``step``, and the next
+    thought (R, D)."""
+    window, hidden = state.suffix.open(1)
+    steps = torch.full_like(state.prompt_lengths, step)
+    inputs = (state.thought, steps, state.rng_keys, state.prompt_lengths)
+    return thought_step(model, sampling, *inputs, state.prefix, window, hidden)
+
+
+def thought_step(model, sampling, thought, steps, rng_keys, prompt_lengths, prefix, window, hidden):
+    """``read_thought`` without anything that waits for the device or depends on a value.
+
+    thought (R, D), its number ``steps`` (R,); window, hidden: as SuffixCache.open gives them.
+    """
+    dropout = dropout_hook(sampling, rng_keys, steps[:, None])
+    positions = (prompt_lengths + steps - 1)[:, None]  # (R, 1)
+    state = model.step(thought[:, None], positions, prefix, window, hidden, dropout)[:, 0]  # (R, D)
+    return state, add_noise(sampling, model.to_thought(state), rng_keys, steps + 1)
 
 
 def decode_answers(model, request, state):
