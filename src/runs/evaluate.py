@@ -6,6 +6,7 @@ returns their records.
 
 import json
 from collections import Counter, defaultdict
+from copy import deepcopy
 from pathlib import Path
 
 import safetensors.torch
@@ -78,7 +79,13 @@ class Evaluation(Job):
         return [batch for batch in batches if any(i not in self.done for i in batch)]
 
     def work_on(self, unit):
-        new = [r for r in MODES[self.mode](self, unit) if r["idx"] not in self.done]
+        counters = deepcopy(self.counters)
+        try:
+            new = MODES[self.mode](self, unit)
+        except Exception:
+            self.counters = counters  # the unit may be tried again
+            raise
+        new = [r for r in new if r["idx"] not in self.done]
         records.append(self.folder, self.processes.process_index, new)
         self.computed += len(unit)
         self.answered += len(new)
@@ -137,6 +144,9 @@ class RewardEvaluation(Evaluation):
             paths = [records.latents_path(self.arguments.pool, i) for i in range(len(self.pool))]
             self.prompts = [records.read_latents(path)["input_ids"].numpy() for path in paths]
         self.reward_model()
+
+    def models(self):
+        return [*super().models(), self.reward_model()]
 
     def reward_model(self):
         """The LatentRM, after a check that it suits the backbone."""

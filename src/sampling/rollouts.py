@@ -7,13 +7,14 @@ Shapes: Q questions, N trajectories of each, R rows, T thoughts, D model width.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from src.sampling import rng
 from src.sampling.engine import continue_thinking, decode, decode_answers, think
-from src.sampling.memory import rows_within
-from src.sampling.trajectories import Trajectories, thought_mask
+from src.sampling.memory import question_parts, rows_in_flight, rows_within
+from src.sampling.trajectories import Trajectories, cat_steps, thought_mask
 
 _ROLLOUT = 1 << 41  # folded into a trajectory's key, so that its rollouts draw numbers of their own
 
@@ -32,14 +33,37 @@ class LabelledTrajectories:
     estimations: torch.Tensor
     skipped: torch.Tensor
 
+    @classmethod
+    def join(cls, parts):
+        """Those of all questions from those of some questions each."""
+        return cls(
+            Trajectories.join([part.trajectories for part in parts]),
+            torch.cat([part.corrects for part in parts]),
+            cat_steps([part.estimations for part in parts], dim=0),
+            torch.cat([part.skipped for part in parts]),
+        )
+
 
 @torch.inference_mode()
 def annotate(model, request, n_rollouts, is_right):
     """Samples ``request`` and labels every thought by ``n_rollouts`` rollouts.
 
     is_right(q, ids): whether answer ``ids`` is right for question number q of the request. With
-    ``n_rollouts`` 0 the labels are the outcome and no question is skipped.
+    ``n_rollouts`` 0 the labels are the outcome and no question is skipped. As many questions are
+    annotated at once as memory allows.
     """
+    parts = []
+    for first, part in question_parts(request, rows_in_flight(model, request)):
+        of_part = partial(_is_right_from, is_right, first)
+        parts.append(_annotate(model, part, n_rollouts, of_part))
+    return LabelledTrajectories.join(parts)
+
+
+def _is_right_from(is_right, first, q, ids):
+    return is_right(first + q, ids)
+
+
+def _annotate(model, request, n_rollouts, is_right):
     state, thoughts = think(model, request)
     trajectories = decode(model, request, state, thoughts)
     corrects = torch.tensor(
@@ -53,11 +77,13 @@ def annotate(model, request, n_rollouts, is_right):
         mixed = (~skipped).nonzero()[:, 0]  # (Q',)
         if len(mixed):
             mixed_rows = _rows_of(mixed.to(thoughts.device), request.n_samples)
-            part = _select(state, mixed_rows, request.n_samples), thoughts[mixed_rows]
+            if len(mixed) < len(corrects):  # the other rows need not stay in memory
+                state = _select(state, mixed_rows, request.n_samples)
             questions = mixed.tolist()
             estimations[mixed] = _roll_out(
-                model, request, *part, n_rollouts, lambda q, ids: is_right(questions[q], ids)
-            )
+                model, request, state, thoughts[mixed_rows], n_rollouts,
+                lambda q, ids: is_right(questions[q], ids),
+            )  # fmt: skip
     return LabelledTrajectories(trajectories, corrects, estimations, skipped)
 
 
@@ -117,7 +143,7 @@ def _count_right(model, request, state, step, n_rollouts, is_right, questions):
     questions: R' question numbers of the request.
     """
     right = torch.zeros(len(questions))
-    at_once = rows_within(model, request.latent_length + request.max_new_tokens)
+    at_once = rows_within(model, request.latent_length + request.max_new_tokens, new=2)
     chunk = max(1, at_once // len(questions))
     for first in range(0, n_rollouts, chunk):
         count = min(chunk, n_rollouts - first)

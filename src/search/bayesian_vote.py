@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from src.sampling.engine import State, answer_start, decode, read_answer, think
+from src.sampling.logits import token_log_probs
 from src.sampling.memory import rows_within
 from src.sampling.trajectories import Request, pad_right
 
@@ -103,7 +104,7 @@ class LikelihoodPool:
         ids, lengths = (x.to(self.model.device) for x in pad_right(list(texts.values()), 0))
         longest = ids.shape[1]
         positions = part.request.latent_length + longest
-        pairs = rows_within(self.model, positions, logits=longest)  # (trajectory, answer) pairs
+        pairs = rows_within(self.model, positions, longest)  # (trajectory, answer) pairs
         rows = torch.arange(q * n, (q + 1) * n, device=ids.device)
         chunks = rows.split(max(1, pairs // len(ids)))
         log_probs = [_log_probs(self.model, part, chunk, q, ids, lengths) for chunk in chunks]
@@ -124,7 +125,7 @@ def _log_probs(model, part, rows, q, ids, lengths):
         positions = first_position + torch.arange(longest - 1, device=ids.device)
         after = read_answer(model, part.request.sampling, branch, x, positions)
         hidden = torch.cat((hidden, after), dim=1)  # (M * K, A, D)
-    token = model.lm_head(hidden).float().log_softmax(-1)  # (M * K, A, V)
-    token = token.gather(-1, ids.repeat(len(rows), 1)[..., None])[..., 0]  # (M * K, A)
+    # (M * K, A)
+    token = token_log_probs(model, model.lm_head.weight, hidden, ids.repeat(len(rows), 1))
     padding = torch.arange(longest, device=ids.device) >= lengths[:, None]  # (K, A)
     return token.unflatten(0, (-1, num_answers)).masked_fill(padding, 0).sum(-1)

@@ -94,7 +94,8 @@ def score_pools(reward_model, prompts, thoughts, num_thoughts, answer_ids):
     answers = pad_sequence([ids.T for ids in answer_ids], batch_first=True, padding_value=-1)
     answers = answers.transpose(1, 2)  # (Q, N, A)
     n, steps = thoughts.shape[1:3]
-    rows = rows_within(reward_model, steps + answers.shape[2], logits=answers.shape[2])
+    positions = steps + answers.shape[2]  # of a row, all read at once
+    rows = rows_within(reward_model, positions, positions, max(map(len, prompts)), n)
     scores = []
     for questions in torch.arange(len(prompts)).split(max(1, rows // n)):
         ids, prompt_lengths = pad_right([prompts[q] for q in questions], 0)  # (q, L), (q,)
