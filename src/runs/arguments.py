@@ -73,7 +73,8 @@ class SamplingArguments:
     )
     batch_size: int = flag(8, "questions a batch")
     memory_gib: float | None = flag(
-        None, "GiB that a process may hold, models included; default: 2 beside them, CUDA: 80 %"
+        None,
+        "GiB of memory a process, its models included; default: 2 beside them, CUDA: 80 % of all",
     )
     limit: int | None = flag(None, "only the first so many questions")
     latent_length: int | None = flag(

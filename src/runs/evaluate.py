@@ -140,10 +140,11 @@ class RewardEvaluation(Evaluation):
     def prepare(self):
         if self.mode != "saved_pool":
             super().prepare()
-        elif self.prompts is None:  # those of the pool, whose files are thus found to be there
+            return
+        if self.prompts is None:  # those of the pool, whose files are thus found to be there
             paths = [records.latents_path(self.arguments.pool, i) for i in range(len(self.pool))]
             self.prompts = [records.read_latents(path)["input_ids"].numpy() for path in paths]
-        self.reward_model()
+        self.limit_memory()
 
     def models(self):
         return [*super().models(), self.reward_model()]

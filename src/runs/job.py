@@ -58,7 +58,7 @@ class Job:
         return [self.backbone()[0]]
 
     def limit_memory(self):
-        """Sets how much memory the models may work with, once all of them are loaded.
+        """Loads the models and sets how much memory they may work with.
 
         Raises UserError where --memory_gib leaves no room.
         """
@@ -67,7 +67,7 @@ class Job:
         self.budget = set_budget(self.models(), positions, args.memory_gib)
 
     def prepare(self):
-        """Loads the models and encodes the questions, after a check that the model suits them."""
+        """Encodes the questions and loads the models, after a check that they suit each other."""
         args, (model, tokenizer) = self.arguments, self.backbone()
         if self.prompts is None:
             prompts = encode_questions(model, tokenizer, self.rows)
@@ -75,6 +75,7 @@ class Job:
             files = (args.model_id, args.data_path)
             check_words(prompts, self.rows, model, tokenizer, *files, args.allow_unknown)
             self.prompts = prompts
+        self.limit_memory()
 
     @property
     def model_key(self):
@@ -110,7 +111,6 @@ class Job:
         """Does what is left of the work; returns the metrics on the first process."""
         if not self.finished:
             self.prepare()
-            self.limit_memory()
             self.open()
             units = self.units()
             self.processes.wait_for_everyone()  # all have looked at the folder before any writes

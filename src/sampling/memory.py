@@ -145,6 +145,13 @@ def question_parts(request, rows):
     return [(first, _questions(request, first, first + size)) for first in range(0, count, size)]
 
 
+def sample_parts(request, rows):
+    """Splits a request by samples, as ``question_parts`` by questions; returns Requests."""
+    size, end = max(1, rows // len(request.prompts)), request.first_sample + request.n_samples
+    starts = range(request.first_sample, end, size)
+    return [replace(request, first_sample=k, n_samples=min(size, end - k)) for k in starts]
+
+
 def _questions(request, first, end):
     prompts, ids = request.prompts[first:end], request.question_ids[first:end]
     return replace(request, prompts=prompts, question_ids=ids)
