@@ -74,7 +74,7 @@ class SamplingArguments:
     batch_size: int = flag(8, "questions a batch")
     memory_gib: float | None = flag(
         None,
-        "GiB of memory a process, its models included; default: 2 beside them, CUDA: 80 % of all",
+        "GiB of memory a process, its models included; default: enough for batches of good speed",
     )
     limit: int | None = flag(None, "only the first so many questions")
     latent_length: int | None = flag(
