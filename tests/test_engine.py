@@ -168,7 +168,7 @@ def test_dropping_finished_rows_changes_nothing(backbone, name, monkeypatch):
     dropped = run(model, prompts, range(5), 8, SAMPLINGS[name])
     lengths = {len(ids) for answers in dropped.tokens for ids in answers}
     assert len(lengths) > 2  # rows finish at different times
-    monkeypatch.setattr("src.sampling.engine.COMPACT_BELOW", 0.0)
+    monkeypatch.setattr("src.sampling.answers.COMPACT_BELOW", 0.0)
     assert_same(run(model, prompts, range(5), 8, SAMPLINGS[name]), dropped)
 
 

@@ -93,8 +93,9 @@ class Decoder:
             layers.append(_heads_first(kv))
             out = attend_in_prompt(q, *layers[-1], dropout.attention(layer))
             x = self._finish_block(self.blocks[layer], layer, x, out, dropout)  # (G, L, D)
-        prefix = PrefixCache(PrefixCache.bias_of(prompt_lengths, x.shape[1], x.dtype), layers)
-        return self._read_last_block(x, rotary, prompt_lengths, prefix, dropout), prefix
+        layers.append(_heads_first(self.keys_values(self.blocks[-1], x, rotary)))
+        prefix = PrefixCache.of(prompt_lengths, layers)
+        return self._read_last_block(x, rotary, prefix, dropout), prefix
 
     def _finish_first_block(self, start, dropout):
         """The residual stream (G, L, D) after the first block."""
@@ -103,18 +104,19 @@ class Decoder:
         x = dropout.add(start.x, start.out, 0, ATTENTION)
         return dropout.add(x, self.mlp(self.blocks[0], x), 0, MLP)
 
-    def _read_last_block(self, x, rotary, prompt_lengths, prefix, dropout):
-        """The final hidden states (G, D); only keys and values are computed of the other tokens."""
+    def _read_last_block(self, x, rotary, prefix, dropout):
+        """The final hidden states (G, D) of the prompts' last tokens, from all tokens' x (G, L, D).
+
+        The last block's keys and values are in ``prefix``; nothing else is computed of the others.
+        """
         layer, block = len(self.blocks) - 1, self.blocks[-1]
-        k, v = _heads_first(self.keys_values(block, x, rotary))
-        prefix.layers.append((k, v))
         groups = torch.arange(len(x), device=x.device)
-        last = (groups[:, None], (prompt_lengths - 1)[:, None])
+        last = (groups[:, None], (prefix.lengths - 1)[:, None])
         x, dropout = x[last], dropout.at(last)  # (G, 1, D)
         if rotary is not None:
             rotary = tuple(part.expand(len(groups), -1, -1)[last] for part in rotary)
         q = self.queries(block, x, rotary)  # (G, 1, H, K)
-        out = attend_from_last(q, k, v, prefix.bias, dropout.attention(layer))
+        out = attend_from_last(q, *prefix.layers[-1], prefix.bias, dropout.attention(layer))
         return self.final_norm(self._finish_block(block, layer, x, out, dropout)[:, 0])
 
     def extend(self, x, positions, prefix, suffix, dropout=NO_DROPOUT, hidden_states=None):

@@ -13,7 +13,7 @@ K head width. With grouped-query attention there are H' key-value heads. New key
 together, kv (R, S, 2, H', K).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,23 +53,27 @@ class Grouping:
 class PrefixCache:
     """Keys and values of the prompts: a pair of (G, H', L, K) for each layer.
 
-    bias: (G, 1, 1, L), minus infinity where a prompt is padded, else 0; None when none is padded.
-    grouping: which rows read which prompt, None: R / G adjacent rows each.
+    lengths (G,): of the prompts. bias: (G, 1, 1, L), minus infinity where a prompt is padded, else
+    0; None when none is padded. grouping: which rows read which prompt, None: R / G adjacent rows
+    each.
     """
 
+    lengths: torch.Tensor
+    layers: list
     bias: torch.Tensor | None
-    layers: list = field(default_factory=list)
     grouping: Grouping | None = None
 
-    @staticmethod
-    def bias_of(prompt_lengths, longest, dtype):
-        """The ``bias`` of prompts of ``prompt_lengths`` (G,), padded to ``longest``."""
-        positions = _positions(-(-longest // _ALIGNMENT) * _ALIGNMENT, prompt_lengths)
-        padding = positions >= prompt_lengths[:, None]  # (G, L')
+    @classmethod
+    def of(cls, lengths, layers):
+        """The cache of prompts of ``lengths`` (G,), with the bias that they need."""
+        k, _ = layers[0]
+        longest = k.shape[2]
+        positions = _positions(-(-longest // _ALIGNMENT) * _ALIGNMENT, lengths)
+        padding = positions >= lengths[:, None]  # (G, L')
         if not bool(padding[:, :longest].any()):
-            return None
-        bias = torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, float("-inf"))
-        return bias[:, None, None, :longest]
+            return cls(lengths, layers, None)
+        bias = torch.zeros_like(padding, dtype=k.dtype).masked_fill_(padding, float("-inf"))
+        return cls(lengths, layers, bias[:, None, None, :longest])
 
     @property
     def num_groups(self):
@@ -83,26 +87,39 @@ class PrefixCache:
         return groups.repeat_interleave(rows // self.num_groups)
 
     @classmethod
-    def allocate(cls, like, prompt_lengths):
-        """Uninitialized memory for prompts of ``prompt_lengths`` (G,), shaped like ``like``."""
-        count, (k, _) = len(prompt_lengths), like.layers[0]
-        layers = [tuple(x.new_empty(count, *x.shape[1:]) for x in pair) for pair in like.layers]
-        return cls(cls.bias_of(prompt_lengths, k.shape[2], k.dtype), layers)
+    def allocate(cls, like, lengths, longest):
+        """Memory for prompts of ``lengths`` (G,), at most ``longest``, by the model of ``like``."""
+        _, heads, _, width = like.layers[0][0].shape
+        shape = (len(lengths), heads, longest, width)
+        layers = [tuple(x.new_empty(shape) for x in pair) for pair in like.layers]
+        return cls.of(lengths, layers)
 
     def write(self, first, part):
         """Copies the prompts of ``part`` into the groups from ``first`` on."""
         for pair, new_pair in zip(self.layers, part.layers, strict=True):
             for old, new in zip(pair, new_pair, strict=True):
-                old[first : first + len(new)] = new
+                of_part = old[first : first + len(new)]
+                of_part[:, :, : new.shape[2]] = new
+                of_part[:, :, new.shape[2] :].zero_()  # padding, and 0 * NaN would be NaN
 
     def select(self, groups):
         """The cache for rows of the given groups (R,). Prompts that no row reads are dropped."""
         kept, groups = groups.unique(return_inverse=True)
         cache = self
         if len(kept) < self.num_groups:
-            bias = None if self.bias is None else self.bias[kept]
-            cache = PrefixCache(bias, [(k[kept], v[kept]) for k, v in self.layers])
+            layers = [(k[kept], v[kept]) for k, v in self.layers]
+            cache = PrefixCache.of(self.lengths[kept], layers)
         return replace(cache, grouping=Grouping.of(groups, len(kept)))
+
+    def join(self, other, rows, other_rows):
+        """The cache of ``rows`` rows of this one and ``other_rows`` of another, in this order."""
+        lengths = torch.cat((self.lengths, other.lengths))
+        longest = max(cache.layers[0][0].shape[2] for cache in (self, other))
+        joined = PrefixCache.allocate(self, lengths, longest)
+        joined.write(0, self)
+        joined.write(self.num_groups, other)
+        groups = torch.cat((self.groups_of(rows), self.num_groups + other.groups_of(other_rows)))
+        return replace(joined, grouping=Grouping.of(groups, len(lengths)))
 
 
 class DynamicSuffixCache:
@@ -149,7 +166,7 @@ class SuffixCache:
 
         Returns the Window into which they go, and ``hidden`` of attention.attend.
         """
-        first, self.length = self.length, self.length + new
+        first, self.length = self.length, min(self.length + new, self.buffer.shape[2])
         used = self.buffer[:, :, : self.length]
         if self.lengths is None:
             return Window(used, slice(first, self.length)), _future(new, self.length, used.device)
@@ -167,13 +184,34 @@ class SuffixCache:
         used = self.buffer[:, :, : self.length]
         used.masked_fill_(beyond.T[..., None, None], 0)  # they may hold NaN, and 0 * NaN is NaN
 
-    @property
-    def mark(self):
-        """What ``restore`` takes to forget what comes after now."""
-        return self.length, self.lengths
+    def fork(self):
+        """A cache in the same memory; the positions that it appends are none of this one's."""
+        return SuffixCache(self.buffer, self.length, self.lengths)
 
-    def restore(self, mark):
-        self.length, self.lengths = mark
+    def join(self, other):
+        """The cache of this one's rows and another's, with the larger capacity of the two."""
+        parts = (self, other)
+        layers, _, _, rows, heads, width = self.buffer.shape
+        capacity, rows = max(x.buffer.shape[2] for x in parts), rows + other.buffer.shape[3]
+        joined = self.allocate(self.buffer, layers, capacity, rows, heads, width)
+        joined.length = max(x.length for x in parts)
+        first = 0
+        for part in parts:
+            of_part = joined.buffer[:, :, : joined.length, first : first + part.buffer.shape[3]]
+            of_part[:, :, : part.length] = part.buffer[:, :, : part.length]
+            of_part[:, :, part.length :].zero_()  # they are masked, and 0 * NaN would be NaN
+            first += part.buffer.shape[3]
+        lengths = torch.cat([part.lengths_of_rows for part in parts])
+        ragged = any(x.lengths is not None or x.length < joined.length for x in parts)
+        joined.lengths = lengths if ragged else None
+        return joined
+
+    @property
+    def lengths_of_rows(self):
+        """The positions (R,) of each row."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full((self.buffer.shape[3],), self.length, device=self.buffer.device)
 
     def select(self, rows, length=None, extra=None):
         """A copy of the given rows, an index tensor; rows may repeat.
@@ -182,7 +220,8 @@ class SuffixCache:
         more; None keeps the capacity.
         """
         lengths = None if self.lengths is None or length is not None else self.lengths[rows]
-        length = self.length if length is None else length
+        if length is None:
+            length = self.length if lengths is None else int(lengths.max())
         layers, _, capacity, _, heads, width = self.buffer.shape
         capacity = capacity if extra is None else length + extra
         copy = self.allocate(self.buffer, layers, capacity, len(rows), heads, width)
@@ -220,7 +259,8 @@ class Window:
 
 
 def _ragged_window(used, lengths, new):
-    positions = lengths + _positions(new, lengths)[:, None]  # (S, R)
+    # Finished rows that wait to be dropped may have come to the end of the memory.
+    positions = (lengths + _positions(new, lengths)[:, None]).clamp(max=used.shape[2] - 1)  # (S, R)
     rows = _positions(len(lengths), lengths).expand_as(positions)
     hidden = _positions(used.shape[2], lengths) > positions.T[..., None]  # (R, S, T)
     return Window(used, (positions.flatten(), rows.flatten())), hidden

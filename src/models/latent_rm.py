@@ -12,6 +12,7 @@ from src.models.codi import new_projector
 from src.models.gpt2 import GPT2Decoder
 from src.models.kv_cache import DynamicSuffixCache
 from src.models.llama import LlamaDecoder
+from src.sampling.logits import token_log_probs
 from src.sampling.trajectories import thought_mask
 
 
@@ -46,15 +47,17 @@ class LatentRM:
         returns (Q, N, T + 1).
         """
         answer_ids = answer_ids if self.scores_answer else None
-        hidden, logits = self.read(
+        hidden, states = self.read_states(
             input_ids, attention_mask, latent_embeds, latent_lengths, answer_ids
         )
         rewards = self.classify(hidden)
         if latent_lengths is not None:
             rewards = rewards * thought_mask(latent_lengths, hidden.shape[2])
-        if logits is None:
+        if states is None:
             return rewards
-        return torch.cat((rewards.float(), log_prob(logits, answer_ids)[..., None]), dim=-1)
+        log_probs = token_log_probs(self, self._output_weight, states, answer_ids.clamp(min=0))
+        of_answer = log_probs.masked_fill(answer_ids < 0, 0).sum(-1)  # (Q, N)
+        return torch.cat((rewards.float(), of_answer[..., None]), dim=-1)
 
     def read(self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None):
         """Final hidden states (Q, N, T, D) at the thoughts, and the answers' logits.
@@ -62,6 +65,18 @@ class LatentRM:
         The logits (Q, N, A, V) stand before each token of answer_ids (Q, N, A); without
         answer_ids they are None. Arguments as in ``forward``.
         """
+        pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
+        hidden, states = self.read_states(*pool, answer_ids)
+        return hidden, None if states is None else states @ self._output_weight.T
+
+    @property
+    def _output_weight(self):
+        return self.get_input_embeddings().weight  # (V, D)
+
+    def read_states(
+        self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None
+    ):
+        """As ``read``, with the hidden states (Q, N, A, D) in place of the logits."""
         ids, prompt_lengths = _pad_right(input_ids, attention_mask)
         prefix = self.read_prompts(ids, prompt_lengths)
         shape, device = latent_embeds.shape[:2], ids.device
@@ -80,8 +95,7 @@ class LatentRM:
         before = torch.arange(answer_ids.shape[2], device=device)
         before = latent_lengths[..., None] + before  # (Q, N, A)
         states = hidden.take_along_dim(before[..., None], dim=2)  # (Q, N, A, D)
-        logits = states @ self.get_input_embeddings().weight.T
-        return hidden[:, :, : latent_embeds.shape[2]], logits
+        return hidden[:, :, : latent_embeds.shape[2]], states
 
     def _embed_answers(self, answers):
         """Inputs (R, A, D): the end-of-thinking token, then answers (R, A) but their last token.

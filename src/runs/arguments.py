@@ -72,6 +72,10 @@ class SamplingArguments:
         f"JSON list of question, steps, answer; or a data set of the hub, {SYNTAX}",
     )
     batch_size: int = flag(8, "questions a batch")
+    memory_gib: float | None = flag(
+        None,
+        "GiB of memory a process, its models included; default: enough for batches of good speed",
+    )
     limit: int | None = flag(None, "only the first so many questions")
     latent_length: int | None = flag(
         None,
@@ -111,7 +115,9 @@ class SamplingArguments:
     # Off unless asked for. Older runs lack these flags: off, they are no part of a run's name.
     off_by_default: ClassVar = EXTRA_DROPOUTS
     # No effect on the results; tuned_for ends in a value of dropout_p or noise_std.
-    volatile: ClassVar = ("batch_size", "tuned_for", "allow_unknown", "overwrite", "push_to_hub")
+    volatile: ClassVar = (
+        *("batch_size", "memory_gib", "tuned_for", "allow_unknown", "overwrite", "push_to_hub"),
+    )
 
     def _resolve(self, do_sample=True):
         """Fills in the defaults; raises ValueError on impossible values."""
@@ -128,6 +134,8 @@ class SamplingArguments:
             self._at_least(name, 1)
         if self.limit is not None:
             self._at_least("limit", 1)
+        if self.memory_gib is not None and not 0 < self.memory_gib < float("inf"):
+            raise ValueError(f"--memory_gib must be a number above 0, not {self.memory_gib}")
         check_seed(self.seed, "--seed")
         self._resolve_sampler(do_sample, defaults)
         self.sampling()  # checks its values

@@ -6,6 +6,7 @@ returns their records.
 
 import json
 from collections import Counter, defaultdict
+from copy import deepcopy
 from pathlib import Path
 
 import safetensors.torch
@@ -75,7 +76,13 @@ class Evaluation(Job):
         return self.by_length(range(len(self.rows)))
 
     def work_on(self, unit):
-        new = [r for r in MODES[self.mode](self, unit) if r["idx"] not in self.done]
+        counters = deepcopy(self.counters)
+        try:
+            new = MODES[self.mode](self, unit)
+        except Exception:
+            self.counters = counters  # the unit may be tried again
+            raise
+        new = [r for r in new if r["idx"] not in self.done]
         records.append(self.folder, self.processes.process_index, new)
         self.computed += len(unit)
         self.answered += len(new)
@@ -129,10 +136,14 @@ class RewardEvaluation(Evaluation):
     def prepare(self):
         if self.mode != "saved_pool":
             super().prepare()
-        elif self.prompts is None:  # those of the pool, whose files are thus found to be there
+            return
+        if self.prompts is None:  # those of the pool, whose files are thus found to be there
             paths = [records.latents_path(self.arguments.pool, i) for i in range(len(self.pool))]
             self.prompts = [records.read_latents(path)["input_ids"].numpy() for path in paths]
-        self.reward_model()
+        self.limit_memory()
+
+    def models(self):
+        return [*super().models(), self.reward_model()]
 
     def reward_model(self):
         """The LatentRM, after a check that it suits the backbone."""

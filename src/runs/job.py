@@ -3,13 +3,13 @@
 import time
 from dataclasses import replace
 
-import torch
-
 from src.models.loading import bundled_backbone
 from src.models.precision import slowness
 from src.runs.questions import check_lengths, check_words, encode_questions
 from src.runs.run_folder import RunFolder, fingerprint_of
 from src.sampling.engine import sample
+from src.sampling.memory import set_budget
+from utils import device_memory
 from utils.datasets import load_dataset
 from utils.errors import UserError, warn
 from utils.processes import SharedSums, handed_out, where
@@ -39,6 +39,8 @@ class Job:
         self.arguments, self.processes, self.loader = arguments, processes, loader
         self.rows = load_dataset(arguments.data_path)[: arguments.limit]
         self.prompts = None
+        self.budget = None  # of the models' memory, see ``limit_memory``
+        self.ran_out_of_memory = False
         fingerprint = self.fingerprint()
         self.run_folder = RunFolder(arguments.output_dir, fingerprint, arguments.overwrite)
         self.folder = self.run_folder.path
@@ -54,8 +56,21 @@ class Job:
         args = self.arguments
         return self.loader.backbone(args.model_type, args.model_id, args.model_dtype)
 
+    def models(self):
+        """The models that work together, loaded."""
+        return [self.backbone()[0]]
+
+    def limit_memory(self):
+        """Loads the models and sets how much memory they may work with.
+
+        Raises UserError where --memory_gib leaves no room.
+        """
+        args = self.arguments
+        positions = max(map(len, self.prompts)) + args.latent_length + args.max_new_tokens
+        self.budget = set_budget(self.models(), positions, args.memory_gib)
+
     def prepare(self):
-        """Loads the models and encodes the questions, after a check that the model suits them."""
+        """Encodes the questions and loads the models, after a check that they suit each other."""
         args, (model, tokenizer) = self.arguments, self.backbone()
         if self.prompts is None:
             prompts = encode_questions(model, tokenizer, self.rows)
@@ -63,6 +78,7 @@ class Job:
             files = (args.model_id, args.data_path)
             check_words(prompts, self.rows, model, tokenizer, *files, args.allow_unknown)
             self.prompts = prompts
+        self.limit_memory()
 
     @property
     def model_key(self):
@@ -133,11 +149,26 @@ class Job:
             bar.update(total - bar.n)
 
     def _try(self, unit):
-        try:
-            return self.work_on(unit)
-        except torch.OutOfMemoryError:
-            mend = f"lower --batch_size {self.arguments.batch_size}"
-            raise UserError(f"out of memory on {self.processes.device}: {mend}") from None
+        """``work_on`` with half the memory whenever it ran out, until that is too little."""
+        while True:
+            try:
+                return self.work_on(unit)
+            except (RuntimeError, MemoryError) as error:
+                if not device_memory.ran_out(error):
+                    raise
+            # Outside the except block: the traceback holds tensors.
+            self._halve_memory()
+
+    def _halve_memory(self):
+        """Raises UserError when the memory is too little already."""
+        device, size = self.processes.device, self.arguments.batch_size
+        if not self.budget.halve():
+            mend = f"lower --batch_size {size}, raise --memory_gib or free memory there"
+            raise UserError(f"out of memory on {device} with the smallest batches: {mend}")
+        device_memory.release(device)
+        if not self.ran_out_of_memory:
+            warn(f"out of memory on {device}: going on with smaller batches (see --memory_gib)")
+            self.ran_out_of_memory = True
 
     def by_length(self, questions):
         """Batches of questions (indices) with prompts of similar length, the longest first: the

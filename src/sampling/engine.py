@@ -10,70 +10,47 @@ latest after ``latent_length`` thoughts; the row then waits, unread, for the res
 Q questions, N samples, R = Q * N rows, G prompts in the cache (Q or R), T thoughts, D model width.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from src.sampling import rng
-from src.sampling.memory import tokens_within
+from src.sampling.answers import COMPACT_BELOW, decode_states
+from src.sampling.compilation import run_step
+from src.sampling.logits import next_tokens
+from src.sampling.memory import in_turns, rows_in_flight, tokens_within
 from src.sampling.samplers import add_noise, dropout_hook
+from src.sampling.state import State
 from src.sampling.trajectories import Trajectories, pad_right
-
-COMPACT_BELOW = 0.75  # Finished rows are dropped when the share of unfinished ones is below this.
-
-
-@dataclass
-class State:
-    """Rows between two forward passes. Prompt and earlier thoughts are in the caches.
-
-    thought (R, D): the next input, or None when all thoughts have been read. rng_keys (R,): the
-    rows' random keys. prompt_lengths (R,). num_thoughts (R,): thoughts so far. prefix: PrefixCache
-    of G prompts, which is never changed. suffix: SuffixCache of the R rows.
-    """
-
-    thought: torch.Tensor | None
-    rng_keys: torch.Tensor
-    prompt_lengths: torch.Tensor
-    num_thoughts: torch.Tensor
-    prefix: object
-    suffix: object
-
-    def __len__(self):
-        return len(self.rng_keys)
-
-    @property
-    def all_rows(self):
-        return torch.arange(len(self), device=self.rng_keys.device)
-
-    def write_suffix(self, rows, part):
-        """Copies the suffix of ``part``, a copy of the given rows that went on, to these rows."""
-        if part is not self:
-            self.suffix.write(rows, part.suffix)
-
-    def select(self, rows, length=None, extra=None):
-        """A copy of the given rows, an index tensor; rows may repeat.
-
-        length, extra: crop the suffix and make room in it, as in SuffixCache.select.
-        """
-        return State(
-            thought=None if self.thought is None else self.thought[rows],
-            rng_keys=self.rng_keys[rows],
-            prompt_lengths=self.prompt_lengths[rows],
-            num_thoughts=self.num_thoughts[rows],
-            prefix=self.prefix.select(self.prefix.groups_of(len(self))[rows]),
-            suffix=self.suffix.select(rows, length, extra),
-        )
 
 
 @torch.inference_mode()
 def sample(model, request):
     """Samples ``n_samples`` trajectories for each prompt and decodes their answers greedily.
 
-    Sample n of question q under seed s is the same whatever else is in the request.
+    Sample n of question q under seed s is the same whatever else is in the request. Where memory
+    holds only some of the rows, they take their turns: as answers end, others begin to think.
     Raises ValueError when the sequence would not fit the model's positions.
     """
-    state, thoughts = think(model, request)
-    return decode(model, request, state, thoughts)
+    room = rows_in_flight(model, request)
+    turns = in_turns(request, room)
+    parts, thoughts = [part for of_questions in turns for part in of_questions], []
+    decoded = decode_states(model, request, _think_all(model, parts, thoughts), room)
+    sampled = iter(
+        [
+            _trajectories(part, *of_part, *answers)
+            for part, answers, of_part in zip(parts, decoded, thoughts, strict=True)
+        ]
+    )
+    pools = [Trajectories.concatenate([next(sampled) for _ in samples]) for samples in turns]
+    return Trajectories.join(pools)
+
+
+def _think_all(model, parts, thoughts):
+    """Yields the State of each Request before its answers; appends to ``thoughts`` what ``think``
+    gives beside it, with the number of thoughts."""
+    for part in parts:
+        state, of_part = think(model, part)
+        thoughts.append((of_part, state.num_thoughts))
+        yield state
 
 
 def think(model, request):
@@ -87,11 +64,16 @@ def think(model, request):
 
 def decode(model, request, state, thoughts):
     """The Trajectories of what ``think`` returned. The state stays as it is."""
+    ((tokens, finished),) = decode_states(model, request, [state], len(state))
+    return _trajectories(request, thoughts, state.num_thoughts, tokens, finished)
+
+
+def _trajectories(request, thoughts, num_thoughts, tokens, finished):
+    """The Trajectories of a request from what its rows have, in order."""
     shape = (len(request.prompts), request.n_samples)
-    tokens, finished = decode_answers(model, request, state)
     return Trajectories(
         thoughts.unflatten(0, shape),
-        state.num_thoughts.cpu().view(shape),
+        num_thoughts.cpu().view(shape),
         _by_question(tokens, shape),
         _by_question(finished, shape),
     )
@@ -151,7 +133,7 @@ def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
         steps = positions - (row_lengths[rows, None] - 1)  # (r, L)
         dropout = dropout_hook(sampling, rng_keys[rows], steps)
         hidden, part = model.prefill(x, row_lengths[rows], dropout)
-        prefix = prefix or part.allocate(part, row_lengths)
+        prefix = prefix or part.allocate(part, row_lengths, longest)
         prefix.write(first, part)
         states.append(hidden)
         first += len(rows)
@@ -167,9 +149,7 @@ def continue_thinking(model, request, state, first):
         return _think_until_stop(model, request, state, first)
     thoughts = []
     for step in range(first, request.latent_length):
-        hidden = read_thought(model, request.sampling, state, step)  # (R, D)
-        thought = model.to_thought(hidden)
-        state.thought = add_noise(request.sampling, thought, state.rng_keys, step + 1)  # (R, D)
+        _, state.thought = read_thought(model, request.sampling, state, step)  # (R, D)
         thoughts.append(state.thought)
     state.num_thoughts = torch.full_like(state.num_thoughts, request.latent_length)
     return thoughts
@@ -185,11 +165,10 @@ def _think_until_stop(model, request, state, first):
     num_thoughts = torch.zeros_like(state.num_thoughts)
     for step in range(first, request.latent_length + 1):
         num_thoughts[rows[alive]] = step
-        hidden = read_thought(model, request.sampling, active, step)  # (R', D)
+        hidden, thought = read_thought(model, request.sampling, active, step)  # (R', D) each
         alive = alive & ~ends_thinking(model, hidden)
         if step == request.latent_length or not bool(alive.any()):
             break
-        thought = add_noise(request.sampling, model.to_thought(hidden), active.rng_keys, step + 1)
         every = thought.new_zeros(len(num_thoughts), thought.shape[1])  # (R, D)
         thoughts.append(every.index_copy(0, rows[alive], thought[alive]))
         active.thought = thought
@@ -205,7 +184,7 @@ def _think_until_stop(model, request, state, first):
 
 def ends_thinking(model, hidden):
     """Whether the model ends its latent phase at hidden states (R, D)."""
-    return model.lm_head(hidden).argmax(-1) == model.config.end_latent_token_id
+    return next_tokens(model, hidden) == model.config.end_latent_token_id
 
 
 def read_thought(model, sampling, state, step):
@@ -214,7 +193,8 @@ def read_thought(model, sampling, state, step):
     window, hidden = state.suffix.open(1)
     steps = torch.full_like(state.prompt_lengths, step)
     inputs = (state.thought, steps, state.rng_keys, state.prompt_lengths)
-    return thought_step(model, sampling, *inputs, state.prefix, window, hidden)
+    inputs = (*inputs, state.prefix, window, hidden)
+    return run_step(model, thought_step, sampling, *inputs)
 
 
 def thought_step(model, sampling, thought, steps, rng_keys, prompt_lengths, prefix, window, hidden):
@@ -226,56 +206,6 @@ def thought_step(model, sampling, thought, steps, rng_keys, prompt_lengths, pref
     positions = (prompt_lengths + steps - 1)[:, None]  # (R, 1)
     state = model.step(thought[:, None], positions, prefix, window, hidden, dropout)[:, 0]  # (R, D)
     return state, add_noise(sampling, model.to_thought(state), rng_keys, steps + 1)
-
-
-def decode_answers(model, request, state):
-    """Greedy decoding after the forced end-of-thinking token; finished rows are dropped.
-
-    Returns R lists of token ids, and whether each came to its end-of-text. The state stays as it
-    is: what the answer adds to its suffix cache is forgotten in the end.
-    """
-    active, rows, mark = state, state.all_rows, state.suffix.mark
-    x, positions = answer_start(model, active)  # (R, S, D), (R, S)
-    written = rows.new_zeros(len(rows), request.max_new_tokens)
-    count = torch.zeros_like(rows)
-    alive = torch.ones_like(rows, dtype=torch.bool)
-    for step in range(request.max_new_tokens):
-        hidden = read_answer(model, request.sampling, active, x, positions)[:, -1]  # (R', D)
-        token = model.lm_head(hidden).argmax(-1)  # (R',)
-        alive = alive & (token != model.config.eos_token_id)
-        written[rows[alive], step] = token[alive]
-        count[rows[alive]] += 1
-        if not bool(alive.any()):
-            break
-        kept = _unfinished(alive)
-        if kept is not None:
-            active = active.select(kept)
-            rows, token, positions, alive = (x[kept] for x in (rows, token, positions, alive))
-        x, positions = model.embed(token)[:, None], positions[:, -1:] + 1
-    state.suffix.restore(mark)
-    unfinished = set(rows[alive].tolist())
-    tokens = [ids[:n].tolist() for ids, n in zip(written.cpu(), count.tolist(), strict=True)]
-    return tokens, [r not in unfinished for r in range(len(tokens))]
-
-
-def answer_start(model, state):
-    """Inputs (R, S, D) and positions (R, S) with which the answer starts.
-
-    These are the last thought, where it has not been read, and the forced end-of-thinking token.
-    """
-    end = torch.full_like(state.prompt_lengths, model.config.end_latent_token_id)
-    position = state.prompt_lengths + state.num_thoughts  # (R,) of that token
-    if state.thought is None:
-        return model.embed(end)[:, None], position[:, None]
-    x = torch.stack((state.thought, model.embed(end)), dim=1)  # (R, 2, D)
-    return x, torch.stack((position - 1, position), dim=1)
-
-
-def read_answer(model, sampling, state, x, positions):
-    """Hidden states (R, S, D) at inputs x (R, S, D) of the answer, at positions (R, S)."""
-    steps = positions - (state.prompt_lengths[:, None] - 1)
-    dropout = dropout_hook(sampling, state.rng_keys, steps, active=sampling.dropout_answer)
-    return model.extend(x, positions, state.prefix, state.suffix, dropout)
 
 
 def _unfinished(alive):

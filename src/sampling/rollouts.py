@@ -7,13 +7,15 @@ Shapes: Q questions, N trajectories of each, R rows, T thoughts, D model width.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from src.sampling import rng
-from src.sampling.engine import continue_thinking, decode, decode_answers, think
-from src.sampling.memory import rows_within
-from src.sampling.trajectories import Trajectories, thought_mask
+from src.sampling.answers import decode_states
+from src.sampling.engine import continue_thinking, decode, think
+from src.sampling.memory import question_parts, rows_in_flight, rows_within
+from src.sampling.trajectories import Trajectories, cat_steps, thought_mask
 
 _ROLLOUT = 1 << 41  # folded into a trajectory's key, so that its rollouts draw numbers of their own
 
@@ -32,14 +34,37 @@ class LabelledTrajectories:
     estimations: torch.Tensor
     skipped: torch.Tensor
 
+    @classmethod
+    def join(cls, parts):
+        """Those of all questions from those of some questions each."""
+        return cls(
+            Trajectories.join([part.trajectories for part in parts]),
+            torch.cat([part.corrects for part in parts]),
+            cat_steps([part.estimations for part in parts], dim=0),
+            torch.cat([part.skipped for part in parts]),
+        )
+
 
 @torch.inference_mode()
 def annotate(model, request, n_rollouts, is_right):
     """Samples ``request`` and labels every thought by ``n_rollouts`` rollouts.
 
     is_right(q, ids): whether answer ``ids`` is right for question number q of the request. With
-    ``n_rollouts`` 0 the labels are the outcome and no question is skipped.
+    ``n_rollouts`` 0 the labels are the outcome and no question is skipped. As many questions are
+    annotated at once as memory allows.
     """
+    parts = []
+    for first, part in question_parts(request, rows_in_flight(model, request)):
+        of_part = partial(_is_right_from, is_right, first)
+        parts.append(_annotate(model, part, n_rollouts, of_part))
+    return LabelledTrajectories.join(parts)
+
+
+def _is_right_from(is_right, first, q, ids):
+    return is_right(first + q, ids)
+
+
+def _annotate(model, request, n_rollouts, is_right):
     state, thoughts = think(model, request)
     trajectories = decode(model, request, state, thoughts)
     corrects = torch.tensor(
@@ -54,18 +79,14 @@ def annotate(model, request, n_rollouts, is_right):
         if len(mixed):
             samples = torch.arange(request.n_samples)
             rows = (mixed[:, None] * request.n_samples + samples).flatten().to(thoughts.device)
-            part = state.select(rows), thoughts[rows]
+            if len(mixed) < len(corrects):  # the other rows need not stay in memory
+                state, thoughts = state.select(rows), thoughts[rows]
             questions = mixed.tolist()
             estimations[mixed] = _roll_out(
-                model, request, *part, n_rollouts, lambda q, ids: is_right(questions[q], ids)
-            )
+                model, request, state, thoughts, n_rollouts,
+                lambda q, ids: is_right(questions[q], ids),
+            )  # fmt: skip
     return LabelledTrajectories(trajectories, corrects, estimations, skipped)
-
-
-def _with_thought(state, step):
-    """The part of the state whose rows have thought number ``step``, and its rows (R',)."""
-    rows = (state.num_thoughts >= step).nonzero()[:, 0]
-    return (state if len(rows) == len(state) else state.select(rows, step - 1)), rows
 
 
 def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
@@ -74,46 +95,45 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     Rollouts keep dropout to their end, other than the trajectories themselves (as the release).
     """
     request = replace(request, sampling=replace(request.sampling, dropout_answer=True))
-    length = thoughts.shape[1]
-    shares = torch.zeros(thoughts.shape[:2])
-    longest = int(state.num_thoughts.max())  # other questions may have more thoughts than these
-    for step in range(1, longest + 1):
-        part, rows = _with_thought(state, step)
+    room = rows_within(model, request.latent_length + request.max_new_tokens, new=2)
+    chunks = _plan(request, state.num_thoughts, thoughts.shape[1], n_rollouts, room)
+    branches = (_branch(model, request, state, thoughts, *chunk) for chunk in chunks)
+    right, total = torch.zeros(2, *thoughts.shape[:2])
+    decoded = decode_states(model, request, branches, room)
+    for (step, rows, _), (answers, _) in zip(chunks, decoded, strict=True):
+        for row, ids in zip(rows.tolist(), answers, strict=True):
+            right[row, step - 1] += is_right(row // request.n_samples, ids)
+            total[row, step - 1] += 1
+    return (right / total.clamp(min=1)).unflatten(0, (-1, request.n_samples))
+
+
+def _plan(request, num_thoughts, length, n_rollouts, room):
+    """All rollouts, in chunks: (step, rows (r,), numbers (r,)) of rollouts that start at one step.
+
+    num_thoughts (R,): thoughts that the rows have, at most ``length``. A chunk takes at most half
+    of ``room`` rows, where there are several.
+    """
+    chunks = []
+    for step in range(1, int(num_thoughts.max()) + 1):
+        rows = (num_thoughts >= step).nonzero()[:, 0]  # (R',)
         # Without dropout nothing is random after the last thought: one rollout tells all.
         random = step < length or request.sampling.uses_dropout
         count = n_rollouts if random else 1
-        part.thought = thoughts[rows, step - 1]
-        questions = (rows // request.n_samples).tolist()
-        right = _count_right(model, request, part, step, count, is_right, questions)
-        shares[rows.cpu(), step - 1] = right / count
-    return shares.unflatten(0, (-1, request.n_samples))
+        numbers = torch.arange(count, device=rows.device).repeat(len(rows))
+        rows, size = rows.repeat_interleave(count), max(1, room // 2)
+        parts = zip(rows.split(size), numbers.split(size), strict=True)
+        chunks += [(step, *part) for part in parts]
+    return chunks
 
 
-def _count_right(model, request, state, step, n_rollouts, is_right, questions):
-    """How many rollouts are right (R',), of each row of the state, which is at thought ``step``.
+def _branch(model, request, state, thoughts, step, rows, numbers):
+    """The State, before their answers, of rollouts from thought number ``step`` of some rows.
 
-    questions: R' question numbers of the request.
+    rows (r,) of the state; numbers (r,): the number of each rollout of its row.
     """
-    right = torch.zeros(len(questions))
-    at_once = rows_within(model, request.latent_length + request.max_new_tokens)
-    chunk = max(1, at_once // len(questions))
-    for first in range(0, n_rollouts, chunk):
-        count = min(chunk, n_rollouts - first)
-        answers = iter(_rollout_answers(model, request, state, step, first, count))
-        for row, q in enumerate(questions):
-            right[row] += sum(is_right(q, next(answers)) for _ in range(count))
-    return right
-
-
-def _rollout_answers(model, request, state, step, first, count):
-    """Answers of ``count`` rollouts of every row, R' * count lists of ids.
-
-    They continue from the state's thought, number ``step``. first: the number of the first rollout.
-    """
-    repeat = state.all_rows.repeat_interleave(count)
-    numbers = torch.arange(first, first + count, device=repeat.device).repeat(len(state))
     new_positions = request.latent_length - step + 1 + request.max_new_tokens
-    branch = state.select(repeat, length=step - 1, extra=new_positions)
+    branch = state.select(rows, length=step - 1, extra=new_positions)
+    branch.thought = thoughts[rows, step - 1]
     branch.rng_keys = rng.fold(rng.fold(branch.rng_keys, _ROLLOUT + step), numbers)
     continue_thinking(model, request, branch, step)
-    return decode_answers(model, request, branch)[0]
+    return branch

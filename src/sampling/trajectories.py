@@ -90,14 +90,29 @@ class Trajectories:
     @classmethod
     def concatenate(cls, parts):
         """One pool of the parts by which it grew, each with further samples of the questions."""
-        longest = max(part.thoughts.shape[2] for part in parts)
-        thoughts = [pad(p.thoughts, (0, 0, 0, longest - p.thoughts.shape[2])) for p in parts]
         return cls(
-            torch.cat(thoughts, dim=1),
+            cat_steps([part.thoughts for part in parts], dim=1),
             torch.cat([part.num_thoughts for part in parts], dim=1),
             concatenate_lists([part.tokens for part in parts]),
             concatenate_lists([part.finished for part in parts]),
         )
+
+    @classmethod
+    def join(cls, parts):
+        """Those of all questions from those of some questions each."""
+        return cls(
+            cat_steps([part.thoughts for part in parts], dim=0),
+            torch.cat([part.num_thoughts for part in parts]),
+            [answers for part in parts for answers in part.tokens],
+            [answers for part in parts for answers in part.finished],
+        )
+
+
+def cat_steps(tensors, dim):
+    """Concatenates tensors (Q, N, T, ...) along Q or N, padded with 0 to the largest T."""
+    longest = max(x.shape[2] for x in tensors)
+    padded = [pad(x, (0, 0) * (x.dim() - 3) + (0, longest - x.shape[2])) for x in tensors]
+    return torch.cat(padded, dim)
 
 
 def thought_mask(num_thoughts, most):

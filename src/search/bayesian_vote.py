@@ -7,12 +7,15 @@ it.
 Shapes: n trajectories, K distinct answers, A tokens of the longest, D model width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from src.sampling.engine import State, answer_start, decode, read_answer, think
-from src.sampling.memory import rows_within
+from src.sampling.answers import answer_start, read_answer
+from src.sampling.engine import decode, think
+from src.sampling.logits import token_log_probs
+from src.sampling.memory import rows_in_flight, rows_within
+from src.sampling.state import State
 from src.sampling.trajectories import Request, pad_right
 
 
@@ -39,13 +42,14 @@ def sample_with_state(model, request):
 class _Part:
     """Trajectories that were added together: R rows of Q questions.
 
-    state: their State after the end-of-thinking token, hidden (R, D) the hidden states there.
-    log_probs: for each question a list of (n, K') tensors, side by side.
+    state: their State after the end-of-thinking token, hidden (R, D) the hidden states there; None
+    where they do not stay in memory. log_probs: for each question a list of (n, K') tensors, side
+    by side.
     """
 
     request: Request
-    state: State
-    hidden: torch.Tensor
+    state: State | None
+    hidden: torch.Tensor | None
     log_probs: list
 
 
@@ -53,8 +57,9 @@ class LikelihoodPool:
     """Answer likelihoods of a growing pool of trajectories, of Q questions.
 
     parse(ids): the number in an answer's token ids, or None. One answer text a number is scored. A
-    pool that grows in parts gives the same numbers as one that is made at once. tokens_read: token
-    positions read so far.
+    pool that grows in parts gives the same numbers as one that is made at once. Trajectories whose
+    state does not fit into memory beside the others' are thought again when new answers come up.
+    tokens_read: token positions read so far.
     """
 
     def __init__(self, model, parse, num_questions):
@@ -65,16 +70,23 @@ class LikelihoodPool:
     @torch.inference_mode()
     def add(self, request, state, trajectories):
         """Adds further trajectories, with the State that ``sample_with_state`` gave."""
+        part = _Part(request, *self._read_start(request, state), [[] for _ in self.texts])
+        given = zip(self.texts, trajectories.tokens, trajectories.finished, strict=True)
+        new = [self._new_texts(*of_question) for of_question in given]
+        for earlier in self.parts:  # these need the new answers only
+            self._score(earlier, new)
+        self.texts = [texts | more for texts, more in zip(self.texts, new, strict=True)]
+        self._score(part, self.texts)
+        in_memory = sum(len(other.state) for other in self.parts if other.state is not None)
+        if in_memory + len(part.state) > rows_in_flight(self.model, request):
+            part.state = part.hidden = None
+        self.parts.append(part)
+
+    def _read_start(self, request, state):
+        """The State after the end-of-thinking token, and the hidden states (R, D) there."""
         x, positions = answer_start(self.model, state)
         state = state.select(state.all_rows, extra=x.shape[1])
-        hidden = read_answer(self.model, request.sampling, state, x, positions)[:, -1]  # (R, D)
-        self.parts.append(_Part(request, state, hidden, [[] for _ in self.texts]))
-        for q, texts in enumerate(self.texts):
-            new = self._new_texts(texts, trajectories.tokens[q], trajectories.finished[q])
-            for part in self.parts[:-1]:  # earlier trajectories need the new answers only
-                self._score(part, q, new)
-            texts |= new
-            self._score(self.parts[-1], q, texts)
+        return state, read_answer(self.model, request.sampling, state, x, positions)[:, -1]
 
     def likelihoods(self):
         """The AnswerLikelihoods of each question."""
@@ -94,8 +106,16 @@ class LikelihoodPool:
                 new.setdefault(number, ids + [self.model.config.eos_token_id] * done)
         return new
 
-    def _score(self, part, q, texts):
-        """Adds the log-probabilities of ``texts``, {number: token ids}, under a part's rows."""
+    def _score(self, part, texts):
+        """Adds the log-probabilities of ``texts``, {number: token ids} of each question."""
+        if part.state is None and any(texts):
+            state, _ = think(self.model, part.request)
+            state, hidden = self._read_start(part.request, state)
+            part = replace(part, state=state, hidden=hidden)  # with the same lists
+        for q, of_question in enumerate(texts):
+            self._score_question(part, q, of_question)
+
+    def _score_question(self, part, q, texts):
         n = part.request.n_samples
         if not texts:
             part.log_probs[q].append(torch.zeros(n, 0))
@@ -103,7 +123,7 @@ class LikelihoodPool:
         ids, lengths = (x.to(self.model.device) for x in pad_right(list(texts.values()), 0))
         longest = ids.shape[1]
         positions = part.request.latent_length + longest
-        pairs = rows_within(self.model, positions, logits=longest)  # (trajectory, answer) pairs
+        pairs = rows_within(self.model, positions, longest)  # (trajectory, answer) pairs
         rows = torch.arange(q * n, (q + 1) * n, device=ids.device)
         chunks = rows.split(max(1, pairs // len(ids)))
         log_probs = [_log_probs(self.model, part, chunk, ids, lengths) for chunk in chunks]
@@ -123,7 +143,7 @@ def _log_probs(model, part, rows, ids, lengths):
         positions = first_position + torch.arange(longest - 1, device=ids.device)
         after = read_answer(model, part.request.sampling, branch, x, positions)
         hidden = torch.cat((hidden, after), dim=1)  # (M * K, A, D)
-    token = model.lm_head(hidden).float().log_softmax(-1)  # (M * K, A, V)
-    token = token.gather(-1, ids.repeat(len(rows), 1)[..., None])[..., 0]  # (M * K, A)
+    # (M * K, A)
+    token = token_log_probs(model, model.lm_head.weight, hidden, ids.repeat(len(rows), 1))
     padding = torch.arange(longest, device=ids.device) >= lengths[:, None]  # (K, A)
     return token.unflatten(0, (-1, num_answers)).masked_fill(padding, 0).sum(-1)

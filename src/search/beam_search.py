@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from src.sampling.engine import decode, ends_thinking, read_thought, start
+from src.sampling.memory import question_parts, rows_in_flight, rows_within
 from src.sampling.samplers import add_noise
-from src.sampling.trajectories import Trajectories
+from src.sampling.trajectories import Trajectories, cat_steps
 from src.search.prefix_scorer import PrefixScorer
 from utils.metrics import trajectory_score
 
@@ -31,6 +32,15 @@ class Beams:
     rewards: torch.Tensor
     num_forward_passes: int
 
+    @classmethod
+    def join(cls, parts):
+        """Those of all questions from those of some questions each."""
+        return cls(
+            Trajectories.join([part.trajectories for part in parts]),
+            cat_steps([part.rewards for part in parts], dim=0),
+            sum(part.num_forward_passes for part in parts),
+        )
+
 
 @torch.inference_mode()
 def beam_search(model, reward_model, request, num_beams, num_proposals, score_by="sum"):
@@ -39,9 +49,19 @@ def beam_search(model, reward_model, request, num_beams, num_proposals, score_by
     n_samples of the request is ignored. score_by: "sum" or "mean" of the rewards of a beam's
     thoughts. Where the model decides when to stop thinking, a beam that has ended stays, as one
     proposal, until better ones displace it. One dropout mask for a whole trajectory has no meaning
-    here: a beam changes its slot, and with it its random numbers, at every step.
+    here: a beam changes its slot, and with it its random numbers, at every step. As many questions
+    are searched at once as memory allows.
     """
     request = replace(request, n_samples=num_beams * num_proposals)
+    longest, slots = max(map(len, request.prompts)), request.n_samples
+    of_scorer = rows_within(reward_model, request.latent_length, 1, longest, slots)
+    rows = min(rows_in_flight(model, request), of_scorer)
+    shape = (num_beams, num_proposals, score_by)
+    parts = question_parts(request, rows)
+    return Beams.join([_beam_search(model, reward_model, part, *shape) for _, part in parts])
+
+
+def _beam_search(model, reward_model, request, num_beams, num_proposals, score_by):
     search = _Search(model, reward_model, request, num_beams, num_proposals, score_by)
     for step in range(1, request.latent_length + 1):
         if step > 1:
@@ -99,8 +119,8 @@ class _Search:
         if sampling.uses_dropout:
             self._branch(parents)
             self.num_forward_passes += alive * self.num_proposals
-            return read_thought(self.model, sampling, self.state, step)
-        hidden = read_thought(self.model, sampling, self.state, step)  # (Q * B, D)
+            return read_thought(self.model, sampling, self.state, step)[0]
+        hidden, _ = read_thought(self.model, sampling, self.state, step)  # (Q * B, D)
         self._branch(parents)
         self.num_forward_passes += alive
         return hidden[parents]

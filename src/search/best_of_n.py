@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from src.sampling.engine import sample
-from src.sampling.memory import rows_within
+from src.sampling.memory import question_parts, rows_in_flight, rows_within, sample_parts
 from src.sampling.trajectories import Trajectories, concatenate_lists, pad_right
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from utils.progress import timed
@@ -28,6 +28,20 @@ def sample_pool(model, request, sizes, counters, parse=None, reward_model=None):
     reward_model: given, the pool has rewards. Returns Trajectories and {key: a value for each
     question}, with the keys of ``score_pools``, and "candidates" with "log_probs".
     """
+    request, rows = replace(request, n_samples=sizes[-1]), len(request.prompts) * sizes[-1]
+    if parse:  # the state of a pool stays in memory while it grows
+        rows = rows_in_flight(model, request)
+    pools = [
+        _grow_pool(model, part, sizes, counters, parse, reward_model)
+        for _, part in question_parts(request, rows)
+    ]
+    trajectories, fields = zip(*pools, strict=True)
+    joined = {key: [value for part in fields for value in part[key]] for key in fields[0]}
+    return Trajectories.join(trajectories), joined
+
+
+def _grow_pool(model, request, sizes, counters, parse, reward_model):
+    """``sample_pool`` of questions whose pools fit into memory together."""
     likelihoods = LikelihoodPool(model, parse, len(request.prompts)) if parse else None
     parts, rewards = [], []
     for first, size in pairwise([0, *sizes]):
@@ -54,12 +68,14 @@ def _sample(model, request, likelihoods, counter):
     """Further Trajectories of a pool, which are added to ``likelihoods`` where there are any."""
     if likelihoods is None:
         return sample(model, request)
-    trajectories, state = sample_with_state(model, request)
-    before = likelihoods.tokens_read
-    with timed(counter, "candidate_seconds"):
-        likelihoods.add(request, state, trajectories)
+    parts, before = [], likelihoods.tokens_read
+    for part in sample_parts(request, rows_in_flight(model, request)):
+        trajectories, state = sample_with_state(model, part)
+        with timed(counter, "candidate_seconds"):
+            likelihoods.add(part, state, trajectories)
+        parts.append(trajectories)
     counter.update(candidate_tokens=likelihoods.tokens_read - before)
-    return trajectories
+    return Trajectories.concatenate(parts)
 
 
 def _likelihood_fields(likelihoods):
@@ -94,7 +110,8 @@ def score_pools(reward_model, prompts, thoughts, num_thoughts, answer_ids):
     answers = pad_sequence([ids.T for ids in answer_ids], batch_first=True, padding_value=-1)
     answers = answers.transpose(1, 2)  # (Q, N, A)
     n, steps = thoughts.shape[1:3]
-    rows = rows_within(reward_model, steps + answers.shape[2], logits=answers.shape[2])
+    positions = steps + answers.shape[2]  # of a row, all read at once
+    rows = rows_within(reward_model, positions, positions, max(map(len, prompts)), n)
     scores = []
     for questions in torch.arange(len(prompts)).split(max(1, rows // n)):
         ids, prompt_lengths = pad_right([prompts[q] for q in questions], 0)  # (q, L), (q,)

@@ -1,0 +1,26 @@
+"""What is read off the logits of many rows. They are computed in chunks: large vocabularies."""
+
+import torch
+
+from src.sampling.memory import logits_within
+
+
+def next_tokens(model, hidden):
+    """The likeliest next tokens (R,) at hidden states (R, D)."""
+    chunks = hidden.split(logits_within(model))
+    if len(chunks) == 1:
+        return model.lm_head(hidden).argmax(-1)
+    return torch.cat([model.lm_head(chunk).argmax(-1) for chunk in chunks])
+
+
+def token_log_probs(model, weight, hidden, ids):
+    """log p (..., A), float32, of token ids (..., A) at the hidden states (..., A, D) before them.
+
+    weight (V, D): the output layer of ``model``.
+    """
+    size = logits_within(model)
+    chunks = zip(hidden.flatten(0, -2).split(size), ids.flatten()[:, None].split(size), strict=True)
+    log_probs = [
+        (states @ weight.T).float().log_softmax(-1).gather(-1, tokens) for states, tokens in chunks
+    ]
+    return torch.cat(log_probs).view(ids.shape)
