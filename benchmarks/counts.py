@@ -1,0 +1,190 @@
+"""What a workload has to compute and to move, counted from the model's shape; and its products.
+
+A workload is a list of forward passes (``Pass``). ``operations`` and ``least_bytes`` count them,
+``run_products`` computes their matrix products with weights and nothing else.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+CHUNK_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # inputs of one product; memory is bounded by it
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: ``rows`` sequences read ``new`` further positions each.
+
+    They attend to ``prompt`` cached positions, which are in memory ``groups`` times, and to
+    ``suffix`` cached positions of their own. last: of how many positions of a row the last block
+    computes more than keys and values. logits: rows of the output layer.
+    """
+
+    rows: int
+    new: int
+    last: int
+    prompt: int = 0
+    groups: int = 0
+    suffix: int = 0
+    logits: int = 0
+
+
+def sampling_passes(request):
+    """The passes of ``engine.sample`` when no trajectory ends early."""
+    questions, rows = len(request.prompts), len(request.prompts) * request.n_samples
+    length = len(request.prompts[0])
+    groups = rows if request.sampling.resample_prompt else questions
+    prompts = Pass(groups, length, last=1)
+    return [
+        prompts,
+        *suffix_passes(rows, length, groups, 1, request.latent_length, request.max_new_tokens),
+    ]
+
+
+def suffix_passes(rows, prompt, groups, first, thoughts, answer):
+    """The passes of rows that continue from thought number ``first``, to the answer's end."""
+    cached = {"prompt": prompt, "groups": groups}
+    passes = latent_passes(rows, prompt, groups, first, thoughts)
+    passes.append(Pass(rows, 2, last=2, suffix=thoughts - 1, logits=rows, **cached))
+    passes += [
+        Pass(rows, 1, last=1, suffix=thoughts + token, logits=rows, **cached)
+        for token in range(1, answer)
+    ]
+    return passes
+
+
+def latent_passes(rows, prompt, groups, first, thoughts):
+    """Those of them that read a thought only."""
+    return [
+        Pass(rows, 1, last=1, prompt=prompt, groups=groups, suffix=step - 1)
+        for step in range(first, thoughts)
+    ]
+
+
+def annotation_passes(request, n_rollouts):
+    """The passes of ``rollouts.annotate`` when no question is skipped."""
+    questions, rows = len(request.prompts), len(request.prompts) * request.n_samples
+    length, thoughts = len(request.prompts[0]), request.latent_length
+    groups = rows if request.sampling.resample_prompt else questions
+    passes = sampling_passes(request)
+    for step in range(1, thoughts + 1):
+        random = step < thoughts or request.sampling.uses_dropout
+        count = rows * (n_rollouts if random else 1)
+        passes += suffix_passes(count, length, groups, step, thoughts, request.max_new_tokens)
+    return passes
+
+
+def beam_search_passes(request, beams, proposals):
+    """The passes of a beam search with noise: (generator's, reward model's)."""
+    questions, length = len(request.prompts), len(request.prompts[0])
+    kept, slots = questions * beams, questions * beams * proposals
+    thoughts, answer = request.latent_length, request.max_new_tokens
+    generator = [
+        Pass(questions, length, last=1),
+        *suffix_passes(kept, length, questions, 1, thoughts, answer),
+    ]
+    rewards = [Pass(questions, length, last=0)]
+    rewards += [
+        Pass(slots, 1, last=1, prompt=length, groups=questions, suffix=step)
+        for step in range(thoughts)
+    ]
+    return generator, rewards
+
+
+def scoring_passes(questions, prompt, n_samples, thoughts):
+    """The passes of ``LatentRM.forward``."""
+    rows = questions * n_samples
+    return [
+        Pass(questions, prompt, last=0),
+        Pass(rows, thoughts, last=thoughts, prompt=prompt, groups=questions),
+    ]
+
+
+def products(model, work):
+    """The products with weights of a pass: (module, tokens), one for each."""
+    every, last = work.rows * work.new, work.rows * work.last
+    for number, block in enumerate(model.blocks):
+        inputs, later = _maps(block)
+        later_tokens = last if number == len(model.blocks) - 1 else every
+        yield from ((module, every) for module in inputs)
+        yield from ((module, later_tokens) for module in later if later_tokens)
+    if work.logits:
+        yield model.lm_head, work.logits
+
+
+def _maps(block):
+    """The linear maps of a block: those to queries, keys and values, and those after attention."""
+    if hasattr(block, "attn"):  # GPT-2
+        return [block.attn.c_attn], [block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
+    attention, mlp = block.self_attn, block.mlp
+    inputs = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return inputs, [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+@torch.inference_mode()
+def run_products(model, passes):
+    """Computes the products with weights of the passes, on tensors of their shapes."""
+    for work in passes:
+        for module, tokens in products(model, work):
+            width = module.in_features if hasattr(module, "in_features") else module.nx
+            for first in range(0, tokens, CHUNK_TOKENS[model.device.type]):
+                size = min(CHUNK_TOKENS[model.device.type], tokens - first)
+                module(torch.ones(size, width, device=model.device, dtype=model.dtype))
+
+
+def product_operations(model, passes):
+    """Multiplications and additions of the products with weights."""
+    return sum(
+        2 * tokens * module.weight.numel()
+        for work in passes
+        for module, tokens in products(model, work)
+    )
+
+
+def attention_operations(model, passes):
+    """Those of attention: scores and weighted values, each query with the keys it may see."""
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    pairs = 0  # of a query and a key
+    for work in passes:
+        before = work.prompt + work.suffix
+        every = sum(before + position + 1 for position in range(work.new))
+        in_last = sum(before + work.new - position for position in range(work.last))
+        pairs += work.rows * (every * (config.num_hidden_layers - 1) + in_last)
+    return 4 * pairs * config.num_attention_heads * width
+
+
+def operations(model, passes):
+    """All multiplications and additions that are counted: products with weights, and attention."""
+    return product_operations(model, passes) + attention_operations(model, passes)
+
+
+def least_bytes(model, passes):
+    """What must move between memory and chip: each pass reads weights and caches once.
+
+    Weights do not stay on the chip between two passes; activations do. Keys and values of the new
+    positions are written.
+    """
+    config, moved = model.config, 0
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_position = 2 * config.num_hidden_layers * heads * width  # keys and values
+    for work in passes:
+        moved += sum(module.weight.numel() for module, _ in products(model, work))
+        positions = work.groups * work.prompt + work.rows * (work.suffix + work.new)
+        moved += positions * per_position
+    return moved * model.dtype.itemsize
+
+
+def training_operations(model, passes):
+    """Of a training step: the backward pass has two products for each one of the forward pass."""
+    return 3 * operations(model, passes)
+
+
+def training_bytes(model, passes):
+    """Of a training step with AdamW: forward, twice as much backward, and the update.
+
+    The update reads weight, gradient and two moments, and writes all but the gradient.
+    """
+    parameters = sum(p.numel() * p.itemsize for p in model.parameters())
+    return 3 * least_bytes(model, passes) + 7 * parameters

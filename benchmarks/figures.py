@@ -1,0 +1,103 @@
+"""The figures of a benchmark: times against N and against the batch, and the share of the limit."""
+
+from src.runs.figure_style import (
+    GREY,
+    METHOD_COLORS,
+    STYLE,
+    draw_legend,
+    load_matplotlib,
+    panel_grid,
+    set_log_axis,
+)
+from src.runs.figures import save
+
+LOOKS = {
+    "noise": {"color": METHOD_COLORS["weighted_vote"], "marker": "o"},
+    "dropout, shared prompt": {"color": METHOD_COLORS["bayesian_vote"], "marker": "s"},
+    "dropout, own prompts": {"color": METHOD_COLORS["best_of_n"], "marker": "^"},
+}
+PLAIN_LOOKS = {
+    "all logits": {"color": GREY, "marker": "x", "linestyle": "--"},
+    "last logits": {"color": GREY, "marker": "+", "linestyle": ":"},
+}
+
+
+def save_figures(results, folder):
+    """Writes one figure for each model shape and number format with a scaling in N."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with load_matplotlib().rc_context(STYLE):
+        for shape, dtype in shapes(results):
+            figure = _figure(results, shape, dtype)
+            save(figure, folder / figure_name(results, shape, dtype))
+
+
+def shapes(results):
+    """(shape, dtype) of each model that has a figure: those measured at several N."""
+    rows = [row for row in results["rows"] if row["workload"] == "batch"]
+    return list(dict.fromkeys((row["shape"], row["dtype"]) for row in rows))
+
+
+def figure_name(results, shape, dtype):
+    """The name of the figure's file, without its ending."""
+    return f"performance-{results['about']['device']}-{shape}-{dtype}"
+
+
+def _figure(results, shape, dtype):
+    rows = [
+        row
+        for row in results["rows"]
+        if (row["shape"], row["dtype"]) == (shape, dtype) and "out_of_memory" not in row
+    ]
+    title = f"{shape}, {dtype}, {results['about']['machine']}"
+    figure, axes = panel_grid(title, None, 3)
+    _draw_n(axes[0], [row for row in rows if row["workload"] == "sampling"])
+    _draw_batch(axes[1], [row for row in rows if row["workload"] == "batch"])
+    _draw_shares(axes[2], rows)
+    entries = {f"plain, {name}": look for name, look in PLAIN_LOOKS.items()}
+    draw_legend(figure, LOOKS | entries, columns=3)
+    return figure
+
+
+def _draw_n(axis, rows):
+    axis.set_title("seconds a call")
+    axis.set_xlabel("samples N a question")
+    for variant, look in LOOKS.items():
+        of_variant = [row for row in rows if row.get("variant") == variant]
+        samples, seconds = ([row[key] for row in of_variant] for key in ("n_samples", "seconds"))
+        axis.plot(samples, seconds, **look)
+    for name, look in PLAIN_LOOKS.items():
+        measured = {row["n_samples"]: row["plain"].get(name) for row in rows}
+        points = {n: timing["seconds"] for n, timing in measured.items() if timing}
+        axis.plot(list(points), list(points.values()), **look)
+    set_log_axis(axis, (1, 4, 16, 64, 256))
+    axis.set_xticks(sorted({row["n_samples"] for row in rows}))
+    axis.set_yscale("log")
+
+
+def _draw_batch(axis, rows):
+    """Trajectories a second against the number of questions."""
+    axis.set_title(f"trajectories a second, N = {rows[0]['n_samples']}")
+    axis.set_xlabel("questions in a batch")
+    questions = [row["questions"] for row in rows]
+    rates = [row["questions"] * row["n_samples"] / row["seconds"] for row in rows]
+    axis.plot(questions, rates, **LOOKS["noise"])
+    set_log_axis(axis, (1,))
+    axis.set_xticks(questions)
+    axis.set_ylim(bottom=0)
+
+
+def _draw_shares(axis, rows):
+    """How close each workload comes to the machine's limit; sampling at its largest N."""
+    axis.set_title("share of the machine's limit, %")
+    named = {label(row): 100 * row["limit_share"] for row in rows if row["workload"] != "batch"}
+    names = list(named)[::-1]
+    axis.barh(names, [named[name] for name in names], color=METHOD_COLORS["best_of_n"], height=0.6)
+    axis.set_xlim(0, 100)
+    axis.tick_params(axis="y", labelsize=7)
+    axis.grid(axis="x")
+    axis.grid(visible=False, axis="y")
+
+
+def label(row):
+    """A workload's short name; rows of the same one differ in size."""
+    return row.get("variant", row["workload"]) if row["workload"] == "sampling" else row["workload"]

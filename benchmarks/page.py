@@ -1,0 +1,268 @@
+"""The page of results: python -m benchmarks.page outputs/benchmarks/cpu.json
+
+Copies the JSON file of benchmarks.all to docs/results and the figures beside it to docs/figures,
+and writes findings and tables into docs/performance.md, between the markers of the device.
+"""
+
+import json
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+from benchmarks.figures import figure_name, shapes
+from benchmarks.sampling import PLAIN
+from utils.cli import Parser
+from utils.errors import UserError, reports_user_errors
+from utils.files import write_text
+
+DOCS = Path("docs")
+
+
+def of_model(results, limits):
+    """The rows of the shape and number format of an entry of ``results["limits"]``."""
+    model = (limits["shape"], limits["dtype"])
+    return [row for row in results["rows"] if (row["shape"], row["dtype"]) == model]
+
+
+def block(results):
+    """Findings, tables and figures of a run, as markdown."""
+    parts = [_findings(results), _machine(results["about"])]
+    for limits in results["limits"]:
+        parts += [f"### {_model(limits)} on {results['about']['device']}", _limits(limits)]
+        rows = of_model(results, limits)
+        for table in (_against_products, _sampling, _latent_and_batch, _others):
+            parts += table(rows)
+        if (limits["shape"], limits["dtype"]) in shapes(results):
+            parts.append(_figure(results, limits))
+    parts += _kernels(results["kernels"]) + _formats(results["formats"])
+    return "\n\n".join(parts)
+
+
+def _model(row):
+    return f"{row['shape']}, {row['dtype']}"
+
+
+def _table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _seconds(timing):
+    """Seconds with three digits; a dash where nothing was measured or memory ran out."""
+    if not timing or timing.get("out_of_memory"):
+        return "-"
+    return f"{timing['seconds']:.3g}"
+
+
+def _percent(share):
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def _times(row, name):
+    """How many times as fast as a plain way; a dash where one of them was not measured."""
+    timing = row["plain"].get(name)
+    if not timing or row.get("out_of_memory"):
+        return "-"
+    return f"{timing['seconds'] / row['seconds']:.2f}"
+
+
+def _picked(results, **values):
+    """The rows of the first model that was measured with these values."""
+    rows = of_model(results, results["limits"][0])
+    return [row for row in rows if values.items() <= row.items() and "seconds" in row]
+
+
+def _findings(results):
+    products = [
+        f"{row['variant']} {row['over_products']:.2f}"
+        for row in _picked(results, workload="against products")
+    ]
+    plain_at = [row for row in _picked(results, workload="sampling") if row["plain"]]
+    largest = max(row["n_samples"] for row in plain_at)
+    at_largest = [row for row in plain_at if row["n_samples"] == largest]
+    faster = [f"{row['variant']} {_times(row, 'last logits')}" for row in at_largest]
+    others = [f"{row['workload']} {_times(row, 'plain')}" for row in _other_rows(results)]
+    latent = [row["limit_share"] for row in _picked(results, workload="latent phase")]
+    lines = [
+        f"- time over that of its products with weights: {'; '.join(products)};",
+        f"- times as fast as the plain way at N = {largest}, with logits at the last position "
+        f"only: {'; '.join(faster)};",
+        f"- times as fast as the plain way: {'; '.join(others)};",
+        f"- share of the machine's limit in the latent phase: {_percent(max(latent))} at best.",
+    ]
+    about = f"On {results['about']['machine']}, {_model(results['limits'][0])}"
+    return "\n".join([f"{about}:\n", *(_wrapped(line) for line in lines)])
+
+
+def _wrapped(line):
+    return textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _other_rows(results):
+    return [row for row in _picked(results) if "plain" in row["plain"]]
+
+
+def _machine(about):
+    names = f"{about['machine']}, {about['cores']} cores, {about['threads']} threads"
+    versions = f"torch {about['torch']}, transformers {about['transformers']}"
+    command = f"`python -m benchmarks.all --device {about['device']}`"
+    return (
+        f"{command}\n{names}.\n{versions}, Python {about['python']}.\n"
+        f"{about['date']}, commit {about['commit']}, {about['seconds'] / 60:.0f} minutes."
+    )
+
+
+def _limits(limits):
+    return (
+        f"The machine's limit: {limits['operations_per_s'] / 1e9:,.0f} GFLOP/s, "
+        f"{limits['bytes_per_s'] / 1e9:,.0f} GB/s.\n"
+        f"Weights {limits['weights_mib']:,.0f} MiB, the engine's budget "
+        f"{limits['budget_mib']:,.0f} MiB."
+    )
+
+
+def _against_products(rows):
+    rows = [row for row in rows if row["workload"] == "against products"]
+    if not rows:
+        return []
+    first = rows[0]
+    header = ["sampler", "engine, s", "products, s", "ratio", "share of the limit"]
+    cells = [
+        [row["variant"], _seconds(row), f"{row['products_s']:.3g}", f"{row['over_products']:.2f}",
+         _percent(row["limit_share"])]
+        for row in rows if "over_products" in row
+    ]  # fmt: skip
+    sizes = f"{first['questions']} questions x {first['n_samples']} samples"
+    caption = (
+        f"Sampling beside its products with weights, {sizes}, {first['answer']} answer tokens:"
+    )
+    return [caption, _table(header, cells)]
+
+
+def _sampling(rows):
+    rows = [row for row in rows if row["workload"] == "sampling"]
+    if not rows:
+        return []
+    plain = [f"plain, {name}, s" for name in PLAIN]
+    faster = [f"times as fast, {name}" for name in PLAIN]
+    header = ["N", "sampler", "engine, s", *plain, *faster, "share of the limit", "memory, MiB"]
+    cells = [
+        [
+            *(row["n_samples"], row["variant"], _seconds(row)),
+            *(_seconds(row["plain"].get(name)) for name in PLAIN),
+            *(_times(row, name) for name in PLAIN),
+            *(_percent(row.get("limit_share")), _memory(row)),
+        ]
+        for row in rows
+    ]
+    caption = (
+        f"Sampling at growing N, questions a batch: {rows[0]['questions']}, answer tokens: "
+        f"{rows[0]['answer']}.\nMemory is what a call needs beyond what was in use:"
+    )
+    return [caption, _table(header, cells)]
+
+
+def _memory(row):
+    return "-" if row.get("out_of_memory") else f"{row['work_mib']:,.0f}"
+
+
+def _latent_and_batch(rows):
+    names = ("latent phase", "batch")
+    header = ["what", "questions", "N", "s", "trajectories a second", "share of the limit"]
+    cells = [
+        [
+            {"batch": "whole"}.get(row["workload"], row["workload"]),
+            *(row["questions"], row["n_samples"], _seconds(row)),
+            f"{row['questions'] * row['n_samples'] / row['seconds']:,.1f}",
+            _percent(row["limit_share"]),
+        ]
+        for name in names
+        for row in rows
+        if row["workload"] == name and "seconds" in row
+    ]
+    caption = "The latent phase alone, without prompt and answer, and whole batches (noise):"
+    return [caption, _table(header, cells)] if cells else []
+
+
+def _others(rows):
+    header = ["workload", "sizes", "ours, s", "plain, s", "times as fast", "share of the limit",
+              "memory, ours / plain, MiB"]  # fmt: skip
+    cells = [
+        [
+            *(row["workload"], _sizes(row), _seconds(row), _seconds(row["plain"]["plain"])),
+            *(_times(row, "plain"), _percent(row.get("limit_share"))),
+            f"{_memory(row)} / {_memory(row['plain']['plain'] or {'out_of_memory': True})}",
+        ]
+        for row in rows
+        if "plain" in row["plain"]
+    ]
+    return ["Search, annotation, LatentRM:", _table(header, cells)] if cells else []
+
+
+def _sizes(row):
+    names = ("questions", "n_samples", "beams", "proposals", "rollouts")
+    named = {"n_samples": "trajectories"}
+    return ", ".join(f"{row[name]} {named.get(name, name)}" for name in names if name in row)
+
+
+def _figure(results, limits):
+    name = figure_name(results, limits["shape"], limits["dtype"])
+    text = (
+        f"![{_model(limits)}: time against N, trajectories a second against the batch,\n"
+        f"and the share of the machine's limit.](figures/{name}.png)"
+    )
+    return text
+
+
+def _kernels(rows):
+    steps = ("latent step", "answer step")
+    columns = [f"{of}, {step}" for step in steps for of in ("kernels a layer", "synchronizations")]
+    cells = [
+        [row["shape"], row["variant"]]
+        + [f"{row[step][of]:.1f}" for step in steps for of in ("kernels", "synchronizations")]
+        for row in rows
+    ]
+    caption = "Kernels of a layer and synchronizations, a step, counted at torch's dispatcher:"
+    return [caption, _table(["model", "sampler", *columns], cells)] if cells else []
+
+
+def _formats(rows):
+    cells = [[row["shape"], row["dtype"], row["what"], _percent(row["share"])] for row in rows]
+    header = ["model", "format", "what", "differ from float32"]
+    caption = (
+        "Predictions that another number format changes. The logits of random weights are nearly\n"
+        "equal, so that more of their tokens change than a trained model's:"
+    )
+    return [caption, _table(header, cells)] if cells else []
+
+
+def filled(text, device, content):
+    """The page's ``text`` with ``content`` between the markers of the device."""
+    start, end = f"<!-- {device} -->", f"<!-- end of {device} -->"
+    found = re.search(f"(?s){re.escape(start)}.*?{re.escape(end)}", text)
+    if found is None:
+        raise UserError(f"docs/performance.md: no line {start} with {end} after it; add both")
+    return text[: found.start()] + f"{start}\n\n{content}\n\n{end}" + text[found.end() :]
+
+
+@reports_user_errors
+def main(argv=None):
+    parser = Parser(prog="benchmarks.page", description=__doc__)
+    parser.add_argument("results", type=Path, help="a JSON file of benchmarks.all")
+    path = parser.parse_args(argv).results
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        device = results["about"]["device"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: not a file that benchmarks.all wrote") from None
+    shutil.copy(path, DOCS / "results" / f"performance_{device}.json")
+    for shape, dtype in shapes(results):
+        name = f"{figure_name(results, shape, dtype)}.png"
+        shutil.copy(path.with_name(name), DOCS / "figures" / name)
+    page = DOCS / "performance.md"
+    write_text(page, filled(page.read_text(encoding="utf-8"), device, block(results)))
+
+
+if __name__ == "__main__":
+    main()
