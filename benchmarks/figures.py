@@ -7,7 +7,6 @@ from src.runs.figure_style import (
     draw_legend,
     load_matplotlib,
     panel_grid,
-    set_log_axis,
 )
 from src.runs.figures import save
 
@@ -49,7 +48,7 @@ def _figure(results, shape, dtype):
         if (row["shape"], row["dtype"]) == (shape, dtype) and "out_of_memory" not in row
     ]
     title = f"{shape}, {dtype}, {results['about']['machine']}"
-    figure, axes = panel_grid(title, None, 3)
+    figure, axes = panel_grid(title, None, 3, columns=2)
     _draw_n(axes[0], [row for row in rows if row["workload"] == "sampling"])
     _draw_batch(axes[1], [row for row in rows if row["workload"] == "batch"])
     _draw_shares(axes[2], rows)
@@ -59,6 +58,8 @@ def _figure(results, shape, dtype):
 
 
 def _draw_n(axis, rows):
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axis.set_title("seconds a call")
     axis.set_xlabel("samples N a question")
     for variant, look in LOOKS.items():
@@ -69,9 +70,17 @@ def _draw_n(axis, rows):
         measured = {row["n_samples"]: row["plain"].get(name) for row in rows}
         points = {n: timing["seconds"] for n, timing in measured.items() if timing}
         axis.plot(list(points), list(points.values()), **look)
-    set_log_axis(axis, (1, 4, 16, 64, 256))
-    axis.set_xticks(sorted({row["n_samples"] for row in rows}))
+    _log_x(axis, sorted({row["n_samples"] for row in rows}))
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _log_x(axis, ticks):
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.minorticks_off()
 
 
 def _draw_batch(axis, rows):
@@ -81,15 +90,14 @@ def _draw_batch(axis, rows):
     questions = [row["questions"] for row in rows]
     rates = [row["questions"] * row["n_samples"] / row["seconds"] for row in rows]
     axis.plot(questions, rates, **LOOKS["noise"])
-    set_log_axis(axis, (1,))
-    axis.set_xticks(questions)
+    _log_x(axis, questions)
     axis.set_ylim(bottom=0)
 
 
 def _draw_shares(axis, rows):
-    """How close each workload comes to the machine's limit; sampling at its largest N."""
+    """How close each workload comes to the machine's limit; sampling at the largest N."""
     axis.set_title("share of the machine's limit, %")
-    named = {label(row): 100 * row["limit_share"] for row in rows if row["workload"] != "batch"}
+    named = {_label(row): 100 * row["limit_share"] for row in rows if _label(row)}
     names = list(named)[::-1]
     axis.barh(names, [named[name] for name in names], color=METHOD_COLORS["best_of_n"], height=0.6)
     axis.set_xlim(0, 100)
@@ -98,6 +106,8 @@ def _draw_shares(axis, rows):
     axis.grid(visible=False, axis="y")
 
 
-def label(row):
-    """A workload's short name; rows of the same one differ in size."""
-    return row.get("variant", row["workload"]) if row["workload"] == "sampling" else row["workload"]
+def _label(row):
+    """A workload's short name, which rows of different sizes share; None: has no bar."""
+    if row["workload"] in ("against products", "batch"):
+        return None
+    return row["variant"] if row["workload"] == "sampling" else row["workload"]

@@ -106,10 +106,11 @@ def training(bench):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
 
     def step(scores):
-        optimizer.zero_grad()
         backward(model, scores, ids, thoughts, labels, bench.sizes.dtype)
         optimizer.step()
+        optimizer.zero_grad()
 
+    step(shared_scores)  # the optimizer's state is memory of the model, not of the first call
     calls = {name: Call(lambda scores=scores: step(scores)) for name, scores in SCORES.items()}
     passes = scoring_passes(questions, ids.shape[1], n_samples, thoughts.shape[2])
     counted = (training_operations(model, passes), training_bytes(model, passes))
