@@ -43,21 +43,28 @@ def measure(sizes_name, device, repeats=REPEATS, progress=None):
     """
     started, progress = time.perf_counter(), progress or (lambda line: None)
     results = {"about": about(device), "limits": [], "rows": [], "kernels": [], "formats": []}
+
+    def say(line):
+        progress(f"{time.perf_counter() - started:4.0f} s: {line}")
+
     for sizes in sizes_of(sizes_name):
-        progress(f"{sizes.shape}, {sizes.dtype}")
-        bench = Bench.of(sizes, device, repeats)
-        results["limits"].append(bench.limits())
-        for name, workload in WORKLOADS.items():
-            if getattr(sizes, name):
-                progress(f"  {name} ({time.perf_counter() - started:.0f} s)")
-                results["rows"] += workload(bench)
-        if sizes.dtype == "float32":
-            results["kernels"] += _kernels(bench)
+        _measure_model(Bench.of(sizes, device, repeats), results, say)
     for name in {sizes.shape: None for sizes in sizes_of(sizes_name) if sizes.dtype != "float32"}:
-        progress("number formats")
+        say(f"number formats of {name}")
         results["formats"] += formats.changed(name, "bfloat16", device)
     results["about"]["seconds"] = round(time.perf_counter() - started)
     return results
+
+
+def _measure_model(bench, results, say):
+    """Adds the results of one model. It is gone afterwards, before the next one is built."""
+    results["limits"].append(bench.limits())
+    for name, workload in WORKLOADS.items():
+        if getattr(bench.sizes, name):
+            say(f"{bench.sizes.shape}, {bench.sizes.dtype}, {name}")
+            results["rows"] += workload(bench)
+    if bench.sizes.dtype == "float32":
+        results["kernels"] += _kernels(bench)
 
 
 def _kernels(bench):

@@ -48,33 +48,45 @@ def _figure(results, shape, dtype):
         if (row["shape"], row["dtype"]) == (shape, dtype) and "out_of_memory" not in row
     ]
     title = f"{shape}, {dtype}, {results['about']['machine']}"
-    figure, axes = panel_grid(title, None, 3, columns=2)
-    _draw_n(axes[0], [row for row in rows if row["workload"] == "sampling"])
+    figure, axes = panel_grid(title, None, 4, columns=2)
+    sampling = [row for row in rows if row["workload"] == "sampling"]
+    axes[0].set_title("seconds a call")
+    _draw_n(axes[0], sampling)
     _draw_batch(axes[1], [row for row in rows if row["workload"] == "batch"])
-    _draw_shares(axes[2], rows)
+    _draw_memory(axes[2], sampling, results["limits"][0]["budget_mib"])
+    _draw_shares(axes[3], rows)
     entries = {f"plain, {name}": look for name, look in PLAIN_LOOKS.items()}
     draw_legend(figure, LOOKS | entries, columns=3)
     return figure
 
 
-def _draw_n(axis, rows):
+def _draw_n(axis, rows, key="seconds"):
+    """``key`` of a Timing against N, both on log axes, ours and the plain ways'."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_title("seconds a call")
     axis.set_xlabel("samples N a question")
     for variant, look in LOOKS.items():
-        of_variant = [row for row in rows if row.get("variant") == variant]
-        samples, seconds = ([row[key] for row in of_variant] for key in ("n_samples", "seconds"))
-        axis.plot(samples, seconds, **look)
+        points = {row["n_samples"]: row[key] for row in rows if row["variant"] == variant}
+        axis.plot(list(points), list(points.values()), **look)
     for name, look in PLAIN_LOOKS.items():
-        measured = {row["n_samples"]: row["plain"].get(name) for row in rows}
-        points = {n: timing["seconds"] for n, timing in measured.items() if timing}
+        timings = {row["n_samples"]: row["plain"].get(name) for row in rows}
+        points = {n: timing[key] for n, timing in timings.items() if timing}
         axis.plot(list(points), list(points.values()), **look)
     _log_x(axis, sorted({row["n_samples"] for row in rows}))
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_memory(axis, rows, budget):
+    """Memory of a call beyond what was in use, and the budget of the engine."""
+    axis.set_title("memory of a call, MiB")
+    _draw_n(axis, rows, "work_mib")
+    axis.axhline(budget, color=GREY, linewidth=0.8)
+    axis.annotate(
+        "budget", (1, budget), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+    )
 
 
 def _log_x(axis, ticks):

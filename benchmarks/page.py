@@ -67,40 +67,44 @@ def _times(row, name):
     return f"{timing['seconds'] / row['seconds']:.2f}"
 
 
-def _picked(results, **values):
-    """The rows of the first model that was measured with these values."""
-    rows = of_model(results, results["limits"][0])
-    return [row for row in rows if values.items() <= row.items() and "seconds" in row]
-
-
 def _findings(results):
-    products = [
-        f"{row['variant']} {row['over_products']:.2f}"
-        for row in _picked(results, workload="against products")
+    """What the tables say, in a few lines for each model."""
+    parts = []
+    for shape, dtype in shapes(results):
+        rows = [row for row in results["rows"] if (row["shape"], row["dtype"]) == (shape, dtype)]
+        rows = [row for row in rows if "seconds" in row]
+        lines = [_wrapped(line) for line in _findings_of(rows)]
+        parts.append("\n".join([f"{results['about']['machine']}, {shape}, {dtype}:\n", *lines]))
+    return "\n\n".join(parts)
+
+
+def _findings_of(rows):
+    """Lines of a list, of the rows of one model."""
+    products = [f"{row['variant']} {row['over_products']:.2f}" for row in rows if _beside(row)]
+    if products:
+        yield f"- time of sampling over that of its products with weights: {'; '.join(products)};"
+    name = "last logits"
+    largest = max(row["n_samples"] for row in rows if row["plain"].get(name))
+    sampling = [row for row in rows if row["plain"].get(name) and row["n_samples"] == largest]
+    faster = [f"{row['variant']} {_times(row, name)}" for row in sampling]
+    yield (
+        f"- times as fast as the plain way with logits at the last position only, N = {largest}: "
+        f"{'; '.join(faster)};"
+    )
+    others = [
+        f"{row['workload']} {_times(row, 'plain')}" for row in rows if "plain" in row["plain"]
     ]
-    plain_at = [row for row in _picked(results, workload="sampling") if row["plain"]]
-    largest = max(row["n_samples"] for row in plain_at)
-    at_largest = [row for row in plain_at if row["n_samples"] == largest]
-    faster = [f"{row['variant']} {_times(row, 'last logits')}" for row in at_largest]
-    others = [f"{row['workload']} {_times(row, 'plain')}" for row in _other_rows(results)]
-    latent = [row["limit_share"] for row in _picked(results, workload="latent phase")]
-    lines = [
-        f"- time over that of its products with weights: {'; '.join(products)};",
-        f"- times as fast as the plain way at N = {largest}, with logits at the last position "
-        f"only: {'; '.join(faster)};",
-        f"- times as fast as the plain way: {'; '.join(others)};",
-        f"- share of the machine's limit in the latent phase: {_percent(max(latent))} at best.",
-    ]
-    about = f"On {results['about']['machine']}, {_model(results['limits'][0])}"
-    return "\n".join([f"{about}:\n", *(_wrapped(line) for line in lines)])
+    yield f"- times as fast as the plain way: {'; '.join(others)};"
+    shares = [row["limit_share"] for row in rows if row["workload"] == "latent phase"]
+    yield f"- share of the machine's limit in the latent phase: {_percent(max(shares))} at best."
+
+
+def _beside(row):
+    return "over_products" in row
 
 
 def _wrapped(line):
     return textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _other_rows(results):
-    return [row for row in _picked(results) if "plain" in row["plain"]]
 
 
 def _machine(about):
@@ -131,7 +135,7 @@ def _against_products(rows):
     cells = [
         [row["variant"], _seconds(row), f"{row['products_s']:.3g}", f"{row['over_products']:.2f}",
          _percent(row["limit_share"])]
-        for row in rows if "over_products" in row
+        for row in rows if _beside(row)
     ]  # fmt: skip
     sizes = f"{first['questions']} questions x {first['n_samples']} samples"
     caption = (
@@ -208,11 +212,10 @@ def _sizes(row):
 
 def _figure(results, limits):
     name = figure_name(results, limits["shape"], limits["dtype"])
-    text = (
+    return (
         f"![{_model(limits)}: time against N, trajectories a second against the batch,\n"
         f"and the share of the machine's limit.](figures/{name}.png)"
     )
-    return text
 
 
 def _kernels(rows):

@@ -52,7 +52,7 @@ def scaling_in_n(bench):
         requests = {v: bench.request(v, questions, n_samples) for v in VARIANTS}
         calls = {v: sampling_call(bench, request) for v, request in requests.items()}
         own = requests["dropout, own prompts"]
-        for name, last in PLAIN.items() if n_samples <= bench.sizes.plain_up_to else ():
+        for name, last in PLAIN.items() if n_samples in bench.sizes.plain_at else ():
             calls[name] = Call(lambda last=last, own=own: plain.sample(bench.model, own, last))
         timings = alternate(calls, bench.device, bench.repeats)
         plain_timings = {name: timings[name] for name in PLAIN if name in timings}

@@ -11,8 +11,8 @@ class Sizes:
 
     Prompts of ``prompt`` tokens, ``thoughts`` thoughts, ``answer`` answer tokens.
     against_products: (questions, samples, answer tokens) of the comparison with the products.
-    questions: Q of the comparison of ``n_samples``. plain_up_to: the largest N that is measured the
-    plain way. batches, batch_samples: numbers of questions, and their N. beams: (questions, beams,
+    questions: Q of the comparison of ``n_samples``. plain_at: the N that are measured the plain way
+    too. batches, batch_samples: numbers of questions, and their N. beams: (questions, beams,
     proposals). annotation: (questions, trajectories, rollouts). scoring, training: (questions,
     trajectories).
     """
@@ -25,7 +25,7 @@ class Sizes:
     against_products: tuple | None = None
     questions: int = 1
     n_samples: tuple = ()
-    plain_up_to: int = 0
+    plain_at: tuple = ()
     batches: tuple = ()
     batch_samples: int = 16
     beams: tuple | None = None
@@ -39,10 +39,10 @@ CPU = (
         "gpt2-small",
         against_products=(2, 64, 24),
         n_samples=(16, 64, 256),
-        plain_up_to=64,
+        plain_at=(64,),
         batches=(1, 2, 4, 8),
-        beams=(1, 2, 4),
-        annotation=(1, 4, 4),
+        beams=(1, 2, 2),
+        annotation=(1, 2, 8),
         scoring=(1, 16),
         training=(1, 8),
     ),
@@ -51,7 +51,7 @@ CPU = (
 _GPU = {
     "questions": 8,
     "n_samples": (16, 64, 256),
-    "plain_up_to": 256,
+    "plain_at": (16, 64, 256),
     "batches": (1, 4, 16, 64),
     "batch_samples": 64,
     "beams": (1, 8, 8),
@@ -72,7 +72,7 @@ TINY = (
         answer=3,
         against_products=(1, 2, 3),
         n_samples=(2, 4),
-        plain_up_to=2,
+        plain_at=(2,),
         batches=(1, 2),
         batch_samples=2,
         beams=(1, 2, 2),

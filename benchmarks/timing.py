@@ -42,9 +42,9 @@ class Timing:
 
     def as_dict(self):
         return {
-            "seconds": self.seconds,
-            "times": self.times,
-            "first_s": self.first_s,
+            "seconds": round(self.seconds, 6),
+            "times": [round(seconds, 6) for seconds in self.times],
+            "first_s": round(self.first_s, 6),
             "peak_mib": round(self.peak_mib),
             "work_mib": round(self.work_mib),
         }
@@ -60,14 +60,19 @@ def alternate(calls, device, repeats=REPEATS):
     rounds = repeats + (device == "cuda")
     for number in range(rounds):
         for label, call in calls.items():
-            if timings[label] is None:
-                continue
-            try:
-                _run(call, device, number, timings[label])
-            except torch.cuda.OutOfMemoryError:
+            if timings[label] and not _fits(call, device, number, timings[label]):
                 timings[label] = None
-                torch.cuda.empty_cache()
+                torch.cuda.empty_cache()  # now that the call's frames are gone
     return timings
+
+
+def _fits(call, device, number, timing):
+    """Runs the call; false where the memory of a GPU does not suffice."""
+    try:
+        _run(call, device, number, timing)
+    except torch.cuda.OutOfMemoryError:
+        return False
+    return True
 
 
 def _run(call, device, number, timing):

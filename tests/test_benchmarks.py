@@ -1,6 +1,7 @@
 """The benchmark: its plain ways compute what the engine computes, its counts are right."""
 
 import json
+import platform
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -180,6 +181,7 @@ def test_calls_alternate_and_the_first_run_of_a_cpu_counts():
     assert timings["a"].times[0] == timings["a"].first_s
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="the peak can't be reset")
 def test_peak_memory_of_a_call_is_measured():
     timing = alternate({"": Call(lambda: torch.ones(1 << 24).sum())}, "cpu", 1)[""]
     assert 60 < timing.work_mib < 80
@@ -213,6 +215,7 @@ def test_every_workload_is_measured_beside_the_plain_way_and_the_limit(results):
     assert {"machine", "date", "commit", "torch", "transformers"} <= results["about"].keys()
 
 
+@pytest.mark.filterwarnings("ignore:Data has no positive values")  # memory of a tiny call
 def test_a_run_fills_the_page(results, tmp_path, monkeypatch):
     written = tmp_path / "outputs/cpu.json"
     written.parent.mkdir()
