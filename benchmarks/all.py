@@ -25,6 +25,7 @@ from utils.cli import Parser
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
 
+BF16 = "bfloat16"  # the number format that is compared with float32
 WORKLOADS = {  # by the field of Sizes that gives their size
     "against_products": sampling.against_products,
     "n_samples": sampling.scaling_in_n,
@@ -49,9 +50,10 @@ def measure(sizes_name, device, repeats=REPEATS, progress=None):
 
     for sizes in sizes_of(sizes_name):
         _measure_model(Bench.of(sizes, device, repeats), results, say)
-    for name in {sizes.shape: None for sizes in sizes_of(sizes_name) if sizes.dtype != "float32"}:
-        say(f"number formats of {name}")
-        results["formats"] += formats.changed(name, "bfloat16", device)
+    shapes = list({sizes.shape: None for sizes in sizes_of(sizes_name) if sizes.dtype == BF16})
+    if shapes:
+        say("number formats")
+        results["formats"] = formats.changed(shapes, BF16, device)
     results["about"]["seconds"] = round(time.perf_counter() - started)
     return results
 

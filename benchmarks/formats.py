@@ -10,19 +10,18 @@ from utils.datasets import load_dataset
 BUNDLED, QUESTIONS, SAMPLES = "coconut", 100, 16
 
 
-def changed(shape, dtype, device):
-    """[{"shape", "dtype", "what", "share"}], shares of predictions that differ from float32.
+def changed(shapes, dtype, device):
+    """[{"model", "dtype", "what", "share"}], shares of predictions that differ from float32.
 
-    shape: a key of SHAPES; its random weights answer with nearly equal logits, so that more tokens
+    shapes: keys of SHAPES; random weights answer with nearly equal logits, so that more tokens
     change than a trained model's.
     """
-    about = {"dtype": dtype}
-    tokens = _changed_tokens(shape, dtype, device)
-    numbers = _changed_numbers(dtype, device)
-    rows = [about | {"shape": shape, "what": "answer tokens", "share": tokens}]
-    return rows + [
-        about | {"shape": f"tiny-{BUNDLED}", "what": f"numbers, {kind}", "share": share}
-        for kind, share in numbers.items()
+    shares = {(shape, "answer tokens"): _changed_tokens(shape, dtype, device) for shape in shapes}
+    for kind, share in _changed_numbers(dtype, device).items():
+        shares[f"tiny-{BUNDLED}", f"numbers, {kind}"] = share
+    return [
+        {"model": model, "dtype": dtype, "what": what, "share": share}
+        for (model, what), share in shares.items()
     ]
 
 

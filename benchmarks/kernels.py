@@ -59,7 +59,8 @@ def kernels_per_layer(model, sampling):
 
 
 def _count(model, sampling, thoughts, answer):
-    request = Request([[1, 2, 3, 4]], [0], 4, thoughts, answer, 0, sampling)
+    prompts = [[1, 2, 3, 4], [1, 2, 3]]  # of different lengths, as in most batches
+    request = Request(prompts, [0, 1], 4, thoughts, answer, 0, sampling)
     with KernelCount() as count, torch.inference_mode():
         sample(model, request)
     return count

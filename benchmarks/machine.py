@@ -43,15 +43,15 @@ def commit():
     """The commit, with "+" where code differs from it; "unknown" without git."""
     git = ("git", "-C", str(Path(__file__).parent))
     try:
-        name = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        )
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", "../src", "../utils"])
-    except OSError:
+        name = _output(*git, "rev-parse", "--short", "HEAD")
+        changed = _output(*git, "status", "--porcelain", "-uno", "--", ".", "../src", "../utils")
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    if name.returncode:
-        return "unknown"
-    return name.stdout.strip() + ("+" if changed.returncode else "")
+    return name + ("+" if changed else "")
+
+
+def _output(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @torch.inference_mode()

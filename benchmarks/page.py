@@ -231,7 +231,7 @@ def _kernels(rows):
 
 
 def _formats(rows):
-    cells = [[row["shape"], row["dtype"], row["what"], _percent(row["share"])] for row in rows]
+    cells = [[row["model"], row["dtype"], row["what"], _percent(row["share"])] for row in rows]
     header = ["model", "format", "what", "differ from float32"]
     caption = (
         "Predictions that another number format changes. The logits of random weights are nearly\n"

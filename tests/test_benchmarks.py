@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import all as all_workloads
-from benchmarks import page, plain
+from benchmarks import formats, page, plain
 from benchmarks.all import WORKLOADS, measure
 from benchmarks.bench import VARIANTS
 from benchmarks.counts import (
@@ -192,6 +192,15 @@ def test_kernels_are_counted_without_views():
     with KernelCount() as count:
         (x.view(16) + 1).mul_(2).view(4, 4).mT.any().item()
     assert (count.kernels, count.synchronizations) == (4, 1)  # add, mul_, any, and the item
+
+
+def test_changed_predictions_of_a_number_format_are_shares(monkeypatch):
+    monkeypatch.setattr(formats, "QUESTIONS", 2)
+    monkeypatch.setattr(formats, "SAMPLES", 2)
+    rows = formats.changed(["tiny-gpt2"], "bfloat16", "cpu")
+    assert [row["what"] for row in rows] == ["answer tokens", "numbers, greedy", "numbers, noise"]
+    assert 0 < rows[0]["share"] < 1 and all(0 <= row["share"] <= 1 for row in rows)
+    assert {row["share"] for row in formats.changed(["tiny-gpt2"], "float32", "cpu")} == {0}
 
 
 @pytest.fixture(scope="module")
