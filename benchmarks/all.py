@@ -18,7 +18,7 @@ from benchmarks.bench import VARIANTS, Bench
 from benchmarks.figures import save_figures
 from benchmarks.kernels import kernels_per_layer
 from benchmarks.machine import about
-from benchmarks.page import block
+from benchmarks.page import blocks
 from benchmarks.sizes import sizes_of
 from benchmarks.timing import REPEATS
 from utils.cli import Parser
@@ -91,7 +91,7 @@ def main(argv=None):
     path = args.output_dir / f"{args.device}.json"
     write_text(path, json.dumps(results, indent=1) + "\n")
     save_figures(results, args.output_dir)
-    print(block(results))
+    print("\n\n".join(blocks(results).values()))
     print(f"written: {path}")
 
 

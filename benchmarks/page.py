@@ -25,9 +25,9 @@ def of_model(results, limits):
     return [row for row in results["rows"] if (row["shape"], row["dtype"]) == model]
 
 
-def block(results):
-    """Findings, tables and figures of a run, as markdown."""
-    parts = [_findings(results), _machine(results["about"])]
+def tables(results):
+    """Tables and figures of a run, as markdown."""
+    parts = [_machine(results["about"])]
     for limits in results["limits"]:
         parts += [f"### {_model(limits)} on {results['about']['device']}", _limits(limits)]
         rows = of_model(results, limits)
@@ -67,7 +67,7 @@ def _times(row, name):
     return f"{timing['seconds'] / row['seconds']:.2f}"
 
 
-def _findings(results):
+def findings(results):
     """What the tables say, in a few lines for each model."""
     parts = []
     for shape, dtype in shapes(results):
@@ -240,9 +240,15 @@ def _formats(rows):
     return [caption, _table(header, cells)] if cells else []
 
 
-def filled(text, device, content):
-    """The page's ``text`` with ``content`` between the markers of the device."""
-    start, end = f"<!-- {device} -->", f"<!-- end of {device} -->"
+def blocks(results):
+    """{name of its markers: what stands between them in the page}."""
+    device = results["about"]["device"]
+    return {f"findings, {device}": findings(results), f"tables, {device}": tables(results)}
+
+
+def filled(text, name, content):
+    """The page's ``text`` with ``content`` between the markers of a name."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     found = re.search(f"(?s){re.escape(start)}.*?{re.escape(end)}", text)
     if found is None:
         raise UserError(f"docs/performance.md: no line {start} with {end} after it; add both")
@@ -264,7 +270,10 @@ def main(argv=None):
         name = f"{figure_name(results, shape, dtype)}.png"
         shutil.copy(path.with_name(name), DOCS / "figures" / name)
     page = DOCS / "performance.md"
-    write_text(page, filled(page.read_text(encoding="utf-8"), device, block(results)))
+    text = page.read_text(encoding="utf-8")
+    for name, content in blocks(results).items():
+        text = filled(text, name, content)
+    write_text(page, text)
 
 
 if __name__ == "__main__":
