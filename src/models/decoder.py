@@ -4,11 +4,32 @@ src/models/gpt2.py and src/models/llama.py hold what differs between the archite
 are those of the Hugging Face model that the mixin is combined with.
 """
 
+from dataclasses import dataclass
+
 import torch
 
-from src.models.kv_cache import PrefixCache, SuffixCache, attend, attend_in_prompt
+from src.models.attention import attend, attend_from_last, attend_in_prompt
+from src.models.kv_cache import PrefixCache, SuffixCache
 from src.sampling.memory import cache_shape
 from src.sampling.samplers import ATTENTION, MLP, NO_DROPOUT
+
+
+@dataclass
+class PromptStart:
+    """Prompts read up to the first dropout mask, which is in the first block.
+
+    x (G, L, D): the residual stream there. out (G, L, D): what is dropped and added to it. kv
+    (G, L, 2, H', K): of the first block. rotary: of all positions, or None.
+    """
+
+    x: torch.Tensor
+    out: torch.Tensor
+    kv: torch.Tensor
+    rotary: tuple | None
+
+    def select(self, groups):
+        """The start of the prompts of the given groups, an index tensor."""
+        return PromptStart(self.x[groups], self.out[groups], self.kv[groups], self.rotary)
 
 
 class Decoder:
@@ -19,7 +40,9 @@ class Decoder:
 
     encode_positions(x, positions, dropout): embeddings x (R, S, D) with positions (R, S) or (1, S)
     added, and the rotary pair (cos, sin) or None.
-    qkv(block, x, rotary): queries (R, H, S, K), keys and values (R, H', S, K).
+    qkv(block, x, rotary): queries (R, S, H, K), and keys and values (R, S, 2, H', K).
+    keys_values(block, x, rotary), queries(block, x, rotary): either of them, where the other is not
+    read.
     attention_output(block, out), mlp(block, x): what is added to the residual stream, (R, S, D).
     dropout_sites: after which of ATTENTION and MLP the dropout hook acts. has_embedding_dropout:
     whether it can act after the embedding. It can always act on the attention weights.
@@ -38,29 +61,61 @@ class Decoder:
         """An empty SuffixCache for so many rows and positions."""
         layers, heads, width = cache_shape(self.config)
         weight = self.get_input_embeddings().weight
-        return SuffixCache(weight.new_empty(layers, 2, rows, heads, capacity, width))
+        return SuffixCache.allocate(weight, layers, capacity, rows, heads, width)
+
+    def start_prompts(self, x):
+        """The PromptStart of prompts x (G, L, D), embedded and padded on the right."""
+        block = self.blocks[0]
+        x, rotary = self.encode_positions(x, _positions_of(x), NO_DROPOUT)
+        q, kv = self.qkv(block, x, rotary)
+        out = self.attention_output(block, attend_in_prompt(q, *_heads_first(kv)))  # (G, L, D)
+        if ATTENTION not in self.dropout_sites:
+            x = x + out
+            out = self.mlp(block, x)
+        return PromptStart(x, out, kv, rotary)
 
     def prefill(self, x, prompt_lengths, dropout=NO_DROPOUT):
         """Reads the prompts.
 
-        x (G, L, D): token embeddings, padded on the right to L. prompt_lengths (G,): true lengths.
-        dropout: a hook of src.sampling.samplers. Returns the final hidden state, after the last
-        norm, of each prompt's last token, (G, D), and the PrefixCache.
+        x (G, L, D): token embeddings, padded on the right to L; or the PromptStart of the prompts,
+        in a model of several blocks. prompt_lengths (G,): true lengths. dropout: a hook of
+        src.sampling.samplers. Returns the final hidden state, after the last norm, of each prompt's
+        last token, (G, D), and the PrefixCache.
         """
-        positions = torch.arange(x.shape[1], device=x.device)[None]  # (1, L)
-        x, rotary = self.encode_positions(x, positions, dropout)
-        prefix = PrefixCache(PrefixCache.padding_of(prompt_lengths, x.shape[1]))
-        last_layer = len(self.blocks) - 1
-        for layer, block in enumerate(self.blocks):
-            q, k, v = self.qkv(block, x, rotary)  # (G, H, L, K), (G, H', L, K) twice
-            prefix.layers.append((k, v))
-            out = attend_in_prompt(q, k, v, dropout.attention(layer))  # (G, L, H * K)
-            if layer == last_layer:  # only the last token's state is needed
-                groups = torch.arange(len(x), device=x.device)
-                last = (groups[:, None], (prompt_lengths - 1)[:, None])
-                x, out, dropout = x[last], out[last], dropout.at(last)
-            x = self._finish_block(block, layer, x, out, dropout)
-        return self.final_norm(x[:, 0]), prefix
+        dropout, layers = dropout.for_layers(len(self.blocks)), []
+        if isinstance(x, PromptStart):
+            layers.append(_heads_first(x.kv))
+            x, rotary = self._finish_first_block(x, dropout), x.rotary
+        else:
+            x, rotary = self.encode_positions(x, _positions_of(x), dropout)
+        for layer in range(len(layers), len(self.blocks) - 1):
+            q, kv = self.qkv(self.blocks[layer], x, rotary)  # (G, L, H, K), (G, L, 2, H', K)
+            layers.append(_heads_first(kv))
+            out = attend_in_prompt(q, *layers[-1], dropout.attention(layer))
+            x = self._finish_block(self.blocks[layer], layer, x, out, dropout)  # (G, L, D)
+        prefix = PrefixCache(PrefixCache.bias_of(prompt_lengths, x.shape[1], x.dtype), layers)
+        return self._read_last_block(x, rotary, prompt_lengths, prefix, dropout), prefix
+
+    def _finish_first_block(self, start, dropout):
+        """The residual stream (G, L, D) after the first block."""
+        if ATTENTION not in self.dropout_sites:
+            return dropout.add(start.x, start.out, 0, MLP)
+        x = dropout.add(start.x, start.out, 0, ATTENTION)
+        return dropout.add(x, self.mlp(self.blocks[0], x), 0, MLP)
+
+    def _read_last_block(self, x, rotary, prompt_lengths, prefix, dropout):
+        """The final hidden states (G, D); only keys and values are computed of the other tokens."""
+        layer, block = len(self.blocks) - 1, self.blocks[-1]
+        k, v = _heads_first(self.keys_values(block, x, rotary))
+        prefix.layers.append((k, v))
+        groups = torch.arange(len(x), device=x.device)
+        last = (groups[:, None], (prompt_lengths - 1)[:, None])
+        x, dropout = x[last], dropout.at(last)  # (G, 1, D)
+        if rotary is not None:
+            rotary = tuple(part.expand(len(groups), -1, -1)[last] for part in rotary)
+        q = self.queries(block, x, rotary)  # (G, 1, H, K)
+        out = attend_from_last(q, k, v, prefix.bias, dropout.attention(layer))
+        return self.final_norm(self._finish_block(block, layer, x, out, dropout)[:, 0])
 
     def extend(self, x, positions, prefix, suffix, dropout=NO_DROPOUT, hidden_states=None):
         """Reads further positions of every row and appends them to ``suffix``.
@@ -70,28 +125,38 @@ class Decoder:
         hidden_states: a list that receives, as transformers' output_hidden_states, the input of the
         first block and the output of every block, (R, S, D), the last one after the final norm.
         """
-        new = x.shape[1]
+        window, hidden = suffix.open(x.shape[1])
+        return self.step(x, positions, prefix, window, hidden, dropout, hidden_states)
+
+    def step(self, x, positions, prefix, window, hidden, dropout, hidden_states=None):
+        """``extend`` with the window and ``hidden`` that the suffix cache has opened for it.
+
+        Its shapes depend on no value, and nothing in it waits for the device.
+        """
+        states = [] if hidden_states is None else hidden_states
+        dropout = dropout.for_layers(len(self.blocks))
         x, rotary = self.encode_positions(x, positions, dropout)
-        if hidden_states is not None:
-            hidden_states.append(x)
+        states.append(x)
         for layer, block in enumerate(self.blocks):
-            q, k, v = self.qkv(block, x, rotary)  # (R, H, S, K), (R, H', S, K) twice
-            k, v = suffix.append(layer, k, v)  # (R, H', T, K)
-            cached = (suffix.masked, prefix.layers[layer], prefix.padding)
-            out = attend(q, k, v, *cached, dropout.attention(layer))  # (R, S, H * K)
+            q, kv = self.qkv(block, x, rotary)  # (R, S, H, K), (R, S, 2, H', K)
+            k, v = window.append(layer, kv)  # (R, H', T, K) each
+            out = attend(q, k, v, hidden, prefix, layer, dropout.attention(layer))  # (R, S, H * K)
             x = self._finish_block(block, layer, x, out, dropout)
-            if hidden_states is not None:
-                hidden_states.append(x)
-        suffix.length += new
-        hidden = self.final_norm(x)
-        if hidden_states is not None:
-            hidden_states[-1] = hidden
-        return hidden
+            states.append(x)
+        states[-1] = self.final_norm(x)
+        return states[-1]
 
     def _finish_block(self, block, layer, x, out, dropout):
         """The residual stream (R, S, D) after a block, from its attention ``out``."""
-        out = self.attention_output(block, out)
-        if ATTENTION in self.dropout_sites:
-            out = dropout(out, layer, ATTENTION)
-        x = x + out
-        return x + dropout(self.mlp(block, x), layer, MLP)
+        hook = dropout if ATTENTION in self.dropout_sites else NO_DROPOUT
+        x = hook.add(x, self.attention_output(block, out), layer, ATTENTION)
+        return dropout.add(x, self.mlp(block, x), layer, MLP)
+
+
+def _positions_of(x):
+    return torch.arange(x.shape[1], device=x.device)[None]  # (1, L)
+
+
+def _heads_first(kv):
+    """Keys and values (G, H', L, K) each of kv (G, L, 2, H', K)."""
+    return kv.permute(2, 0, 3, 1, 4).unbind()

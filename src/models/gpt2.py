@@ -1,10 +1,11 @@
 """GPT-2: what is its own in the forward pass (src/models/decoder.py)."""
 
+import torch
 import torch.nn.functional as F
 from transformers import GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from src.models.decoder import Decoder
-from src.models.kv_cache import split_heads
 
 
 class GPT2Decoder(Decoder):
@@ -32,8 +33,19 @@ class GPT2Decoder(Decoder):
         return dropout.embedding(x + self.transformer.wpe(positions).to(x.dtype)), None
 
     def qkv(self, block, x, rotary):
-        qkv = block.attn.c_attn(block.ln_1(x)).split(x.shape[-1], dim=-1)
-        return (split_heads(part, block.attn.head_dim) for part in qkv)
+        qkv = block.attn.c_attn(block.ln_1(x)).unflatten(-1, (3, -1, block.attn.head_dim))
+        return qkv[:, :, 0], qkv[:, :, 1:]
+
+    def keys_values(self, block, x, rotary):
+        if not isinstance(block.attn.c_attn, Conv1D):  # with adapters it can't be taken apart
+            return self.qkv(block, x, rotary)[1]
+        width = x.shape[-1]
+        return _part_of_qkv(block, x, width, 3 * width).unflatten(-1, (2, -1, block.attn.head_dim))
+
+    def queries(self, block, x, rotary):
+        if not isinstance(block.attn.c_attn, Conv1D):
+            return self.qkv(block, x, rotary)[0]
+        return _part_of_qkv(block, x, 0, x.shape[-1]).unflatten(-1, (-1, block.attn.head_dim))
 
     def attention_output(self, block, out):
         return block.attn.c_proj(out)
@@ -45,6 +57,13 @@ class GPT2Decoder(Decoder):
         else:
             hidden = block.mlp.act(hidden)
         return block.mlp.c_proj(hidden)
+
+
+def _part_of_qkv(block, x, first, last):
+    """Columns first .. last of what c_attn makes of x (G, L, D)."""
+    weight, bias = block.attn.c_attn.weight[:, first:last], block.attn.c_attn.bias[first:last]
+    x = block.ln_1(x)
+    return torch.addmm(bias, x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
 
 
 class GPT2LanguageModel(GPT2Decoder, GPT2LMHeadModel):

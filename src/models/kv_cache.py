@@ -1,54 +1,93 @@
-"""The two key-value caches of sampling, and attention over both.
+"""The two key-value caches of sampling.
 
 The prefix cache holds the keys and values of the prompts, once for a *group* of rows: all
 trajectories of a question. The suffix cache holds those of latent thoughts and answer tokens, once
-a row. Rows of a group are adjacent: row ``r`` belongs to group ``r // (R // G)``. A group is a
-single row where every trajectory reads the prompt under dropout masks of its own.
+a row. A group is a single row where every trajectory reads the prompt under dropout masks of its
+own.
 
 Prompts are padded on the right here, whatever side the caller pads. Causal attention then never
 sees the padding, and a longer prompt in the batch does not change the numbers of a shorter one.
 
-Shapes: G groups, R rows, S new positions, T suffix positions so far, L prompt length, H heads, K
-head width, D model width. With grouped-query attention there are H' key-value heads, each for
-H / H' neighbouring query heads.
+Shapes: G groups, R rows, S new positions, T suffix positions in use, C capacity, L prompt length,
+K head width. With grouped-query attention there are H' key-value heads. New keys and values come
+together, kv (R, S, 2, H', K).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 
-from src.sampling.samplers import PROMPT, SUFFIX
-from src.sampling.trajectories import thought_mask
+_ALIGNMENT = 16  # of a bias's rows: CUDA's attention asks for it
+_GAP = 64  # numbers between positions: at a distance of a power of two they evict each other
+
+
+@dataclass
+class Grouping:
+    """Which prompt each row reads, where groups are not all equally many adjacent rows.
+
+    groups (R,): the group of each row. members: M, the rows of the largest group. pick (G * M,): a
+    row for every place of a group, any where it has fewer. place (R,): where a row was picked.
+    """
+
+    groups: torch.Tensor
+    members: int
+    pick: torch.Tensor
+    place: torch.Tensor
+
+    @classmethod
+    def of(cls, groups, num_groups):
+        """The Grouping of rows by their groups (R,); None where rows are M a group, in order."""
+        rows = torch.arange(len(groups), device=groups.device)
+        counts = torch.bincount(groups, minlength=num_groups)  # (G,)
+        order, first = groups.argsort(stable=True), counts.cumsum(0) - counts
+        rank = torch.empty_like(rows).index_copy_(0, order, rows - first[groups[order]])  # (R,)
+        members = int(counts.max())
+        place = groups * members + rank
+        if len(rows) == num_groups * members and torch.equal(place, rows):
+            return None
+        pick = rows.new_zeros(num_groups * members).index_copy_(0, place, rows)
+        return cls(groups, members, pick, place)
 
 
 @dataclass
 class PrefixCache:
     """Keys and values of the prompts: a pair of (G, H', L, K) for each layer.
 
-    padding: (G, 1, 1, L), true where a prompt is padded, or None when none is.
+    bias: (G, 1, 1, L), minus infinity where a prompt is padded, else 0; None when none is padded.
+    grouping: which rows read which prompt, None: R / G adjacent rows each.
     """
 
-    padding: torch.Tensor | None
+    bias: torch.Tensor | None
     layers: list = field(default_factory=list)
+    grouping: Grouping | None = None
 
     @staticmethod
-    def padding_of(prompt_lengths, longest):
-        """The ``padding`` of prompts of ``prompt_lengths`` (G,), padded to ``longest``."""
-        positions = torch.arange(longest, device=prompt_lengths.device)
-        padding = positions >= prompt_lengths[:, None]  # (G, L)
-        return padding[:, None, None, :] if bool(padding.any()) else None
+    def bias_of(prompt_lengths, longest, dtype):
+        """The ``bias`` of prompts of ``prompt_lengths`` (G,), padded to ``longest``."""
+        positions = _positions(-(-longest // _ALIGNMENT) * _ALIGNMENT, prompt_lengths)
+        padding = positions >= prompt_lengths[:, None]  # (G, L')
+        if not bool(padding[:, :longest].any()):
+            return None
+        bias = torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, float("-inf"))
+        return bias[:, None, None, :longest]
 
     @property
     def num_groups(self):
-        return self.layers[0][0].shape[0]
+        return len(self.layers[0][0])
+
+    def groups_of(self, rows):
+        """The group (R,) of each of R ``rows``."""
+        if self.grouping is not None:
+            return self.grouping.groups
+        groups = torch.arange(self.num_groups, device=self.layers[0][0].device)
+        return groups.repeat_interleave(rows // self.num_groups)
 
     @classmethod
     def allocate(cls, like, prompt_lengths):
         """Uninitialized memory for prompts of ``prompt_lengths`` (G,), shaped like ``like``."""
-        count, longest = len(prompt_lengths), like.layers[0][0].shape[2]
+        count, (k, _) = len(prompt_lengths), like.layers[0]
         layers = [tuple(x.new_empty(count, *x.shape[1:]) for x in pair) for pair in like.layers]
-        return cls(cls.padding_of(prompt_lengths, longest), layers)
+        return cls(cls.bias_of(prompt_lengths, k.shape[2], k.dtype), layers)
 
     def write(self, first, part):
         """Copies the prompts of ``part`` into the groups from ``first`` on."""
@@ -57,159 +96,143 @@ class PrefixCache:
                 old[first : first + len(new)] = new
 
     def select(self, groups):
-        """The cache of the given groups, an index tensor or a slice."""
-        padding = None if self.padding is None else self.padding[groups]
-        return PrefixCache(padding, [(k[groups], v[groups]) for k, v in self.layers])
+        """The cache for rows of the given groups (R,). Prompts that no row reads are dropped."""
+        kept, groups = groups.unique(return_inverse=True)
+        cache = self
+        if len(kept) < self.num_groups:
+            bias = None if self.bias is None else self.bias[kept]
+            cache = PrefixCache(bias, [(k[kept], v[kept]) for k, v in self.layers])
+        return replace(cache, grouping=Grouping.of(groups, len(kept)))
 
 
 class DynamicSuffixCache:
     """Suffix cache that grows by concatenation, so that gradients flow (training)."""
 
-    masked = None
-
     def __init__(self):
         self.layers = {}
         self.length = 0
 
-    def append(self, layer, k, v):
-        """Adds (R, H', S, K) keys and values; returns all of the layer so far."""
+    def open(self, new):
+        """As SuffixCache.open."""
+        self.length += new
+        return self, _future(new, self.length)
+
+    def append(self, layer, kv):
+        """Adds kv (R, S, 2, H', K); returns keys and values (R, H', T, K) of the layer so far."""
+        kv = kv.permute(2, 0, 3, 1, 4)  # (2, R, H', S, K)
         if layer in self.layers:
-            k = torch.cat((self.layers[layer][0], k), dim=2)
-            v = torch.cat((self.layers[layer][1], v), dim=2)
-        self.layers[layer] = (k, v)
-        return k, v
+            kv = torch.cat((self.layers[layer], kv), dim=3)
+        self.layers[layer] = kv
+        return kv.unbind()
 
 
 class SuffixCache:
     """Suffix cache in a buffer of fixed size (sampling).
 
-    buffer: (layers, 2, R, H', capacity, K), keys then values. length: positions in use.
-    masked: (R, T'), true where a row does not attend to one of its first T' positions, or None.
+    buffer: (layers, 2, C, R, H', K), keys then values. Positions come first: those in use are then
+    read as few long stretches of memory, which on a CPU takes half the time. length: T, the
+    positions of the longest row. lengths (R,): those of each row, None when all have ``length``.
     """
 
-    def __init__(self, buffer, length=0, masked=None):
-        self.buffer, self.length, self.masked = buffer, length, masked
+    def __init__(self, buffer, length=0, lengths=None):
+        self.buffer, self.length, self.lengths = buffer, length, lengths
 
-    def append(self, layer, k, v):
-        """Writes (R, H', S, K) keys and values after ``length``; returns all of the layer so far.
+    @classmethod
+    def allocate(cls, like, layers, capacity, rows, heads, width):
+        """An empty cache with the dtype and device of the tensor ``like``."""
+        numbers = rows * heads * width
+        buffer = like.new_empty(layers, 2, capacity, numbers + _GAP)[..., :numbers]
+        return cls(buffer.unflatten(-1, (rows, heads, width)))
 
-        The caller adds S to ``length`` after the last layer.
+    def open(self, new):
+        """Prepares the reading of ``new`` positions of every row.
+
+        Returns the Window into which they go, and ``hidden`` of attention.attend.
         """
-        end = self.length + k.shape[2]
-        keys, values = self.buffer[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        first, self.length = self.length, self.length + new
+        used = self.buffer[:, :, : self.length]
+        if self.lengths is None:
+            return Window(used, slice(first, self.length)), _future(new, self.length, used.device)
+        used[:, :, first:].zero_()  # rows do not fill it in step, and 0 * NaN would be NaN
+        window, hidden = _ragged_window(used, self.lengths, new)
+        self.lengths = self.lengths + new
+        return window, hidden
+
+    def set_lengths(self, lengths):
+        """From now on row r has ``lengths[r]`` (R,) positions, at most ``length``."""
+        beyond = _positions(self.length, lengths) >= lengths[:, None]  # (R, T)
+        if not bool(beyond.any()):
+            return
+        self.lengths = lengths
+        used = self.buffer[:, :, : self.length]
+        used.masked_fill_(beyond.T[..., None, None], 0)  # they may hold NaN, and 0 * NaN is NaN
+
+    @property
+    def mark(self):
+        """What ``restore`` takes to forget what comes after now."""
+        return self.length, self.lengths
+
+    def restore(self, mark):
+        self.length, self.lengths = mark
 
     def select(self, rows, length=None, extra=None):
         """A copy of the given rows, an index tensor; rows may repeat.
 
-        length: crops the copy to so many positions. extra: room for so many more; None keeps
-        the capacity.
+        length: crops all rows to so many positions, which each must have. extra: room for so many
+        more; None keeps the capacity.
         """
+        lengths = None if self.lengths is None or length is not None else self.lengths[rows]
         length = self.length if length is None else length
-        layers, pair, _, heads, capacity, width = self.buffer.shape
+        layers, _, capacity, _, heads, width = self.buffer.shape
         capacity = capacity if extra is None else length + extra
-        buffer = self.buffer.new_empty(layers, pair, len(rows), heads, capacity, width)
+        copy = self.allocate(self.buffer, layers, capacity, len(rows), heads, width)
         # Positions after ``length`` are not copied: their memory pages stay untouched.
-        buffer[..., :length, :] = self.buffer[:, :, rows, :, :length]
-        masked = None if self.masked is None else self.masked[rows, :length]
-        return SuffixCache(buffer, length, masked)
+        copy.buffer[:, :, :length] = self.buffer[:, :, :length, rows]
+        copy.length, copy.lengths = length, lengths
+        return copy
 
     def write(self, rows, part):
         """Copies the cache ``part`` of the given rows, an index tensor, to these rows."""
-        self.buffer[:, :, rows, :, : part.length] = part.buffer[..., : part.length, :]
+        self.buffer[:, :, : part.length, rows] = part.buffer[:, :, : part.length]
         self.length = part.length
 
-    def crop(self, length):
-        """Forgets the positions after ``length``, as in transformers' DynamicCache."""
-        self.length = length
 
-    def mask(self, num_positions):
-        """From now on row r attends only to its first ``num_positions[r]`` (R,) positions."""
-        masked = ~thought_mask(num_positions, self.length)  # (R, T)
-        self.masked = masked if bool(masked.any()) else None
-        # Masked positions may hold NaN, and 0 * NaN is NaN: zero them.
-        self.buffer[..., : self.length, :].masked_fill_(masked[:, None, :, None], 0)
+@dataclass
+class Window:
+    """The positions of a SuffixCache that a forward pass reads, and where it writes.
 
-
-def attend_in_prompt(q, k, v, drop=None):
-    """Causal attention of prompts to themselves: q (G, H, L, K), k and v (G, H', L, K).
-
-    drop: drops attention weights, see samplers.NoDropout.attention. Returns (G, L, D).
+    used (layers, 2, T, R, H', K). slots: the positions, a slice if all rows have the same; else a
+    pair (S * R,) of positions and rows.
     """
-    grouped = q.shape[1] != k.shape[1]
-    if drop is None:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        return merge_heads(out)
-    if grouped:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (G, H, L, L)
-    future = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
-    weights = scores.masked_fill_(future, float("-inf")).softmax(-1).to(v.dtype)
-    return merge_heads(drop(weights, PROMPT) @ v)
+
+    used: torch.Tensor
+    slots: slice | tuple
+
+    def append(self, layer, kv):
+        """Writes kv (R, S, 2, H', K); returns keys and values (R, H', T, K) of the layer."""
+        new, of_layer = kv.permute(2, 1, 0, 3, 4), self.used[layer]  # (2, S, R, H', K)
+        if isinstance(self.slots, slice):
+            of_layer[:, self.slots] = new
+        else:
+            positions, rows = self.slots
+            of_layer[:, positions, rows] = new.flatten(1, 2)
+        return of_layer.permute(0, 2, 3, 1, 4).unbind()
 
 
-def attend(q, k_suffix, v_suffix, masked, prefix, padding, drop=None):
-    """Attention of new positions to their prompt and to their suffix, one softmax over both.
-
-    q (R, H, S, K); suffix (R, H', T, K), of which the last S are the new positions; masked as
-    SuffixCache.masked; prefix: a pair of (G, H', L, K). drop: drops attention weights, see
-    samplers.NoDropout.attention. Returns (R, S, D).
-    """
-    (k_prefix, v_prefix), (rows, n_head, new, width) = prefix, q.shape
-    groups, n_kv_head, suffix_length = k_prefix.shape[0], k_suffix.shape[1], k_suffix.shape[2]
-    members, queries = rows // groups, n_head // n_kv_head * new  # U queries of one key-value head
-
-    def by_group(x):  # (R, H', U, X) -> (G, H', M * U, X)
-        x = x.view(groups, members, n_kv_head, queries, -1).transpose(1, 2)
-        return x.reshape(groups, n_kv_head, members * queries, -1)
-
-    def by_row(x):  # (G, H', M * U, X) -> (R, H', U, X)
-        x = x.view(groups, n_kv_head, members, queries, -1).transpose(1, 2)
-        return x.reshape(rows, n_kv_head, queries, -1)
-
-    q = (q * width**-0.5).reshape(rows, n_kv_head, queries, width)
-    to_suffix = q @ k_suffix.transpose(2, 3)  # (R, H', U, T)
-    if new > 1:
-        future = torch.ones(new, suffix_length, dtype=torch.bool, device=q.device)
-        future = future.triu(suffix_length - new + 1).repeat(n_head // n_kv_head, 1)  # (U, T)
-        to_suffix = to_suffix.masked_fill(future, float("-inf"))
-    if masked is not None:
-        to_suffix[..., : masked.shape[1]].masked_fill_(masked[:, None, None], float("-inf"))
-    to_prefix = by_group(q) @ k_prefix.transpose(2, 3)  # (G, H', M * U, L)
-    if padding is not None:
-        to_prefix = to_prefix.masked_fill(padding, float("-inf"))
-    # The suffix comes first: padding at the prompt's end then shifts no other element.
-    weights = torch.cat((by_group(to_suffix), to_prefix), dim=-1).softmax(-1).to(v_suffix.dtype)
-    of_suffix, of_prefix = by_row(weights[..., :suffix_length]), weights[..., suffix_length:]
-    if drop is not None:
-        by_head, numbers = (rows, n_head, new, -1), _numbers(masked, suffix_length)
-        of_suffix = drop(of_suffix.reshape(by_head), SUFFIX, numbers).view_as(of_suffix)
-        of_prefix = by_group(drop(by_row(of_prefix).reshape(by_head), PROMPT))
-    from_suffix = of_suffix @ v_suffix  # (R, H', U, K)
-    from_prefix = by_row(of_prefix @ v_prefix)  # (R, H', U, K)
-    return merge_heads((from_suffix + from_prefix).view(rows, n_head, new, width))
+def _ragged_window(used, lengths, new):
+    positions = lengths + _positions(new, lengths)[:, None]  # (S, R)
+    rows = _positions(len(lengths), lengths).expand_as(positions)
+    hidden = _positions(used.shape[2], lengths) > positions.T[..., None]  # (R, S, T)
+    return Window(used, (positions.flatten(), rows.flatten())), hidden
 
 
-def _numbers(masked, length):
-    """The number (R, T) of each suffix position among those that its row attends to.
+def _positions(length, like):
+    return torch.arange(length, device=like.device)
 
-    Masked positions do not count, because how many a row has depends on the rest of its batch. None
-    when no position is masked: the numbers are 0 .. T - 1.
-    """
-    if masked is None:
+
+def _future(new, length, device=None):
+    """Which suffix positions a new one does not see, (1, S, T), where all rows have ``length``."""
+    if new == 1:
         return None
-    after = masked.new_zeros(len(masked), length - masked.shape[1])
-    attended = ~torch.cat((masked, after), dim=1)  # (R, T)
-    return (attended.cumsum(1) - 1).clamp_(min=0)
-
-
-def split_heads(x, width):
-    """(R, S, H * K) -> (R, H, S, K)."""
-    return x.unflatten(-1, (-1, width)).transpose(1, 2)
-
-
-def merge_heads(x):
-    """(R, H, S, K) -> (R, S, H * K)."""
-    return x.transpose(1, 2).flatten(2)
+    future = torch.ones(new, length, dtype=torch.bool, device=device)
+    return future.triu(length - new + 1)[None]

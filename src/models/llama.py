@@ -1,10 +1,10 @@
 """LLaMA: what is its own in the forward pass (src/models/decoder.py)."""
 
+import torch
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import rotate_half
 
 from src.models.decoder import Decoder
-from src.models.kv_cache import split_heads
 from src.sampling.samplers import MLP
 
 
@@ -33,16 +33,38 @@ class LlamaDecoder(Decoder):
         return x, self.model.rotary_emb(x, positions)
 
     def qkv(self, block, x, rotary):
-        attention, x = block.self_attn, block.input_layernorm(x)
-        parts = (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
-        q, k, v = (split_heads(part, attention.head_dim) for part in parts)
-        return *apply_rotary_pos_emb(q, k, *rotary), v
+        x = block.input_layernorm(x)
+        return self._queries(block, x, rotary), self._keys_values(block, x, rotary)
+
+    def keys_values(self, block, x, rotary):
+        return self._keys_values(block, block.input_layernorm(x), rotary)
+
+    def queries(self, block, x, rotary):
+        return self._queries(block, block.input_layernorm(x), rotary)
+
+    def _queries(self, block, x, rotary):
+        q = block.self_attn.q_proj(x).unflatten(-1, (-1, block.self_attn.head_dim))
+        return _rotate(q, rotary)  # (R, S, H, K)
+
+    def _keys_values(self, block, x, rotary):
+        attention = block.self_attn
+        k, v = (
+            projection(x).unflatten(-1, (-1, attention.head_dim))
+            for projection in (attention.k_proj, attention.v_proj)
+        )
+        return torch.stack((_rotate(k, rotary), v), dim=2)  # (R, S, 2, H', K)
 
     def attention_output(self, block, out):
         return block.self_attn.o_proj(out)
 
     def mlp(self, block, x):
         return block.mlp(block.post_attention_layernorm(x))
+
+
+def _rotate(x, rotary):
+    """Rotary position embedding (Su et al., arXiv 2104.09864) of x (R, S, H, K)."""
+    cos, sin = (part[:, :, None] for part in rotary)  # (R or 1, S, 1, K)
+    return x * cos + rotate_half(x) * sin
 
 
 class LlamaLanguageModel(LlamaDecoder, LlamaForCausalLM):

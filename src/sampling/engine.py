@@ -45,28 +45,22 @@ class State:
     def all_rows(self):
         return torch.arange(len(self), device=self.rng_keys.device)
 
-    @property
-    def shares_prompts(self):
-        """Whether several rows read one cached prompt."""
-        return self.prefix.num_groups < len(self)
-
     def write_suffix(self, rows, part):
         """Copies the suffix of ``part``, a copy of the given rows that went on, to these rows."""
         if part is not self:
             self.suffix.write(rows, part.suffix)
 
-    def select(self, rows, groups=None, length=None, extra=None):
+    def select(self, rows, length=None, extra=None):
         """A copy of the given rows, an index tensor; rows may repeat.
 
-        groups: the prompts that these rows read, an index, None for all of them. length, extra:
-        crop the suffix and make room in it, as in SuffixCache.select.
+        length, extra: crop the suffix and make room in it, as in SuffixCache.select.
         """
         return State(
             thought=None if self.thought is None else self.thought[rows],
             rng_keys=self.rng_keys[rows],
             prompt_lengths=self.prompt_lengths[rows],
             num_thoughts=self.num_thoughts[rows],
-            prefix=self.prefix if groups is None else self.prefix.select(groups),
+            prefix=self.prefix.select(self.prefix.groups_of(len(self))[rows]),
             suffix=self.suffix.select(rows, length, extra),
         )
 
@@ -138,18 +132,24 @@ def _read_prompts(model, request, rng_keys):
 def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
     """Every row reads its prompt under masks of its own: (R, D), PrefixCache of R groups.
 
-    They are read in chunks, so that memory is bounded.
+    What the rows of a question share, up to their first mask, is computed once. They are read in
+    chunks, so that memory is bounded.
     """
     questions = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
     longest = ids.shape[1]
     positions = torch.arange(longest, device=ids.device)  # (L,)
-    keys = longest if request.sampling.dropout_attention else 0
+    sampling, embeddings = request.sampling, model.embed(ids)  # (Q, L, D)
+    masked_early = sampling.dropout_embedding or sampling.dropout_attention
+    shares_start = not masked_early and len(model.blocks) > 1
+    shared = model.start_prompts(embeddings) if shares_start else embeddings
+    keys = longest if sampling.dropout_attention else 0
     chunk = max(1, tokens_within(model, keys) // longest)
     states, prefix, first = [], None, 0
     for rows in torch.arange(len(rng_keys), device=ids.device).split(chunk):
-        x = model.embed(ids[questions[rows]])  # (r, L, D)
+        of_rows = questions[rows]
+        x = shared.select(of_rows) if shares_start else shared[of_rows]  # (r, L, D)
         steps = positions - (row_lengths[rows, None] - 1)  # (r, L)
-        dropout = dropout_hook(request.sampling, rng_keys[rows], steps)
+        dropout = dropout_hook(sampling, rng_keys[rows], steps)
         hidden, part = model.prefill(x, row_lengths[rows], dropout)
         prefix = prefix or part.allocate(part, row_lengths)
         prefix.write(first, part)
@@ -193,12 +193,12 @@ def _think_until_stop(model, request, state, first):
         every = thought.new_zeros(len(num_thoughts), thought.shape[1])  # (R, D)
         thoughts.append(every.index_copy(0, rows[alive], thought[alive]))
         active.thought = thought
-        kept = _unfinished(active, alive)
+        kept = _unfinished(alive)
         if kept is not None:
             state.write_suffix(rows, active)
-            active, rows, alive = active.select(*kept), rows[kept[0]], alive[kept[0]]
+            active, rows, alive = active.select(kept), rows[kept], alive[kept]
     state.write_suffix(rows, active)
-    state.suffix.mask(num_thoughts)
+    state.suffix.set_lengths(num_thoughts)
     state.thought, state.num_thoughts = None, num_thoughts
     return thoughts
 
@@ -220,9 +220,9 @@ def decode_answers(model, request, state):
     """Greedy decoding after the forced end-of-thinking token; finished rows are dropped.
 
     Returns R lists of token ids, and whether each came to its end-of-text. The state stays as it
-    is: what the answer adds to its suffix cache is cropped in the end.
+    is: what the answer adds to its suffix cache is forgotten in the end.
     """
-    active, rows, length = state, state.all_rows, state.suffix.length
+    active, rows, mark = state, state.all_rows, state.suffix.mark
     x, positions = answer_start(model, active)  # (R, S, D), (R, S)
     written = rows.new_zeros(len(rows), request.max_new_tokens)
     count = torch.zeros_like(rows)
@@ -235,12 +235,12 @@ def decode_answers(model, request, state):
         count[rows[alive]] += 1
         if not bool(alive.any()):
             break
-        kept = _unfinished(active, alive)
+        kept = _unfinished(alive)
         if kept is not None:
-            active = active.select(*kept)
-            rows, token, positions, alive = (x[kept[0]] for x in (rows, token, positions, alive))
+            active = active.select(kept)
+            rows, token, positions, alive = (x[kept] for x in (rows, token, positions, alive))
         x, positions = model.embed(token)[:, None], positions[:, -1:] + 1
-    state.suffix.crop(length)
+    state.suffix.restore(mark)
     unfinished = set(rows[alive].tolist())
     tokens = [ids[:n].tolist() for ids, n in zip(written.cpu(), count.tolist(), strict=True)]
     return tokens, [r not in unfinished for r in range(len(tokens))]
@@ -266,17 +266,7 @@ def read_answer(model, sampling, state, x, positions):
     return model.extend(x, positions, state.prefix, state.suffix, dropout)
 
 
-def _unfinished(state, alive):
-    """Rows and groups to keep, for State.select, or None while finished rows are few.
-
-    Groups stay rectangular: each keeps as many rows as the one with most unfinished rows, and
-    groups without any are dropped.
-    """
-    per_group = alive.view(state.prefix.num_groups, -1)  # (G, M)
-    members = int(per_group.sum(1).max())
-    groups = per_group.any(1).nonzero()[:, 0]  # (G',)
-    if len(groups) * members > COMPACT_BELOW * len(alive):
-        return None
-    order = per_group[groups].logical_not().byte().argsort(dim=1, stable=True)  # unfinished first
-    rows = (groups[:, None] * per_group.shape[1] + order[:, :members]).flatten()  # (G' * M',)
-    return rows, groups if len(groups) < len(per_group) else None
+def _unfinished(alive):
+    """The unfinished rows, an index tensor, or None while finished ones are few."""
+    rows = alive.nonzero()[:, 0]
+    return rows if len(rows) <= COMPACT_BELOW * len(alive) else None

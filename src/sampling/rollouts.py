@@ -52,8 +52,9 @@ def annotate(model, request, n_rollouts, is_right):
         skipped = corrects.all(1) | ~corrects.any(1)
         mixed = (~skipped).nonzero()[:, 0]  # (Q',)
         if len(mixed):
-            mixed_rows = _rows_of(mixed.to(thoughts.device), request.n_samples)
-            part = _select(state, mixed_rows, request.n_samples), thoughts[mixed_rows]
+            samples = torch.arange(request.n_samples)
+            rows = (mixed[:, None] * request.n_samples + samples).flatten().to(thoughts.device)
+            part = state.select(rows), thoughts[rows]
             questions = mixed.tolist()
             estimations[mixed] = _roll_out(
                 model, request, *part, n_rollouts, lambda q, ids: is_right(questions[q], ids)
@@ -61,32 +62,10 @@ def annotate(model, request, n_rollouts, is_right):
     return LabelledTrajectories(trajectories, corrects, estimations, skipped)
 
 
-def _rows_of(questions, n_samples):
-    """All rows of the given questions."""
-    samples = torch.arange(n_samples, device=questions.device)
-    return (questions[:, None] * n_samples + samples).flatten()
-
-
-def _select(state, rows, n_samples, length=None):
-    """A copy of some rows of the state; where a question's rows share a prompt, of all of them."""
-    groups = rows[::n_samples] // n_samples if state.shares_prompts else rows
-    return state.select(rows, groups, length)
-
-
-def _with_thought(state, step, n_samples):
-    """The part of the state whose rows have thought number ``step``, and its rows (R',).
-
-    Where a question's rows share a prompt, it holds all rows of a question that has such a row.
-    """
-    has_thought = state.num_thoughts >= step  # (R,)
-    if bool(has_thought.all()):
-        return state, state.all_rows
-    if state.shares_prompts:
-        questions = has_thought.view(-1, n_samples).any(1).nonzero()[:, 0]
-        rows = _rows_of(questions, n_samples)
-    else:
-        rows = has_thought.nonzero()[:, 0]
-    return _select(state, rows, n_samples, step - 1), rows
+def _with_thought(state, step):
+    """The part of the state whose rows have thought number ``step``, and its rows (R',)."""
+    rows = (state.num_thoughts >= step).nonzero()[:, 0]
+    return (state if len(rows) == len(state) else state.select(rows, step - 1)), rows
 
 
 def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
@@ -99,15 +78,14 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     shares = torch.zeros(thoughts.shape[:2])
     longest = int(state.num_thoughts.max())  # other questions may have more thoughts than these
     for step in range(1, longest + 1):
-        part, rows = _with_thought(state, step, request.n_samples)
+        part, rows = _with_thought(state, step)
         # Without dropout nothing is random after the last thought: one rollout tells all.
         random = step < length or request.sampling.uses_dropout
         count = n_rollouts if random else 1
         part.thought = thoughts[rows, step - 1]
         questions = (rows // request.n_samples).tolist()
         right = _count_right(model, request, part, step, count, is_right, questions)
-        has_thought = (part.num_thoughts >= step).cpu()  # rollouts of missing thoughts are ignored
-        shares[rows.cpu(), step - 1] = right / count * has_thought
+        shares[rows.cpu(), step - 1] = right / count
     return shares.unflatten(0, (-1, request.n_samples))
 
 

@@ -20,6 +20,7 @@ EXTRA_DROPOUTS = ("dropout_embedding", "dropout_attention")
 _NOISE_SITE = -1
 _EMBEDDING_SITE = -2
 _WEIGHTS_SITE = -3
+_MASK_NUMBERS = 1 << 22  # factors of dropout that are made at once: 16 MiB in float32
 _WHOLE_TRAJECTORY = -(1 << 40)  # in place of the step where one mask serves all of them
 
 
@@ -74,18 +75,23 @@ DETERMINISTIC = Sampling()
 class NoDropout:
     """The dropout hook that drops nothing.
 
-    The decoder calls a hook with the output of a block's attention or MLP, (R, S, D), the layer,
-    and the site in the block. The hook returns the same shape and may work in place. ``at`` gives
-    the hook for chosen positions only, an index pair into (R, S).
+    The decoder calls ``add`` with the residual stream x (R, S, D), the output ``out`` of a block's
+    attention or MLP, the layer, and the site in the block. ``at`` gives the hook for chosen
+    positions only, an index pair into (R, S).
     """
 
-    with_embedding = False
+    with_embedding = with_attention = False
 
-    def __call__(self, out, layer, site):
-        return out
+    def for_layers(self, count):
+        """The hook of one forward pass through so many layers."""
+        return self
+
+    def add(self, x, out, layer, site):
+        """x + out, after dropout of ``out``."""
+        return x + out
 
     def embedding(self, x):
-        """The same for the sum of token (or thought) and position embedding."""
+        """Dropout of the sum of token (or thought) and position embedding."""
         return x
 
     def attention(self, layer):
@@ -104,43 +110,62 @@ NO_DROPOUT = NoDropout()
 
 @dataclass
 class DropoutMasks:
-    """The hook that drops. rng_keys: (R, S), or (R, 1) when one mask serves all positions."""
+    """The hook that drops. rng_keys: (R, S), or (R, 1) when one mask serves all positions.
+
+    Masks are made for several layers at once, of up to ``_MASK_NUMBERS``: a step then starts few
+    kernels, and the masks of long prompts stay in the processor's cache.
+    """
 
     rng_keys: torch.Tensor
     p: float
     with_embedding: bool = False
     with_attention: bool = False
+    num_layers: int = 1
+    _factors: torch.Tensor | None = None  # (layers, 2, R, S, D) of the layers from _first on
+    _first: int = 0
 
-    def __call__(self, out, layer, site):
-        return self._drop(out, 2 * layer + site)
+    def for_layers(self, count):
+        return replace(self, num_layers=count)
+
+    def add(self, x, out, layer, site):
+        if self._factors is None or not 0 <= layer - self._first < len(self._factors):
+            self._make_factors(layer, out.shape[-1], out.dtype)
+        return torch.addcmul(x, out, self._factors[layer - self._first, site])
+
+    def _make_factors(self, first, width, dtype):
+        at_once = max(1, _MASK_NUMBERS // (2 * self.rng_keys.numel() * width))
+        last = min(first + at_once, self.num_layers)
+        sites = torch.arange(2 * first, 2 * last, device=self.rng_keys.device)
+        factors = self._factors_at(sites[:, None, None], width, dtype)
+        self._factors, self._first = factors.unflatten(0, (-1, 2)), first
+
+    def _factors_at(self, site, width, dtype):
+        """What outputs are multiplied by: 0, or 1 / (1 - p)."""
+        kept = ~rng.dropped(self.rng_keys, site, width, self.p)
+        return (kept * (1 / (1 - self.p))).to(dtype)
 
     def embedding(self, x):
-        return self._drop(x, _EMBEDDING_SITE) if self.with_embedding else x
+        if not self.with_embedding:
+            return x
+        return x * self._factors_at(_EMBEDDING_SITE, x.shape[-1], x.dtype)
 
     def attention(self, layer):
         return partial(self.drop_weights, layer) if self.with_attention else None
 
-    def drop_weights(self, layer, weights, part, numbers=None):
+    def drop_weights(self, layer, weights, part):
         """Drops attention weights (R, H, S, T) of all heads, keys in PROMPT or SUFFIX (``part``).
 
         A weight's random number is keyed by query position, head, layer, part, and the key's number
-        in its part: 0 .. T - 1, or ``numbers`` (R, T). Where the key lies in a batch's padded
-        caches has no effect. Never in place: softmax needs its output for the gradient.
+        in its part, 0 .. T - 1. Never in place: softmax needs its output for the gradient.
         """
         heads = torch.arange(weights.shape[1], device=weights.device)[:, None]  # (H, 1)
         keys = rng.fold(rng.fold(self.rng_keys, _WEIGHTS_SITE)[:, None], heads)  # (R, H, S)
         mask = rng.dropped(keys, 2 * layer + part, weights.shape[-1], self.p)  # (R, H, S, T)
-        if numbers is not None:
-            mask = mask.take_along_dim(numbers[:, None, None], dim=-1)
         return weights.masked_fill(mask, 0).mul_(1 / (1 - self.p))
-
-    def _drop(self, out, site):
-        mask = rng.dropped(self.rng_keys, site, out.shape[-1], self.p)
-        return out.masked_fill_(mask, 0).mul_(1 / (1 - self.p))
 
     def at(self, index):
         one_mask = self.rng_keys.shape[1] == 1
-        return self if one_mask else replace(self, rng_keys=self.rng_keys[index])
+        return self if one_mask else replace(self, rng_keys=self.rng_keys[index], _factors=None)
 
 
 def dropout_hook(sampling, rng_keys, steps, active=True):

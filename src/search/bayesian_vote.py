@@ -106,17 +106,16 @@ class LikelihoodPool:
         pairs = rows_within(self.model, positions, logits=longest)  # (trajectory, answer) pairs
         rows = torch.arange(q * n, (q + 1) * n, device=ids.device)
         chunks = rows.split(max(1, pairs // len(ids)))
-        log_probs = [_log_probs(self.model, part, chunk, q, ids, lengths) for chunk in chunks]
+        log_probs = [_log_probs(self.model, part, chunk, ids, lengths) for chunk in chunks]
         part.log_probs[q].append(torch.cat(log_probs).cpu())
         self.tokens_read += n * int((lengths - 1).sum())
 
 
-def _log_probs(model, part, rows, q, ids, lengths):
+def _log_probs(model, part, rows, ids, lengths):
     """(M, K) log-probabilities of answers ids (K, A) of lengths (K,) under rows (M,)."""
     state, (num_answers, longest) = part.state, ids.shape
-    first, last = (q, q) if state.shares_prompts else (int(rows[0]), int(rows[-1]))
     pairs = rows.repeat_interleave(num_answers)  # (M * K,)
-    branch = state.select(pairs, slice(first, last + 1), extra=longest)
+    branch = state.select(pairs, extra=longest)
     hidden = part.hidden[pairs][:, None]  # (M * K, 1, D)
     if longest > 1:
         x = model.embed(ids[:, :-1]).repeat(len(rows), 1, 1)  # (M * K, A - 1, D)

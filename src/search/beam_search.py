@@ -118,10 +118,7 @@ class _Search:
         order = per_question.argsort(dim=1, descending=True, stable=True)[:, : self.num_beams]
         first_slot = torch.arange(len(per_question), device=score.device) * per_question.shape[1]
         kept = (first_slot[:, None] + order).flatten()  # (Q * B,)
-        groups, state = None, self.state
-        if self.request.sampling.resample_prompt:  # a prompt stays or goes with the slots it serves
-            groups = kept // (len(state) // state.prefix.num_groups)
-        self.state = state.select(kept, groups)
+        self.state = self.state.select(kept)
         self.thoughts, self.rewards = self.thoughts[kept], self.rewards[kept]
         self.ended = self.ended[kept]
         self.scorer.select(kept)
@@ -142,7 +139,7 @@ class _Search:
         if alive:
             self.num_forward_passes += alive
             read_thought(self.model, request.sampling, state, request.latent_length)
-        state.suffix.mask(state.num_thoughts)
+        state.suffix.set_lengths(state.num_thoughts)
         state.thought = None
 
 
