@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from src.sampling.samplers import ATTENTION
+
 CHUNK_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # inputs of one product; memory is bounded by it
 
 
@@ -17,7 +19,8 @@ class Pass:
 
     They attend to ``prompt`` cached positions, which are in memory ``groups`` times, and to
     ``suffix`` cached positions of their own. last: of how many positions of a row the last block
-    computes more than keys and values. logits: rows of the output layer.
+    computes more than keys and values. logits: rows of the output layer. starts: of how many rows
+    the first block is computed up to its first dropout mask, None: of all.
     """
 
     rows: int
@@ -27,6 +30,24 @@ class Pass:
     groups: int = 0
     suffix: int = 0
     logits: int = 0
+    starts: int | None = None
+
+
+@dataclass(frozen=True)
+class Map:
+    """A linear map. weight (in, out); bias (out,) or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, module):
+        """That of a Linear, or of GPT-2's Conv1D."""
+        is_linear = isinstance(module, torch.nn.Linear)
+        return cls(module.weight.T if is_linear else module.weight, module.bias)
+
+    def columns(self, first, last):
+        return Map(self.weight[:, first:last], self.bias[first:last])
 
 
 def sampling_passes(request):
@@ -34,9 +55,9 @@ def sampling_passes(request):
     questions, rows = len(request.prompts), len(request.prompts) * request.n_samples
     length = len(request.prompts[0])
     groups = rows if request.sampling.resample_prompt else questions
-    prompts = Pass(groups, length, last=1)
+    starts = questions if request.sampling.resample_prompt else None
     return [
-        prompts,
+        Pass(groups, length, last=1, starts=starts),
         *suffix_passes(rows, length, groups, 1, request.latent_length, request.max_new_tokens),
     ]
 
@@ -101,43 +122,54 @@ def scoring_passes(questions, prompt, n_samples, thoughts):
 
 
 def products(model, work):
-    """The products with weights of a pass: (module, tokens), one for each."""
-    every, last = work.rows * work.new, work.rows * work.last
+    """The products with weights of a pass: (Map, tokens), one for each."""
+    rows = [work.rows] * len(model.blocks)
+    starts = [work.rows if work.starts is None else work.starts, *rows[1:]]
+    queries = [work.new] * (len(rows) - 1) + [work.last]
+    mlp_rows = rows if ATTENTION in model.dropout_sites else starts
     for number, block in enumerate(model.blocks):
-        inputs, later = _maps(block)
-        later_tokens = last if number == len(model.blocks) - 1 else every
-        yield from ((module, every) for module in inputs)
-        yield from ((module, later_tokens) for module in later if later_tokens)
+        every, asked = starts[number] * work.new, starts[number] * queries[number]
+        of_queries, of_keys_values, of_all, output, mlp = _maps(block)
+        found = [(of, every) for of in of_all]
+        if asked != every:
+            found = [(of, every) for of in of_keys_values] + [(of, asked) for of in of_queries]
+        found += [(output, asked), *((of, mlp_rows[number] * queries[number]) for of in mlp)]
+        yield from ((of, tokens) for of, tokens in found if tokens)
     if work.logits:
-        yield model.lm_head, work.logits
+        yield Map.of(model.lm_head), work.logits
 
 
 def _maps(block):
-    """The linear maps of a block: those to queries, keys and values, and those after attention."""
+    """The linear maps of a block.
+
+    (those to queries, to keys and values, to all three; after attention; [those of the MLP])
+    """
     if hasattr(block, "attn"):  # GPT-2
-        return [block.attn.c_attn], [block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
+        every = Map.of(block.attn.c_attn)
+        width = len(every.weight)
+        parts = [every.columns(0, width)], [every.columns(width, 3 * width)], [every]
+        return *parts, Map.of(block.attn.c_proj), [Map.of(block.mlp.c_fc), Map.of(block.mlp.c_proj)]
     attention, mlp = block.self_attn, block.mlp
-    inputs = [attention.q_proj, attention.k_proj, attention.v_proj]
-    return inputs, [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    q, k, v = (Map.of(of) for of in (attention.q_proj, attention.k_proj, attention.v_proj))
+    of_mlp = [Map.of(of) for of in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    return [q], [k, v], [q, k, v], Map.of(attention.o_proj), of_mlp
 
 
 @torch.inference_mode()
 def run_products(model, passes):
     """Computes the products with weights of the passes, on tensors of their shapes."""
+    chunk, like = CHUNK_TOKENS[model.device.type], {"device": model.device, "dtype": model.dtype}
     for work in passes:
-        for module, tokens in products(model, work):
-            width = module.in_features if hasattr(module, "in_features") else module.nx
-            for first in range(0, tokens, CHUNK_TOKENS[model.device.type]):
-                size = min(CHUNK_TOKENS[model.device.type], tokens - first)
-                module(torch.ones(size, width, device=model.device, dtype=model.dtype))
+        for of, tokens in products(model, work):
+            for first in range(0, tokens, chunk):
+                x = torch.ones(min(chunk, tokens - first), len(of.weight), **like)
+                x @ of.weight if of.bias is None else torch.addmm(of.bias, x, of.weight)
 
 
 def product_operations(model, passes):
     """Multiplications and additions of the products with weights."""
     return sum(
-        2 * tokens * module.weight.numel()
-        for work in passes
-        for module, tokens in products(model, work)
+        2 * tokens * of.weight.numel() for work in passes for of, tokens in products(model, work)
     )
 
 
@@ -150,7 +182,9 @@ def attention_operations(model, passes):
         before = work.prompt + work.suffix
         every = sum(before + position + 1 for position in range(work.new))
         in_last = sum(before + work.new - position for position in range(work.last))
-        pairs += work.rows * (every * (config.num_hidden_layers - 1) + in_last)
+        starts = work.rows if work.starts is None else work.starts
+        between = config.num_hidden_layers - 2
+        pairs += starts * every + work.rows * (between * every + in_last)
     return 4 * pairs * config.num_attention_heads * width
 
 
@@ -170,7 +204,7 @@ def least_bytes(model, passes):
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_position = 2 * config.num_hidden_layers * heads * width  # keys and values
     for work in passes:
-        moved += sum(module.weight.numel() for module, _ in products(model, work))
+        moved += sum(of.weight.numel() for of, _ in products(model, work))
         positions = work.groups * work.prompt + work.rows * (work.suffix + work.new)
         moved += positions * per_position
     return moved * model.dtype.itemsize
