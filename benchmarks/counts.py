@@ -121,38 +121,49 @@ def scoring_passes(questions, prompt, n_samples, thoughts):
     ]
 
 
+@dataclass(frozen=True)
+class BlockMaps:
+    """The linear maps of a block: lists of Map. qkv: those of queries, keys and values at once."""
+
+    qkv: list
+    queries: list
+    keys_values: list
+    output: list
+    mlp: list
+
+    @classmethod
+    def of(cls, block):
+        if hasattr(block, "attn"):  # GPT-2
+            qkv = Map.of(block.attn.c_attn)
+            width = len(qkv.weight)
+            queries, keys_values = qkv.columns(0, width), qkv.columns(width, 3 * width)
+            attention, names = ([qkv], [queries], [keys_values]), ("c_fc", "c_proj")
+            output = block.attn.c_proj
+        else:
+            parts = [getattr(block.self_attn, f"{name}_proj") for name in "qkv"]
+            q, k, v = map(Map.of, parts)
+            attention, names = ([q, k, v], [q], [k, v]), ("gate_proj", "up_proj", "down_proj")
+            output = block.self_attn.o_proj
+        return cls(*attention, [Map.of(output)], [Map.of(getattr(block.mlp, n)) for n in names])
+
+
 def products(model, work):
     """The products with weights of a pass: (Map, tokens), one for each."""
-    rows = [work.rows] * len(model.blocks)
-    starts = [work.rows if work.starts is None else work.starts, *rows[1:]]
-    queries = [work.new] * (len(rows) - 1) + [work.last]
-    mlp_rows = rows if ATTENTION in model.dropout_sites else starts
+    drops_attention = ATTENTION in model.dropout_sites
     for number, block in enumerate(model.blocks):
-        every, asked = starts[number] * work.new, starts[number] * queries[number]
-        of_queries, of_keys_values, of_all, output, mlp = _maps(block)
-        found = [(of, every) for of in of_all]
-        if asked != every:
-            found = [(of, every) for of in of_keys_values] + [(of, asked) for of in of_queries]
-        found += [(output, asked), *((of, mlp_rows[number] * queries[number]) for of in mlp)]
-        yield from ((of, tokens) for of, tokens in found if tokens)
+        is_start = number == 0 and work.starts is not None
+        rows = work.starts if is_start else work.rows
+        mlp_rows = work.rows if drops_attention else rows
+        queries = work.last if number == len(model.blocks) - 1 else work.new
+        maps = BlockMaps.of(block)
+        counts = [(maps.output, rows * queries), (maps.mlp, mlp_rows * queries)]
+        if queries == work.new:
+            counts.append((maps.qkv, rows * work.new))
+        else:
+            counts += [(maps.keys_values, rows * work.new), (maps.queries, rows * queries)]
+        yield from ((of, tokens) for group, tokens in counts for of in group if tokens)
     if work.logits:
         yield Map.of(model.lm_head), work.logits
-
-
-def _maps(block):
-    """The linear maps of a block.
-
-    (those to queries, to keys and values, to all three; after attention; [those of the MLP])
-    """
-    if hasattr(block, "attn"):  # GPT-2
-        every = Map.of(block.attn.c_attn)
-        width = len(every.weight)
-        parts = [every.columns(0, width)], [every.columns(width, 3 * width)], [every]
-        return *parts, Map.of(block.attn.c_proj), [Map.of(block.mlp.c_fc), Map.of(block.mlp.c_proj)]
-    attention, mlp = block.self_attn, block.mlp
-    q, k, v = (Map.of(of) for of in (attention.q_proj, attention.k_proj, attention.v_proj))
-    of_mlp = [Map.of(of) for of in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-    return [q], [k, v], [q, k, v], Map.of(attention.o_proj), of_mlp
 
 
 @torch.inference_mode()
