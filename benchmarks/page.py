@@ -108,7 +108,7 @@ def _wrapped(line):
 
 
 def _machine(about):
-    names = f"{about['machine']}, {about['cores']} cores, {about['threads']} threads"
+    names = f"{about['machine']}, cores: {about['cores']}, threads: {about['threads']}"
     versions = f"torch {about['torch']}, transformers {about['transformers']}"
     command = f"`python -m benchmarks.all --device {about['device']}`"
     return (
@@ -137,7 +137,7 @@ def _against_products(rows):
          _percent(row["limit_share"])]
         for row in rows if _beside(row)
     ]  # fmt: skip
-    sizes = f"{first['questions']} questions x {first['n_samples']} samples"
+    sizes = f"{first['questions']} x {first['n_samples']} trajectories"
     caption = (
         f"Sampling beside its products with weights, {sizes}, {first['answer']} answer tokens:"
     )
@@ -207,7 +207,7 @@ def _others(rows):
 def _sizes(row):
     names = ("questions", "n_samples", "beams", "proposals", "rollouts")
     named = {"n_samples": "trajectories"}
-    return ", ".join(f"{row[name]} {named.get(name, name)}" for name in names if name in row)
+    return ", ".join(f"{named.get(name, name)}: {row[name]}" for name in names if name in row)
 
 
 def _figure(results, limits):
