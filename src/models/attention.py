@@ -89,8 +89,9 @@ def _weigh_jointly(q, k, v, hidden, prompt, drop, sizes):
         of_suffix, of_prompt = (
             _drop(drop, x, part, sizes) for x, part in ((of_suffix, SUFFIX), (of_prompt, PROMPT))
         )
-    out = of_suffix.flatten(0, 1) @ v.flatten(0, 1)  # (R * H', U, K)
-    return out.view(q.shape) + prompt.by_row(prompt.by_group(of_prompt) @ prompt.v)
+    of_prompt = prompt.by_row(prompt.by_group(of_prompt) @ prompt.v)  # (R, H', U, K)
+    parts = (of_prompt, of_suffix, v)
+    return torch.baddbmm(*(x.flatten(0, 1) for x in parts)).view(q.shape)
 
 
 def _scores(q, k, hidden):
