@@ -1,19 +1,16 @@
 """A step of the engine: how many kernels it starts, and that it compiles as one graph."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from transformers import GPT2Config, LlamaConfig
 
 from benchmarks.kernels import KernelCount
 from benchmarks.models import NEVER
 from src.models import model_class
-from src.sampling import answers, engine
+from src.sampling import answers, compilation, engine
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
-from tests.conftest import random_coconut, random_colar
-from transformers import GPT2Config
 
 SAMPLINGS = {
     "noise": Sampling("noise", noise_std=0.5),
@@ -27,6 +24,17 @@ def gpt2(layers):
     torch.manual_seed(0)
     sizes = {"n_embd": 32, "n_layer": layers, "n_head": 4, "vocab_size": 300}
     model = model_class("coconut", "gpt2")(GPT2Config(**sizes)).eval()
+    model.config.end_latent_token_id, model.config.eos_token_id = 1, NEVER
+    return model
+
+
+def llama(layers):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=300,
+    )  # fmt: skip
+    model = model_class("coconut", "llama")(config).eval()
     model.config.end_latent_token_id, model.config.eos_token_id = 1, NEVER
     return model
 
@@ -59,3 +67,51 @@ def test_a_layer_starts_at_most_18_kernels_a_step_and_waits_for_nothing(name):
     for fewer, more in zip(few, many, strict=True):
         assert (more.kernels - fewer.kernels) / 10 <= 18
         assert more.synchronizations == 0
+
+
+@torch.inference_mode()
+def steps(model, sampling, run):
+    """The results of a latent step in which rows read their second thought, and of an answer step.
+
+    run(step, *inputs) computes them.
+    """
+    request = request_of(sampling)
+    state = engine.start(model, request)
+    engine.read_thought(model, sampling, state, 1)
+    window, hidden = state.suffix.open(1)
+    rows = (state.rng_keys, state.prompt_lengths, state.prefix, window, hidden)
+    numbers = torch.full_like(state.prompt_lengths, 2)
+    latent = run(engine.thought_step, model, sampling, state.thought, numbers, *rows)
+    token = torch.arange(len(state))
+    return *latent, run(answers.answer_step, model, sampling, token, numbers + 5, *rows)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(gpt2, "noise"), (gpt2, "own prompts"), (llama, "noise"), (llama, "shared prompt")],
+)
+def test_steps_are_traced_as_one_graph_that_gives_the_eager_numbers(make, name):
+    """fullgraph=True raises where a step can't be one graph. Without code generation."""
+    model, sampling = make(2), SAMPLINGS[name]
+
+    def traced(step, *inputs):
+        return torch.compile(step, fullgraph=True, dynamic=True, backend="eager")(*inputs)
+
+    assert_equal(steps(model, sampling, traced), steps(model, sampling, lambda f, *x: f(*x)))
+
+
+@pytest.mark.skipif(compilation.missing_compiler(torch.device("cpu")) is not None, reason="no C++")
+def test_a_compiled_model_samples_the_same(monkeypatch):
+    # Two thoughts: one kind of inputs, since compiling takes long.
+    model, request = gpt2(2), request_of(SAMPLINGS["shared prompt"], thoughts=2, answer=1)
+    eager = sample(model, request)
+    model.compilation = compilation.Compilation()
+    compiled = sample(model, request)
+    assert model.compilation.seconds > 0
+    assert compiled.tokens == eager.tokens
+    assert_equal((compiled.thoughts,), (eager.thoughts,))
+
+
+def assert_equal(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -14,7 +14,7 @@ from src.models.loading import (
     default_reward_model,
 )
 from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
-from src.runs.launch import default_processes
+from src.runs.launch import default_batch_size, default_processes
 from src.runs.run_folder import current_names
 from src.sampling.samplers import EXTRA_DROPOUTS, MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
@@ -71,7 +71,12 @@ class SamplingArguments:
         "data/tiny_test.json",
         f"JSON list of question, steps, answer; or a data set of the hub, {SYNTAX}",
     )
-    batch_size: int = flag(8, "questions a batch")
+    batch_size: int | None = flag(None, "questions a batch, default: 8, on a GPU 64")
+    compile: str = flag(
+        "auto",
+        "compile the steps by torch.compile; auto: on a GPU in runs of 50000 trajectories or more",
+        ("auto", "on", "off"),
+    )
     memory_gib: float | None = flag(
         None,
         "GiB of memory a process, its models included; default: enough for batches of good speed",
@@ -116,7 +121,8 @@ class SamplingArguments:
     off_by_default: ClassVar = EXTRA_DROPOUTS
     # No effect on the results; tuned_for ends in a value of dropout_p or noise_std.
     volatile: ClassVar = (
-        *("batch_size", "memory_gib", "tuned_for", "allow_unknown", "overwrite", "push_to_hub"),
+        *("batch_size", "compile", "memory_gib", "tuned_for"),
+        *("allow_unknown", "overwrite", "push_to_hub"),
     )
 
     def _resolve(self, do_sample=True):
@@ -126,6 +132,8 @@ class SamplingArguments:
         self._check_backbone()
         if self.model_dtype == "auto":
             self.model_dtype = fastest_format()
+        if self.batch_size is None:
+            self.batch_size = default_batch_size()
         defaults = checkpoint_defaults(self.model_type, self.model_id)
         for name in ("latent_length", "max_new_tokens"):
             if getattr(self, name) is None:

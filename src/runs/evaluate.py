@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from src.models.loading import checkpoint_files
 from src.runs.job import Job
 from src.runs.report import print_report, print_reward_report
+from src.sampling.compilation import timed_apart
 from src.search.beam_search import beam_search
 from src.search.best_of_n import (
     count_answers,
@@ -199,7 +200,7 @@ def search_beams(evaluation, batch):
     reward_model, request = evaluation.reward_model(), evaluation.request(batch)
     num_beams, num_proposals = arguments.num_beams, arguments.num_beam_candidates
     counter = evaluation.counters[num_beams]
-    with timed(counter, "seconds"):
+    with timed_apart(model, counter):
         beams = beam_search(
             model, reward_model, request, num_beams, num_proposals, arguments.score_by
         )
@@ -303,16 +304,26 @@ def read_pool(folder, fingerprint):
 def speed_of(sessions):
     """The "speed" of metrics.json, from (questions, counters) of each process; {} for no question.
 
-    per_question: {size of the pool: what a question costs}, all steps up to that size.
+    per_question: {size of the pool: what a question costs}, all steps up to that size. seconds are
+    those of the process that took longest, without its compile_seconds.
     """
     questions = sum(count for count, _ in sessions)
     if not questions:
         return {}
     counters = [by_size for _, by_size in sessions]
-    seconds = max(sum(counter["seconds"] for counter in by_size.values()) for by_size in counters)
+    seconds, compiling = (_longest(counters, name) for name in ("seconds", "compile_seconds"))
     total, cost = Counter(), {}
     for size in sorted(set().union(*counters)):
         total += sum((Counter(by_size.get(size, {})) for by_size in counters), Counter())
-        cost[str(size)] = {key: round(n / questions, 4) for key, n in sorted(total.items())}
+        parts = sorted(total.items())
+        cost[str(size)] = {k: round(n / questions, 4) for k, n in parts if k != "compile_seconds"}
     rates = {f"{k}_per_second": round(total[k] / seconds, 1) for k in ("latent_steps", "tokens")}
-    return {"seconds": round(seconds, 2)} | rates | {"per_question": cost}
+    times = {"seconds": round(seconds, 2)}
+    if compiling:
+        times["compile_seconds"] = round(compiling, 2)
+    return times | rates | {"per_question": cost}
+
+
+def _longest(counters, name):
+    """The most seconds of a kind that a process spent."""
+    return max(sum(counter.get(name, 0) for counter in of_one.values()) for of_one in counters)

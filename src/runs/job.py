@@ -7,6 +7,7 @@ from src.models.loading import bundled_backbone
 from src.models.precision import slowness
 from src.runs.questions import check_lengths, check_words, encode_questions
 from src.runs.run_folder import RunFolder, fingerprint_of
+from src.sampling.compilation import Compilation, missing_compiler
 from src.sampling.engine import sample
 from src.sampling.memory import set_budget
 from utils import device_memory
@@ -14,6 +15,8 @@ from utils.datasets import load_dataset
 from utils.errors import UserError, warn
 from utils.processes import SharedSums, handed_out, where
 from utils.progress import progress
+
+_COMPILED_FROM = 50_000  # trajectories; compiling takes about a minute, which few do not pay back
 
 
 class Job:
@@ -69,6 +72,20 @@ class Job:
         positions = max(map(len, self.prompts)) + args.latent_length + args.max_new_tokens
         self.budget = set_budget(self.models(), positions, args.memory_gib)
 
+    def set_compilation(self):
+        """Has the backbone's steps compiled where --compile asks for it, and the device can.
+
+        Raises UserError where it must and can't.
+        """
+        asked, device = self.arguments.compile, self.processes.device
+        pays = device.type == "cuda" and self.trajectories >= _COMPILED_FROM
+        wanted = asked == "on" or (asked == "auto" and pays)
+        lacking = missing_compiler(device) if wanted else None
+        if lacking and asked == "on":
+            raise UserError(f"--compile on: {lacking} is missing; install it or leave the flag out")
+        compiles = wanted and not lacking
+        self.backbone()[0].compilation = Compilation(asked == "on") if compiles else None
+
     def prepare(self):
         """Encodes the questions and loads the models, after a check that they suit each other."""
         args, (model, tokenizer) = self.arguments, self.backbone()
@@ -78,6 +95,7 @@ class Job:
             files = (args.model_id, args.data_path)
             check_words(prompts, self.rows, model, tokenizer, *files, args.allow_unknown)
             self.prompts = prompts
+        self.set_compilation()
         self.limit_memory()
 
     @property

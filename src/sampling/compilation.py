@@ -1,37 +1,51 @@
-"""Steps of the engine compiled by torch.compile, each as one graph for all shapes of a kind."""
+"""Steps of the engine compiled by torch.compile, each as one graph for batches of all sizes."""
 
+import os
 import shutil
 import time
+from contextlib import contextmanager
 from functools import cache
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
-# Samplers, prompts with or without padding and the like have graphs of their own.
+from utils.errors import warn
+
+# Samplers, prompts with and without padding and the like have graphs of their own.
 _MOST_GRAPHS = 64
 
 
 class Compilation:
-    """Whether a model's steps are compiled, its attribute ``compilation``.
+    """How a model's steps are compiled: its attribute ``compilation``, None where they are not.
 
-    seconds: spent in calls that compiled.
+    required: whether a step that fails to compile is an error. seconds: spent in calls that
+    compiled something.
     """
 
-    def __init__(self):
+    def __init__(self, required=True):
         torch._dynamo.config.recompile_limit = _MOST_GRAPHS
-        self.seconds = 0.0
+        self.required, self.seconds = required, 0.0
 
     def run(self, model, step, inputs):
         """step(model, *inputs)."""
         graphs, start = counters["stats"]["unique_graphs"], time.monotonic()
-        result = _compiled(step)(model, *inputs)
+        try:
+            result = compiled(step)(model, *inputs)
+        except TorchDynamoException as error:
+            if self.required:
+                raise
+            model.compilation = None
+            warn(f"steps are not compiled ({type(error).__name__}); --compile on shows why")
+            return step(model, *inputs)
         if counters["stats"]["unique_graphs"] > graphs:
             self.seconds += time.monotonic() - start
         return result
 
 
 @cache
-def _compiled(step):
+def compiled(step):
+    """The function ``step``, compiled at its first call and for other kinds of inputs again."""
     return torch.compile(step, fullgraph=True, dynamic=True)
 
 
@@ -41,8 +55,21 @@ def run_step(model, step, *inputs):
     return step(model, *inputs) if compilation is None else compilation.run(model, step, inputs)
 
 
-def has_compiler(device):
-    """Whether torch.compile finds what it needs: Triton for CUDA, a C++ compiler for a CPU."""
-    if device.type == "cuda":
-        return torch.utils._triton.has_triton()
-    return any(map(shutil.which, ("g++", "clang++", "c++")))
+@contextmanager
+def timed_apart(model, counter):
+    """Adds the block's time to ``counter["seconds"]``, what compiling took to "compile_seconds"."""
+    compilation, start = getattr(model, "compilation", None), time.monotonic()
+    before = compilation.seconds if compilation else 0
+    yield
+    compiling = compilation.seconds - before if compilation else 0
+    counter["seconds"] += time.monotonic() - start - compiling
+    if compiling:
+        counter["compile_seconds"] += compiling
+
+
+def missing_compiler(device):
+    """What torch.compile lacks on a device, or None. CUDA's Triton needs a C compiler, too."""
+    if device.type == "cuda" and not torch.utils._triton.has_triton():
+        return "Triton"
+    names = (os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang")
+    return None if any(map(shutil.which, names)) else "a C++ compiler"

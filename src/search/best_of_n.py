@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from src.sampling.compilation import timed_apart
 from src.sampling.engine import sample
 from src.sampling.memory import question_parts, rows_in_flight, rows_within, sample_parts
 from src.sampling.trajectories import Trajectories, concatenate_lists, pad_right
@@ -47,7 +48,7 @@ def _grow_pool(model, request, sizes, counters, parse, reward_model):
     for first, size in pairwise([0, *sizes]):
         part = replace(request, first_sample=first, n_samples=size - first)
         counter = counters[size]
-        with timed(counter, "seconds"):
+        with timed_apart(model, counter):
             parts.append(_sample(model, part, likelihoods, counter))
             if reward_model is not None:
                 with timed(counter, "reward_seconds"):
