@@ -127,7 +127,7 @@ class Decoder:
         hidden_states: a list that receives, as transformers' output_hidden_states, the input of the
         first block and the output of every block, (R, S, D), the last one after the final norm.
         """
-        window, hidden = suffix.open(x.shape[1])
+        window, hidden = suffix.open(x.shape[1], x.device)
         return self.step(x, positions, prefix, window, hidden, dropout, hidden_states)
 
     def step(self, x, positions, prefix, window, hidden, dropout, hidden_states=None):

@@ -129,10 +129,10 @@ class DynamicSuffixCache:
         self.layers = {}
         self.length = 0
 
-    def open(self, new):
+    def open(self, new, device):
         """As SuffixCache.open."""
         self.length += new
-        return self, _future(new, self.length)
+        return self, _future(new, self.length, device)
 
     def append(self, layer, kv):
         """Adds kv (R, S, 2, H', K); returns keys and values (R, H', T, K) of the layer so far."""
@@ -161,15 +161,15 @@ class SuffixCache:
         buffer = like.new_empty(layers, 2, capacity, numbers + _GAP)[..., :numbers]
         return cls(buffer.unflatten(-1, (rows, heads, width)))
 
-    def open(self, new):
-        """Prepares the reading of ``new`` positions of every row.
+    def open(self, new, device):
+        """Prepares the reading of ``new`` positions of every row on the cache's device.
 
         Returns the Window into which they go, and ``hidden`` of attention.attend.
         """
         first, self.length = self.length, min(self.length + new, self.buffer.shape[2])
         used = self.buffer[:, :, : self.length]
         if self.lengths is None:
-            return Window(used, slice(first, self.length)), _future(new, self.length, used.device)
+            return Window(used, slice(first, self.length)), _future(new, self.length, device)
         used[:, :, first:].zero_()  # rows do not fill it in step, and 0 * NaN would be NaN
         window, hidden = _ragged_window(used, self.lengths, new)
         self.lengths = self.lengths + new
@@ -270,7 +270,7 @@ def _positions(length, like):
     return torch.arange(length, device=like.device)
 
 
-def _future(new, length, device=None):
+def _future(new, length, device):
     """Which suffix positions a new one does not see, (1, S, T), where all rows have ``length``."""
     if new == 1:
         return None

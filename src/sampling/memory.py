@@ -14,13 +14,12 @@ from utils import device_memory
 from utils.device_memory import GIB
 from utils.errors import UserError
 
-WORK_BYTES = {"cpu": 2 * GIB, "cuda": 8 * GIB}  # budget of a model for which none was set
+WORK_BYTES = {"cpu": 4 * GIB, "cuda": 8 * GIB}  # budget of a model for which none was set
 _FREE_SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the free memory that a budget may take by default
 _LIMIT_SHARE = 0.9  # of --memory_gib; the rest is for what grows that is not counted here
 _WEIGHT_BYTES = 20  # of an attention weight that is dropped: score, weight, random bits, mask
 _WIDTHS = 24  # activations of a position, in model widths, that a forward pass holds at once, about
-# Of a row's cache: itself, the copy without finished rows, and the next, smaller copy.
-_COPIES = 2.5
+_COPIES = 2  # of a row's cache: itself, and the one that it is copied to when rows leave or enter
 # Of a budget: rows in flight, or those on top of them; prompts that are read; logits.
 _ROWS_SHARE, _PROMPTS_SHARE, _LOGITS_SHARE = 1 / 2, 1 / 4, 1 / 16
 # For prompts that are read; longer passes are no faster on a CPU: they leave its caches.
@@ -46,7 +45,7 @@ def set_budget(models, positions, gib=None):
     """Sets one Budget for models that work together, on one device, and returns it.
 
     positions: of the longest prompt with its thoughts and its answer. gib: GiB that this process
-    may hold, models included; None: a CPU gets 2 GiB or half of the free memory, CUDA 80 % of it.
+    may hold, models included; None: a CPU gets 4 GiB or half of the free memory, CUDA 80 % of it.
     Raises UserError where ``gib`` leaves no room for a trajectory.
     """
     device = models[0].device
