@@ -122,17 +122,32 @@ class PrefixCache:
         return replace(joined, grouping=Grouping.of(groups, len(lengths)))
 
 
+class SinglePass:
+    """In place of a suffix cache where one forward pass reads all positions of the rows."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def open(self, new):
+        """As SuffixCache.open."""
+        return self, _future(new, new, self.device)
+
+    def append(self, layer, kv):
+        """Keys and values (R, H', S, K) of kv (R, S, 2, H', K). Nothing is kept."""
+        return kv.permute(2, 0, 3, 1, 4).unbind()
+
+
 class DynamicSuffixCache:
     """Suffix cache that grows by concatenation, so that gradients flow (training)."""
 
-    def __init__(self):
-        self.layers = {}
+    def __init__(self, device):
+        self.layers, self.device = {}, device
         self.length = 0
 
     def open(self, new):
         """As SuffixCache.open."""
         self.length += new
-        return self, _future(new, self.length)
+        return self, _future(new, self.length, self.device)
 
     def append(self, layer, kv):
         """Adds kv (R, S, 2, H', K); returns keys and values (R, H', T, K) of the layer so far."""
@@ -270,7 +285,7 @@ def _positions(length, like):
     return torch.arange(length, device=like.device)
 
 
-def _future(new, length, device=None):
+def _future(new, length, device):
     """Which suffix positions a new one does not see, (1, S, T), where all rows have ``length``."""
     if new == 1:
         return None

@@ -25,7 +25,10 @@ _MINIMUM = {
     "save_total_limit": 1, "num_train_epochs": 0, "dataloader_num_workers": 0,
     "eval_accumulation_steps": 1,
 }  # fmt: skip
-_UNSUPPORTED = "gradient_checkpointing label_smoothing_factor deepspeed fsdp fsdp_config".split()
+_UNSUPPORTED = (
+    "label_smoothing_factor", "deepspeed", "fsdp", "fsdp_config", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs",
+)  # fmt: skip
 # with the recipe's own keys, the keys that determine the weights
 _LASTING = (
     "seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
@@ -62,6 +65,8 @@ class RewardRecipe(TrainingArguments):
     early_stopping_patience: int | None = None  # evaluations without a better metric
     mixed_precision: str = "no"  # bf16, no, or auto: bf16 where the device computes it fast
     store_dtype: str = "float32"  # number format of the finished checkpoint
+    # the backward pass computes every block again: less memory, the same weights
+    gradient_checkpointing: bool = False
     # other defaults than those of TrainingArguments:
     report_to: str | list[str] | None = "none"
     remove_unused_columns: bool | None = False
@@ -81,6 +86,8 @@ class RewardRecipe(TrainingArguments):
         self._check_trainer_keys()
         # the Trainer reads the precision from here, where `accelerate config` may hold another one
         os.environ["ACCELERATE_MIXED_PRECISION"] = self.mixed_precision
+        # it is the decoder's; the Trainer, which would look for that of transformers, sees None
+        self.recomputes_blocks, self.gradient_checkpointing = self.gradient_checkpointing, None
         super().__post_init__()
         self._accumulate()
 
