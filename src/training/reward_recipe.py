@@ -25,10 +25,15 @@ _MINIMUM = {
     "save_total_limit": 1, "num_train_epochs": 0, "dataloader_num_workers": 0,
     "eval_accumulation_steps": 1,
 }  # fmt: skip
-_UNSUPPORTED = (
-    "label_smoothing_factor", "deepspeed", "fsdp", "fsdp_config", "gradient_checkpointing_kwargs",
-    "activation_checkpointing", "activation_checkpointing_kwargs",
-)  # fmt: skip
+_UNSUPPORTED = {
+    "label_smoothing_factor": "leave it out",
+    "deepspeed": "leave it out",
+    "fsdp": "leave it out",
+    "fsdp_config": "leave it out",
+    "gradient_checkpointing_kwargs": "leave it out",
+    "activation_checkpointing": "use gradient_checkpointing",
+    "activation_checkpointing_kwargs": "use gradient_checkpointing",
+}
 # with the recipe's own keys, the keys that determine the weights
 _LASTING = (
     "seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
@@ -188,4 +193,4 @@ def _check_keys(values, known):
         if key.startswith(("hub_", "push_to_hub")):
             raise UserError(f"{key} is not supported here: use the flag --push_to_hub REPO")
         if key in _UNSUPPORTED:
-            raise UserError(f"{key} is not supported here: leave it out")
+            raise UserError(f"{key} is not supported here: {_UNSUPPORTED[key]}")
