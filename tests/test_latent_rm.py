@@ -1,15 +1,22 @@
 """LatentRM: shared prompts, padding, prefix scores, losses, gradients, checkpoints."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import GPT2Config, LlamaConfig
 
-from src.models.latent_rm import GPT2LatentRM
+from benchmarks.models import SHAPES
+from src.models import kv_cache, latent_rm
+from src.models.latent_rm import LATENT_RMS, GPT2LatentRM
 from src.models.loading import load_reward_model
+from src.sampling.memory import Budget, logits_within
 from src.search.prefix_scorer import PrefixScorer
-from src.training.losses.latent_rm import bce, contrastive
+from src.training.losses.latent_rm import RewardLoss, bce, contrastive
 from tests.conftest import (
     LLAMAS,
     RANDOM,
@@ -168,6 +175,145 @@ def test_trajectories_of_different_lengths_score_as_alone(name, scores_answer):
 
 def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected.to(actual), rtol=1e-3, atol=1e-3)
+
+
+def rewards_and_gradients(model, recompute):
+    """Of thoughts and answers; and how often the first block's attention ran."""
+    model.recomputes_blocks, model.config.scores_answer = recompute, True
+    model.zero_grad()
+    calls, thoughts = [], random_thoughts().to(model.dtype)
+    output, _ = model.residual_outputs(model.blocks[0])
+    handle = output.register_forward_hook(lambda *_: calls.append(1))
+    rewards = model(*padded("left", 2), thoughts, NUM_THOUGHTS, padded_answers(ANSWERS))
+    rewards.sin().sum().backward()
+    handle.remove()
+    return rewards, {name: weight.grad for name, weight in model.named_parameters()}, len(calls)
+
+
+@pytest.mark.parametrize("name", ["codi", "colar"])
+def test_recomputed_blocks_give_the_same_gradients(name):
+    model = random_reward_model(RANDOM[name]()[0])
+    rewards, gradients, calls = rewards_and_gradients(model, recompute=False)
+    again, others, more_calls = rewards_and_gradients(model, recompute=True)
+    assert more_calls == 2 * calls > 0
+    torch.testing.assert_close(again, rewards, rtol=0, atol=0)
+    for key, gradient in gradients.items():
+        off = (others[key] - gradient).abs().max()
+        assert off <= 1e-6 * gradient.abs().max(), key
+
+
+def test_nothing_is_recomputed_without_gradients():
+    model = random_latent_rm()
+    model.recomputes_blocks = True
+    with mock.patch("src.models.decoder.checkpoint", side_effect=AssertionError), torch.no_grad():
+        model(*padded(), random_thoughts())
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operation reads tensors of two devices, as CUDA would."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [
+            x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.dim()
+        ]
+        assert len({x.device for x in tensors}) <= 1, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", ["tiny-gpt2", "tiny-llama"])
+def test_masks_and_positions_are_on_the_model_s_device(shape, monkeypatch):
+    """The model is on "meta", which has shapes only; values that the host reads are replaced."""
+    config = SHAPES[shape]()
+    config.end_latent_token_id = 3
+    with torch.device("meta"):
+        model = LATENT_RMS[config.model_type](config)
+        ids, answers = (torch.zeros(size, dtype=torch.int64) for size in ((Q, 7), (Q, N, 2)))
+        bias, thoughts = torch.zeros(Q, 1, 1, 7), torch.zeros(Q, N, T, 32)
+    model.budget = Budget(1 << 30)
+    monkeypatch.setattr(latent_rm, "_pad_right", lambda ids, mask: (ids, mask.sum(1)))
+    cache = kv_cache.PrefixCache
+    monkeypatch.setattr(cache, "of", lambda lengths, layers: cache(lengths, layers, bias))
+    with OneDevice():
+        _, states = model.read_states(ids, ids, thoughts, answer_ids=answers)
+        model.answer_log_probs(states, answers).sum().backward()
+        with torch.no_grad():
+            model.read_states(ids, ids, thoughts, answer_ids=answers)
+
+
+class LargestLogits(TorchDispatchMode):
+    """Notes the largest number of rows of a product that is as wide as the vocabulary."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default and result.shape[1] == self.vocabulary:
+            self.rows = max(self.rows, len(result))
+        return result
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_of_answers_are_computed_in_chunks(training):
+    model, answers = random_latent_rm(), padded_answers(ANSWERS)
+    model.config.end_latent_token_id = 3
+    loss = RewardLoss(model, {"contrastive": 1.0}, answer_weight=1.0).train(training)
+    batch = {
+        "latent_embeds": random_thoughts(), "latent_lengths": NUM_THOUGHTS, "answer_ids": answers,
+        "labels": torch.rand(Q, N, T), "gold_ids": answers[:, 0],
+    } | dict.fromkeys(("digits", "corrects", "predictions"))  # fmt: skip
+    ids, mask = padded()
+    with torch.no_grad():
+        whole = loss(ids, mask, **batch)
+        model.budget = Budget(1 << 18)
+        with LargestLogits(model.config.vocab_size) as largest:
+            torch.testing.assert_close(loss(ids, mask, **batch), whole)
+    assert 0 < largest.rows <= logits_within(model) < answers.numel()
+
+
+@pytest.mark.parametrize("name", ["coconut", "codi", "colar"])
+@pytest.mark.parametrize("autocast", [False, True])
+@torch.no_grad()
+def test_the_reward_head_computes_in_float32(name, autocast):
+    model = random_reward_model(RANDOM[name]()[0].float())
+    if not autocast:
+        model.bfloat16()
+    pool = (*padded("left", 2), random_thoughts(), NUM_THOUGHTS)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        rewards, (hidden, _) = model(*pool), model.read_states(*pool)
+    assert rewards.dtype == torch.float32
+    head = torch.nn.Sequential(model.projector, model.classifier).float()
+    plain = head(hidden.float())[..., 0] * (torch.arange(T) < NUM_THOUGHTS[..., None])
+    torch.testing.assert_close(rewards, plain, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_best_of_n_in_bfloat16_chooses_what_float32_scores_about_as_high():
+    model = random_latent_rm()
+    thoughts = torch.randn(Q, 64, T, 32, generator=torch.Generator().manual_seed(2))
+    scores = model(*padded(), thoughts).sum(-1)  # (Q, N)
+    rounded = model.bfloat16()(*padded(), thoughts).sum(-1)
+    off = (rounded - scores).abs().max()
+    assert off < 0.1 * scores.std()
+    chosen = scores.gather(1, rounded.argmax(1, keepdim=True))[:, 0]
+    assert (scores.amax(1) - chosen <= 2 * off).all()
+
+
+@pytest.mark.parametrize("config", [GPT2Config(n_embd=64, n_head=4), LlamaConfig(hidden_size=64)])
+@torch.no_grad()
+def test_norms_of_bfloat16_round_once(config):
+    config.num_hidden_layers, config.vocab_size, config.intermediate_size = 1, 9, 64
+    model = LATENT_RMS[config.model_type](config).bfloat16()
+    torch.manual_seed(0)
+    for weight in model.base_model.parameters():
+        weight.uniform_(0.5, 2)
+    x = torch.randn(64, 64).bfloat16()
+    exact, rounded = model.float().final_norm(x.float()), model.bfloat16().final_norm(x)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=2**-8, atol=1e-6)
+    module = model.float().base_model.get_submodule("ln_f" if hasattr(config, "n_embd") else "norm")
+    torch.testing.assert_close(exact, module(x.float()), rtol=1e-6, atol=1e-6)
 
 
 def test_losses_by_hand():

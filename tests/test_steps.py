@@ -53,7 +53,7 @@ def kernels(layers, sampling):
         engine.read_thought(model, sampling, state, 2)
     batch = answers._Batch(model, request)
     batch.enter(state)
-    window, hidden = batch.rows.state.suffix.open(1, "cpu")
+    window, hidden = batch.rows.state.suffix.open(1)
     rows = batch.rows
     inputs = (rows.token, rows.position, state.rng_keys, state.prompt_lengths, state.prefix)
     with KernelCount() as answer:
@@ -78,7 +78,7 @@ def steps(model, sampling, run):
     request = request_of(sampling)
     state = engine.start(model, request)
     engine.read_thought(model, sampling, state, 1)
-    window, hidden = state.suffix.open(1, "cpu")
+    window, hidden = state.suffix.open(1)
     rows = (state.rng_keys, state.prompt_lengths, state.prefix, window, hidden)
     numbers = torch.full_like(state.prompt_lengths, 2)
     latent = run(engine.thought_step, model, sampling, state.thought, numbers, *rows)

@@ -16,7 +16,6 @@ from transformers import Trainer
 
 from src.models import precision
 from src.models.coconut import COCONUT
-from src.models.latent_rm import log_prob
 from src.models.loading import load_backbone, load_reward_model, weights_sha256
 from src.models.tokenizers import build_tokenizer
 from src.training import reward_trainer
@@ -166,7 +165,7 @@ def short(pool, tmp_path_factory):
     [
         {"loss": {"bce": 1.0}}, {"labels": "outcome"}, {"cumulative": True}, {"extra_layers": 2},
         {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"},
-        {"store_dtype": "float16"},
+        {"store_dtype": "float16"}, {"gradient_checkpointing": True},
     ],
 )  # fmt: skip
 def test_each_ablation_is_a_key_of_the_recipe(pool, short, tmp_path, changes):
@@ -181,6 +180,8 @@ def test_each_ablation_is_a_key_of_the_recipe(pool, short, tmp_path, changes):
     if changes.keys() & {"loss", "labels", "cumulative", "answer_weight"}:
         plain = weights(short)
         assert any(not torch.equal(trained[k], plain[k]) for k in trained if k != "classifier.bias")
+    if "gradient_checkpointing" in changes:
+        assert_same_weights(path.with_suffix(""), short)
 
 
 def test_flags_win_over_the_recipe_and_a_step_is_accumulated(pool, short, tmp_path):
@@ -407,6 +408,12 @@ def test_training_learns_the_right_answer_and_evaluation_scores_the_sampled_one(
         scores = model.eval()(*prompt, **_rest(batch))["scores"] - thoughts
         answer_scores = log_prob(judge.read(*prompt, batch["answer_ids"])[1], batch["answer_ids"])
     torch.testing.assert_close(scores, answer_scores)
+
+
+def log_prob(logits, answers):
+    """log p (Q, N) of answers (Q, N, A), padded with -1, from the logits (Q, N, A, V) before each."""
+    tokens = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
+    return (tokens * (answers >= 0)).sum(-1)
 
 
 def _rest(batch):

@@ -7,6 +7,7 @@ are those of the Hugging Face model that the mixin is combined with.
 from dataclasses import dataclass
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from src.models.attention import attend, attend_from_last, attend_in_prompt
 from src.models.kv_cache import PrefixCache, SuffixCache
@@ -47,9 +48,13 @@ class Decoder:
     dropout_sites: after which of ATTENTION and MLP the dropout hook acts. has_embedding_dropout:
     whether it can act after the embedding. It can always act on the attention weights.
 
+    recomputes_blocks: gradient checkpointing (Chen et al., arXiv 1604.06174). The backward pass
+    computes every block again, so that only its input, keys and values are kept until then.
+
     Shapes as in src/models/kv_cache.py.
     """
 
+    recomputes_blocks = False
     dropout_sites = (ATTENTION, MLP)
     has_embedding_dropout = True
 
@@ -89,13 +94,24 @@ class Decoder:
         else:
             x, rotary = self.encode_positions(x, _positions_of(x), dropout)
         for layer in range(len(layers), len(self.blocks) - 1):
-            q, kv = self.qkv(self.blocks[layer], x, rotary)  # (G, L, H, K), (G, L, 2, H', K)
-            layers.append(_heads_first(kv))
-            out = attend_in_prompt(q, *layers[-1], dropout.attention(layer))
-            x = self._finish_block(self.blocks[layer], layer, x, out, dropout)  # (G, L, D)
+            x, kv = self._run(self._block_of_prompts, layer, x, rotary, dropout)
+            layers.append(kv)
         layers.append(_heads_first(self.keys_values(self.blocks[-1], x, rotary)))
         prefix = PrefixCache.of(prompt_lengths, layers)
         return self._read_last_block(x, rotary, prefix, dropout), prefix
+
+    def _run(self, block, *inputs):
+        """``block(*inputs)``, where ``block`` may run a second time, with the same result."""
+        if self.recomputes_blocks and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _block_of_prompts(self, layer, x, rotary, dropout):
+        """A block: the residual stream (G, L, D) after it, and its keys and values."""
+        q, kv = self.qkv(self.blocks[layer], x, rotary)  # (G, L, H, K), (G, L, 2, H', K)
+        kv = _heads_first(kv)
+        out = attend_in_prompt(q, *kv, dropout.attention(layer))
+        return self._finish_block(self.blocks[layer], layer, x, out, dropout), kv
 
     def _finish_first_block(self, start, dropout):
         """The residual stream (G, L, D) after the first block."""
@@ -123,11 +139,11 @@ class Decoder:
         """Reads further positions of every row and appends them to ``suffix``.
 
         x (R, S, D): thoughts or token embeddings. positions (R, S). prefix: a PrefixCache. suffix:
-        a SuffixCache or DynamicSuffixCache. Returns the final hidden states (R, S, D).
+        a SuffixCache, DynamicSuffixCache or SinglePass. Returns the final hidden states (R, S, D).
         hidden_states: a list that receives, as transformers' output_hidden_states, the input of the
         first block and the output of every block, (R, S, D), the last one after the final norm.
         """
-        window, hidden = suffix.open(x.shape[1], x.device)
+        window, hidden = suffix.open(x.shape[1])
         return self.step(x, positions, prefix, window, hidden, dropout, hidden_states)
 
     def step(self, x, positions, prefix, window, hidden, dropout, hidden_states=None):
@@ -135,18 +151,23 @@ class Decoder:
 
         Its shapes depend on no value, and nothing in it waits for the device.
         """
-        states = [] if hidden_states is None else hidden_states
         dropout = dropout.for_layers(len(self.blocks))
         x, rotary = self.encode_positions(x, positions, dropout)
-        states.append(x)
-        for layer, block in enumerate(self.blocks):
-            q, kv = self.qkv(block, x, rotary)  # (R, S, H, K), (R, S, 2, H', K)
-            k, v = window.append(layer, kv)  # (R, H', T, K) each
-            out = attend(q, k, v, hidden, prefix, layer, dropout.attention(layer))  # (R, S, H * K)
-            x = self._finish_block(block, layer, x, out, dropout)
-            states.append(x)
-        states[-1] = self.final_norm(x)
-        return states[-1]
+        for layer in range(len(self.blocks)):
+            if hidden_states is not None:
+                hidden_states.append(x)
+            x = self._run(self._block_of_rows, layer, x, rotary, prefix, window, hidden, dropout)
+        x = self.final_norm(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x
+
+    def _block_of_rows(self, layer, x, rotary, prefix, window, hidden, dropout):
+        """A block: the residual stream (R, S, D) after it."""
+        q, kv = self.qkv(self.blocks[layer], x, rotary)  # (R, S, H, K), (R, S, 2, H', K)
+        k, v = window.append(layer, kv)  # (R, H', T, K) each
+        out = attend(q, k, v, hidden, prefix, layer, dropout.attention(layer))  # (R, S, H * K)
+        return self._finish_block(self.blocks[layer], layer, x, out, dropout)
 
     def _finish_block(self, block, layer, x, out, dropout):
         """The residual stream (R, S, D) after a block, from its attention ``out``."""

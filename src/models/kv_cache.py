@@ -122,17 +122,32 @@ class PrefixCache:
         return replace(joined, grouping=Grouping.of(groups, len(lengths)))
 
 
+class SinglePass:
+    """In place of a suffix cache where one forward pass reads all positions of the rows."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def open(self, new):
+        """As SuffixCache.open."""
+        return self, _future(new, new, self.device)
+
+    def append(self, layer, kv):
+        """Keys and values (R, H', S, K) of kv (R, S, 2, H', K). Nothing is kept."""
+        return kv.permute(2, 0, 3, 1, 4).unbind()
+
+
 class DynamicSuffixCache:
     """Suffix cache that grows by concatenation, so that gradients flow (training)."""
 
-    def __init__(self):
-        self.layers = {}
+    def __init__(self, device):
+        self.layers, self.device = {}, device
         self.length = 0
 
-    def open(self, new, device):
+    def open(self, new):
         """As SuffixCache.open."""
         self.length += new
-        return self, _future(new, self.length, device)
+        return self, _future(new, self.length, self.device)
 
     def append(self, layer, kv):
         """Adds kv (R, S, 2, H', K); returns keys and values (R, H', T, K) of the layer so far."""
@@ -161,15 +176,15 @@ class SuffixCache:
         buffer = like.new_empty(layers, 2, capacity, numbers + _GAP)[..., :numbers]
         return cls(buffer.unflatten(-1, (rows, heads, width)))
 
-    def open(self, new, device):
-        """Prepares the reading of ``new`` positions of every row on the cache's device.
+    def open(self, new):
+        """Prepares the reading of ``new`` positions of every row.
 
         Returns the Window into which they go, and ``hidden`` of attention.attend.
         """
         first, self.length = self.length, min(self.length + new, self.buffer.shape[2])
         used = self.buffer[:, :, : self.length]
         if self.lengths is None:
-            return Window(used, slice(first, self.length)), _future(new, self.length, device)
+            return Window(used, slice(first, self.length)), _future(new, self.length, used.device)
         used[:, :, first:].zero_()  # rows do not fill it in step, and 0 * NaN would be NaN
         window, hidden = _ragged_window(used, self.lengths, new)
         self.lengths = self.lengths + new

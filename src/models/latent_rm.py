@@ -6,11 +6,12 @@ length, D width of a thought, which is the model's own, V vocabulary.
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import GPT2Model, GPT2PreTrainedModel, LlamaModel, LlamaPreTrainedModel
 
 from src.models.codi import new_projector
 from src.models.gpt2 import GPT2Decoder
-from src.models.kv_cache import DynamicSuffixCache
+from src.models.kv_cache import SinglePass
 from src.models.llama import LlamaDecoder
 from src.sampling.logits import token_log_probs
 from src.sampling.trajectories import thought_mask
@@ -55,9 +56,13 @@ class LatentRM:
             rewards = rewards * thought_mask(latent_lengths, hidden.shape[2])
         if states is None:
             return rewards
-        log_probs = token_log_probs(self, self._output_weight, states, answer_ids.clamp(min=0))
-        of_answer = log_probs.masked_fill(answer_ids < 0, 0).sum(-1)  # (Q, N)
+        of_answer = self.answer_log_probs(states, answer_ids)
         return torch.cat((rewards.float(), of_answer[..., None]), dim=-1)
+
+    def answer_log_probs(self, states, answer_ids):
+        """log p (Q, N), float32, of answer_ids (Q, N, A), from the states of ``read_states``."""
+        log_probs = token_log_probs(self, self._output_weight, states, answer_ids.clamp(min=0))
+        return log_probs.masked_fill(answer_ids < 0, 0).sum(-1)
 
     def read(self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None):
         """Final hidden states (Q, N, T, D) at the thoughts, and the answers' logits.
@@ -89,7 +94,7 @@ class LatentRM:
         positions = torch.arange(x.shape[1], device=device)
         positions = prompt_lengths.repeat_interleave(shape[1])[:, None] + positions
         positions = positions.clamp(max=self.config.max_position_embeddings - 1)  # of padding only
-        hidden = self.extend(x, positions, prefix, DynamicSuffixCache()).unflatten(0, shape)
+        hidden = self.extend(x, positions, prefix, SinglePass(device)).unflatten(0, shape)
         if answer_ids is None:
             return hidden, None
         before = torch.arange(answer_ids.shape[2], device=device)
@@ -106,8 +111,9 @@ class LatentRM:
         return self.embed(torch.cat((end, answers[:, :-1].clamp(min=0)), dim=1))
 
     def classify(self, hidden):
-        """Rewards (...) of hidden states (..., D)."""
-        return self.classifier(self.projector(hidden)).squeeze(-1)
+        """Rewards (...), float32 whatever the model's format, of hidden states (..., D)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _in_float32(self.classifier, _in_float32(self.projector, hidden)).squeeze(-1)
 
     def read_prompts(self, ids, prompt_lengths):
         """The PrefixCache of prompts ids (Q, L), padded on the right, of prompt_lengths (Q,)."""
@@ -148,10 +154,11 @@ def insert_after_thoughts(thoughts, answers, num_thoughts):
     return both.take_along_dim(source[..., None], dim=1)
 
 
-def log_prob(logits, answers):
-    """log p (...) of answers (..., A), padded with -1, from the logits (..., A, V) before each."""
-    token = logits.float().log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
-    return token.masked_fill(answers < 0, 0).sum(-1)
+def _in_float32(module, x):
+    """``module(x)`` in float32, its weights too; a float64 ``x`` keeps its format."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weights = {name: weight.to(dtype) for name, weight in module.named_parameters()}
+    return functional_call(module, weights, x.to(dtype))
 
 
 def _pad_right(input_ids, attention_mask):

@@ -1,6 +1,7 @@
 """LLaMA: what is its own in the forward pass (src/models/decoder.py)."""
 
 import torch
+import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import rotate_half
 
@@ -19,9 +20,8 @@ class LlamaDecoder(Decoder):
     def blocks(self):
         return self.model.layers
 
-    @property
-    def final_norm(self):
-        return self.model.norm
+    def final_norm(self, x):
+        return _normalized(x, self.model.norm)
 
     @staticmethod
     def residual_outputs(block):
@@ -33,14 +33,14 @@ class LlamaDecoder(Decoder):
         return x, self.model.rotary_emb(x, positions)
 
     def qkv(self, block, x, rotary):
-        x = block.input_layernorm(x)
+        x = _normalized(x, block.input_layernorm)
         return self._queries(block, x, rotary), self._keys_values(block, x, rotary)
 
     def keys_values(self, block, x, rotary):
-        return self._keys_values(block, block.input_layernorm(x), rotary)
+        return self._keys_values(block, _normalized(x, block.input_layernorm), rotary)
 
     def queries(self, block, x, rotary):
-        return self._queries(block, block.input_layernorm(x), rotary)
+        return self._queries(block, _normalized(x, block.input_layernorm), rotary)
 
     def _queries(self, block, x, rotary):
         q = block.self_attn.q_proj(x).unflatten(-1, (-1, block.self_attn.head_dim))
@@ -58,7 +58,12 @@ class LlamaDecoder(Decoder):
         return block.self_attn.o_proj(out)
 
     def mlp(self, block, x):
-        return block.mlp(block.post_attention_layernorm(x))
+        return block.mlp(_normalized(x, block.post_attention_layernorm))
+
+
+def _normalized(x, norm):
+    """The RMSNorm of x (..., D), computed in float32; transformers' rounds before its weights, too."""
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _rotate(x, rotary):

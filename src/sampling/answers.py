@@ -106,7 +106,7 @@ class _Batch:
         """A few passes of the unfinished rows; finished ones are dropped once they are many."""
         for _ in range(PASSES[self.model.device.type] if self.unfinished else 0):
             rows = self.rows
-            window, hidden = rows.state.suffix.open(1, rows.token.device)
+            window, hidden = rows.state.suffix.open(1)
             rows.position = rows.position + 1
             token = run_step(
                 self.model, answer_step, self.request.sampling, rows.token, rows.position,

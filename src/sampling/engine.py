@@ -190,7 +190,7 @@ def ends_thinking(model, hidden):
 def read_thought(model, sampling, state, step):
     """The final hidden state (R, D) at the state's thought, which is number ``step``, and the next
     thought (R, D)."""
-    window, hidden = state.suffix.open(1, state.thought.device)
+    window, hidden = state.suffix.open(1)
     steps = torch.full_like(state.prompt_lengths, step)
     inputs = (state.thought, steps, state.rng_keys, state.prompt_lengths)
     inputs = (*inputs, state.prefix, window, hidden)

@@ -25,7 +25,15 @@ _MINIMUM = {
     "save_total_limit": 1, "num_train_epochs": 0, "dataloader_num_workers": 0,
     "eval_accumulation_steps": 1,
 }  # fmt: skip
-_UNSUPPORTED = "gradient_checkpointing label_smoothing_factor deepspeed fsdp fsdp_config".split()
+_UNSUPPORTED = {
+    "label_smoothing_factor": "leave it out",
+    "deepspeed": "leave it out",
+    "fsdp": "leave it out",
+    "fsdp_config": "leave it out",
+    "gradient_checkpointing_kwargs": "leave it out",
+    "activation_checkpointing": "use gradient_checkpointing",
+    "activation_checkpointing_kwargs": "use gradient_checkpointing",
+}
 # with the recipe's own keys, the keys that determine the weights
 _LASTING = (
     "seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
@@ -62,6 +70,8 @@ class RewardRecipe(TrainingArguments):
     early_stopping_patience: int | None = None  # evaluations without a better metric
     mixed_precision: str = "no"  # bf16, no, or auto: bf16 where the device computes it fast
     store_dtype: str = "float32"  # number format of the finished checkpoint
+    # the backward pass computes every block again: less memory, the same weights
+    gradient_checkpointing: bool = False
     # other defaults than those of TrainingArguments:
     report_to: str | list[str] | None = "none"
     remove_unused_columns: bool | None = False
@@ -81,6 +91,8 @@ class RewardRecipe(TrainingArguments):
         self._check_trainer_keys()
         # the Trainer reads the precision from here, where `accelerate config` may hold another one
         os.environ["ACCELERATE_MIXED_PRECISION"] = self.mixed_precision
+        # it is the decoder's; the Trainer, which would look for that of transformers, sees None
+        self.recomputes_blocks, self.gradient_checkpointing = self.gradient_checkpointing, None
         super().__post_init__()
         self._accumulate()
 
@@ -181,4 +193,4 @@ def _check_keys(values, known):
         if key.startswith(("hub_", "push_to_hub")):
             raise UserError(f"{key} is not supported here: use the flag --push_to_hub REPO")
         if key in _UNSUPPORTED:
-            raise UserError(f"{key} is not supported here: leave it out")
+            raise UserError(f"{key} is not supported here: {_UNSUPPORTED[key]}")

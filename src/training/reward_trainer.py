@@ -47,6 +47,7 @@ def new_model(recipe):
     heads = ("lm_head.", "lt_head.")  # a LatentRM has none of them
     body = {k: v for k, v in backbone.state_dict().items() if not k.startswith(heads)}
     model.load_state_dict(body, strict=False)
+    model.recomputes_blocks = recipe.recomputes_blocks
     for block in model.blocks[backbone_layers:]:
         for layer in model.residual_outputs(block):
             torch.nn.init.zeros_(layer.weight)

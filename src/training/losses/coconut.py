@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.kv_cache import DynamicSuffixCache
+from src.models.kv_cache import DynamicSuffixCache, SinglePass
 from src.models.tokenizers import END
 from src.sampling.samplers import DETERMINISTIC, Sampling, dropout_hook
 from src.training.curriculum import DIGITS, IGNORED, NO_DIGIT
@@ -79,7 +79,8 @@ class CoconutLoss(BackboneLoss):
 
         hidden_states: a list that receives all layers' states (B, S - 1, D), see Decoder.extend.
         """
-        model, cache, thoughts = self.model, DynamicSuffixCache(), []
+        model, thoughts = self.model, []
+        cache = DynamicSuffixCache(batch.prompts.device)
         hidden, prompt, hook = read_prompts(model, batch, sampling, rng_keys)
         for t in range(num_thoughts):
             if t:
@@ -125,7 +126,7 @@ def read_words(model, batch, name, sampling, rng_keys, hidden_states=None):
     before, prompt, hook = read_prompts(model, batch, sampling, rng_keys)  # (B, D)
     x = model.embed(batch.texts[name][:, :-1].clamp(min=0))  # (B, S - 1, D)
     here = positions_after(batch, 0, x.shape[1])
-    after = model.extend(x, here, prompt, DynamicSuffixCache(), hook(here), hidden_states)
+    after = model.extend(x, here, prompt, SinglePass(x.device), hook(here), hidden_states)
     return torch.cat((before[:, None], after), dim=1)
 
 

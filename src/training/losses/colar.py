@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.kv_cache import DynamicSuffixCache
+from src.models.kv_cache import SinglePass
 from src.models.latent_rm import insert_after_thoughts
 from src.sampling import rng
 from src.sampling.engine import sample
@@ -120,7 +120,7 @@ class ColarLoss(BackboneLoss):
         text = model.embed(batch.texts["text"][:, :-1].clamp(min=0))  # (B, S - 1, D)
         x = insert_after_thoughts(merged, text, num_thoughts)  # (B, K + S - 1, D)
         positions = positions_after(batch, 0, x.shape[1])
-        hidden = model.extend(x, positions, prompt, DynamicSuffixCache(), hook(positions))
+        hidden = model.extend(x, positions, prompt, SinglePass(x.device), hook(positions))
         return torch.cat((first[:, None], hidden), dim=1)
 
 

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.models.latent_rm import log_prob
 from src.sampling.trajectories import thought_mask
 from src.training.curriculum import DIGITS
 from src.training.losses.coconut import DIGIT_CLASSES
@@ -67,15 +66,15 @@ class RewardLoss(nn.Module):
             golds = gold_ids[:, None].expand(-1, latent_embeds.shape[1], -1)  # (Q, N, A)
             answers = golds if self.training else answer_ids
         pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
-        hidden, logits = self.model.read(*pool, answers)
+        hidden, states = self.model.read_states(*pool, answers)
         mask = thought_mask(latent_lengths, hidden.shape[2])  # (Q, N, T)
-        rewards = self.model.classify(hidden).float() * mask  # (Q, N, T)
+        rewards = self.model.classify(hidden) * mask  # (Q, N, T)
         loss = self._ranking_loss(rewards, labels, mask)
         if self.digits_weight:
             loss = loss + self.digits_weight * self._digits_loss(hidden, digits)
         scores = rewards.sum(-1)  # (Q, N)
         if self.answer_weight:
-            answer_rewards = log_prob(logits, answers)  # (Q, N)
+            answer_rewards = self.model.answer_log_probs(states, answers)  # (Q, N)
             loss = loss - self.answer_weight * answer_rewards.mean() * self.training
             scores = scores + answer_rewards
         return {"loss": loss, "scores": scores}
