@@ -30,6 +30,7 @@ WORKLOADS = {  # by the field of Sizes that gives their size
     "against_products": sampling.against_products,
     "n_samples": sampling.scaling_in_n,
     "batches": sampling.scaling_in_batch,
+    "compiled": sampling.compiled,
     "beams": reward.beams,
     "annotation": reward.annotation,
     "scoring": reward.scoring,

@@ -31,7 +31,7 @@ def tables(results):
     for limits in results["limits"]:
         parts += [f"### {_model(limits)} on {results['about']['device']}", _limits(limits)]
         rows = of_model(results, limits)
-        for table in (_against_products, _sampling, _latent_and_batch, _others):
+        for table in (_against_products, _sampling, _latent_and_batch, _compiled, _others):
             parts += table(rows)
         if (limits["shape"], limits["dtype"]) in shapes(results):
             parts.append(_figure(results, limits))
@@ -187,6 +187,16 @@ def _latent_and_batch(rows):
     ]
     caption = "The latent phase alone, without prompt and answer, and whole batches (noise):"
     return [caption, _table(header, cells)] if cells else []
+
+
+def _compiled(rows):
+    header = ["sizes", "eager, s", "compiled, s", "times as fast", "compiling, s"]
+    cells = [
+        [_sizes(row), _seconds(row["plain"]["eager"]), _seconds(row), _times(row, "eager"),
+         f"{row['compile_s']:.0f}"]
+        for row in rows if row["workload"] == "compiled"
+    ]  # fmt: skip
+    return ["Compiled steps (noise):", _table(header, cells)] if cells else []
 
 
 def _others(rows):

@@ -6,6 +6,7 @@ from benchmarks import plain
 from benchmarks.bench import VARIANTS
 from benchmarks.counts import latent_passes, run_products, sampling_passes
 from benchmarks.timing import Call, alternate
+from src.sampling.compilation import Compilation
 from src.sampling.engine import continue_thinking, sample, start
 
 SHARED, OWN = "products, shared prompt", "products, own prompts"
@@ -84,6 +85,25 @@ def _start(model, request):
 @torch.inference_mode()
 def _think(model, request, state):
     continue_thinking(model, request, state, 1)
+
+
+def compiled(bench):
+    """Noise with compiled steps beside eager ones; the first run compiles them."""
+    questions, n_samples = bench.sizes.compiled
+    request, model = bench.request("noise", questions, n_samples), bench.model
+    compilation = Compilation()
+
+    def run(how):
+        model.compilation = how
+        sample(model, request)
+
+    calls = {"eager": Call(lambda: run(None)), "compiled": Call(lambda: run(compilation))}
+    timings = alternate(calls, bench.device, bench.repeats)
+    model.compilation = None
+    counted = bench.count((model, sampling_passes(request)))
+    sizes = _sizes("noise", questions, n_samples, request.max_new_tokens)
+    row = bench.row("compiled", sizes, timings.pop("compiled"), counted, timings)
+    return [row | {"compile_s": compilation.seconds}]
 
 
 def scaling_in_batch(bench):

@@ -12,9 +12,9 @@ class Sizes:
     Prompts of ``prompt`` tokens, ``thoughts`` thoughts, ``answer`` answer tokens.
     against_products: (questions, samples, answer tokens) of the comparison with the products.
     questions: Q of the comparison of ``n_samples``. plain_at: the N that are measured the plain way
-    too. batches, batch_samples: numbers of questions, and their N. beams: (questions, beams,
-    proposals). annotation: (questions, trajectories, rollouts). scoring, training: (questions,
-    trajectories).
+    too. batches, batch_samples: numbers of questions, and their N. compiled: (questions, samples)
+    of the comparison of compiled with eager steps. beams: (questions, beams, proposals).
+    annotation: (questions, trajectories, rollouts). scoring, training: (questions, trajectories).
     """
 
     shape: str
@@ -28,6 +28,7 @@ class Sizes:
     plain_at: tuple = ()
     batches: tuple = ()
     batch_samples: int = 16
+    compiled: tuple | None = None
     beams: tuple | None = None
     annotation: tuple | None = None
     scoring: tuple | None = None
@@ -60,7 +61,7 @@ _GPU = {
 }
 CUDA = (
     Sizes("gpt2-small", against_products=(2, 64, 24), training=(32, 8), **_GPU),
-    Sizes("gpt2-small", "bfloat16", training=(32, 8), **_GPU),
+    Sizes("gpt2-small", "bfloat16", compiled=(8, 64), training=(32, 8), **_GPU),
     Sizes("llama-3.2-1b", "bfloat16", training=(8, 8), **_GPU),
     Sizes("llama-3.2-1b", questions=8, n_samples=(64,)),
 )

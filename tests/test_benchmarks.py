@@ -210,12 +210,15 @@ def results():
 @pytest.mark.quick
 def test_every_workload_is_sized_on_every_device():
     for name in ("cpu", "cuda", "tiny"):
-        assert all(any(getattr(sizes, field) for sizes in SIZES[name]) for field in WORKLOADS)
+        sized = {f for f in WORKLOADS if any(getattr(sizes, f) for sizes in SIZES[name])}
+        on_gpu_only = set() if name == "cuda" else {"compiled"}  # it takes minutes on a CPU
+        assert sized == WORKLOADS.keys() - on_gpu_only
 
 
 def test_every_workload_is_measured_beside_the_plain_way_and_the_limit(results):
     workloads = {row["workload"] for row in results["rows"]}
-    assert len(workloads) == len(WORKLOADS) + 1  # the latent phase comes with the scaling in N
+    # The latent phase comes with the scaling in N; compiled steps take too long for a test.
+    assert len(workloads) == len(WORKLOADS) + 1 - 1
     for row in results["rows"]:
         assert row["seconds"] > 0 and 0 < row["limit_share"] < 1.5
         compared = row.get("products_s") or row["plain"] or row["workload"] in ("latent phase",)

@@ -62,7 +62,7 @@ class LlamaDecoder(Decoder):
 
 
 def _normalized(x, norm):
-    """The RMSNorm of x (..., D), computed in float32; transformers' rounds before its weights, too."""
+    """The RMSNorm of x (..., D) in float32; transformers' rounds before the weights, too."""
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
