@@ -188,7 +188,8 @@ def rewards_and_gradients(model, recompute):
     rewards = model(*(x.to(model.device) for x in pool))
     rewards.sin().sum().backward()
     handle.remove()
-    return rewards, {name: weight.grad for name, weight in model.named_parameters()}, len(calls)
+    gradients = {name: weight.grad.clone().cpu() for name, weight in model.named_parameters()}
+    return rewards.cpu(), gradients, len(calls)
 
 
 @pytest.mark.parametrize("name", ["codi", "colar"])
@@ -359,9 +360,9 @@ def test_rewards_and_gradients_on_cuda_equal_those_on_the_cpu(name, recompute):
     model = random_reward_model(RANDOM[name]()[0]).double()
     rewards, gradients, _ = rewards_and_gradients(model, recompute)
     on_cuda, others, _ = rewards_and_gradients(model.cuda(), recompute)
-    torch.testing.assert_close(on_cuda.cpu(), rewards, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(on_cuda, rewards, rtol=1e-4, atol=1e-4)
     for key, gradient in gradients.items():
-        off = (others[key].cpu() - gradient).abs().max()
+        off = (others[key] - gradient).abs().max()
         assert off <= 1e-4 * gradient.abs().max(), key
 
 
