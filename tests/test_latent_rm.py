@@ -184,10 +184,12 @@ def rewards_and_gradients(model, recompute):
     calls, thoughts = [], random_thoughts().to(model.dtype)
     output, _ = model.residual_outputs(model.blocks[0])
     handle = output.register_forward_hook(lambda *_: calls.append(1))
-    rewards = model(*padded("left", 2), thoughts, NUM_THOUGHTS, padded_answers(ANSWERS))
+    pool = (*padded("left", 2), thoughts, NUM_THOUGHTS, padded_answers(ANSWERS))
+    rewards = model(*(x.to(model.device) for x in pool))
     rewards.sin().sum().backward()
     handle.remove()
-    return rewards, {name: weight.grad for name, weight in model.named_parameters()}, len(calls)
+    gradients = {name: weight.grad.clone().cpu() for name, weight in model.named_parameters()}
+    return rewards.cpu(), gradients, len(calls)
 
 
 @pytest.mark.parametrize("name", ["codi", "colar"])
@@ -200,6 +202,40 @@ def test_recomputed_blocks_give_the_same_gradients(name):
     for key, gradient in gradients.items():
         off = (others[key] - gradient).abs().max()
         assert off <= 1e-6 * gradient.abs().max(), key
+
+
+def kept_numbers(model, recompute):
+    """How many numbers a forward pass keeps for the backward pass.
+
+    Without weights, and without the inputs of blocks that are recomputed.
+    """
+    model.recomputes_blocks, kept = recompute, {}
+    weights = {weight.data_ptr() for weight in model.parameters()}
+
+    def note(x):
+        if x.data_ptr() not in weights:
+            kept[x.data_ptr()] = max(x.numel(), kept.get(x.data_ptr(), 0))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        rewards = model(*padded(), random_thoughts())
+    rewards.sum().backward()  # what is kept has lived until here
+    return sum(kept.values())
+
+
+def test_recomputed_blocks_are_not_kept():
+    model = random_latent_rm(n_layer=6)
+    assert kept_numbers(model, recompute=True) < 0.1 * kept_numbers(model, recompute=False)
+
+
+def test_gradients_of_a_block_are_complete_before_those_of_the_next():
+    """Else the gradients of prompts and of thoughts would be held at once for all blocks."""
+    model, order = random_latent_rm(n_layer=3), []
+    first, second, _ = (model.residual_outputs(block)[0] for block in model.blocks)
+    second.weight.register_post_accumulate_grad_hook(lambda _: order.append("second"))
+    first.register_full_backward_hook(lambda *_: order.append("first"))
+    model(*padded(), random_thoughts()).sum().backward()
+    assert order == ["second", "first", "first"]
 
 
 def test_nothing_is_recomputed_without_gradients():
@@ -314,6 +350,20 @@ def test_norms_of_bfloat16_round_once(config):
     torch.testing.assert_close(rounded.float(), exact, rtol=2**-8, atol=1e-6)
     module = model.float().base_model.get_submodule("ln_f" if hasattr(config, "n_embd") else "norm")
     torch.testing.assert_close(exact, module(x.float()), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["codi", "colar"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_rewards_and_gradients_on_cuda_equal_those_on_the_cpu(name, recompute):
+    model = random_reward_model(RANDOM[name]()[0]).double()
+    rewards, gradients, _ = rewards_and_gradients(model, recompute)
+    on_cuda, others, _ = rewards_and_gradients(model.cuda(), recompute)
+    torch.testing.assert_close(on_cuda, rewards, rtol=1e-4, atol=1e-4)
+    for key, gradient in gradients.items():
+        off = (others[key] - gradient).abs().max()
+        assert off <= 1e-4 * gradient.abs().max(), key
 
 
 def test_losses_by_hand():

@@ -411,7 +411,7 @@ def test_training_learns_the_right_answer_and_evaluation_scores_the_sampled_one(
 
 
 def log_prob(logits, answers):
-    """log p (Q, N) of answers (Q, N, A), padded with -1, from logits (Q, N, A, V)."""
+    """log p (Q, N) of answers (Q, N, A), padded with -1, from logits (Q, N, A, V) before them."""
     tokens = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
     return (tokens * (answers >= 0)).sum(-1)
 

@@ -4,13 +4,13 @@ src/models/gpt2.py and src/models/llama.py hold what differs between the archite
 are those of the Hugging Face model that the mixin is combined with.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from src.models.attention import attend, attend_from_last, attend_in_prompt
-from src.models.kv_cache import PrefixCache, SuffixCache
+from src.models.kv_cache import PrefixCache, SinglePass, SuffixCache
 from src.sampling.memory import cache_shape
 from src.sampling.samplers import ATTENTION, MLP, NO_DROPOUT
 
@@ -48,8 +48,9 @@ class Decoder:
     dropout_sites: after which of ATTENTION and MLP the dropout hook acts. has_embedding_dropout:
     whether it can act after the embedding. It can always act on the attention weights.
 
-    recomputes_blocks: gradient checkpointing (Chen et al., arXiv 1604.06174). The backward pass
-    computes every block again, so that only its input, keys and values are kept until then.
+    recomputes_blocks: gradient checkpointing (Chen et al., arXiv 1604.06174) in ``read_together``:
+    the backward pass computes each block again, only its input and the prompts' keys and values are
+    kept until then.
 
     Shapes as in src/models/kv_cache.py.
     """
@@ -94,17 +95,11 @@ class Decoder:
         else:
             x, rotary = self.encode_positions(x, _positions_of(x), dropout)
         for layer in range(len(layers), len(self.blocks) - 1):
-            x, kv = self._run(self._block_of_prompts, layer, x, rotary, dropout)
+            x, kv = self._block_of_prompts(layer, x, rotary, dropout)
             layers.append(kv)
         layers.append(_heads_first(self.keys_values(self.blocks[-1], x, rotary)))
         prefix = PrefixCache.of(prompt_lengths, layers)
         return self._read_last_block(x, rotary, prefix, dropout), prefix
-
-    def _run(self, block, *inputs):
-        """``block(*inputs)``, where ``block`` may run a second time, with the same result."""
-        if self.recomputes_blocks and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
 
     def _block_of_prompts(self, layer, x, rotary, dropout):
         """A block: the residual stream (G, L, D) after it, and its keys and values."""
@@ -156,7 +151,7 @@ class Decoder:
         for layer in range(len(self.blocks)):
             if hidden_states is not None:
                 hidden_states.append(x)
-            x = self._run(self._block_of_rows, layer, x, rotary, prefix, window, hidden, dropout)
+            x = self._block_of_rows(layer, x, rotary, prefix, window, hidden, dropout)
         x = self.final_norm(x)
         if hidden_states is not None:
             hidden_states.append(x)
@@ -168,6 +163,34 @@ class Decoder:
         k, v = window.append(layer, kv)  # (R, H', T, K) each
         out = attend(q, k, v, hidden, prefix, layer, dropout.attention(layer))  # (R, S, H * K)
         return self._finish_block(self.blocks[layer], layer, x, out, dropout)
+
+    def read_together(self, prompts, prompt_lengths, x, positions):
+        """The final hidden states (R, S, D) of x (R, S, D) at positions (R, S), after prompts.
+
+        prompts (G, L, D) and prompt_lengths (G,): as of ``prefill``. It computes what ``prefill``
+        and ``extend`` do, but prompts and rows go through each block together, to save memory: no
+        keys and values outlive their block, and a backward pass adds up the two gradients of a
+        block's weights before it goes on to the next block.
+        """
+        prompts, of_prompts = self.encode_positions(prompts, _positions_of(prompts), NO_DROPOUT)
+        x, rotary = self.encode_positions(x, positions, NO_DROPOUT)
+        window, hidden = SinglePass(x.device).open(x.shape[1])
+        prefix, last = None, len(self.blocks) - 1
+        for layer in range(len(self.blocks)):
+            if layer < last:
+                inputs = (layer, prompts, of_prompts, NO_DROPOUT)
+                prompts, kv = self._run(self._block_of_prompts, *inputs)
+            else:
+                kv = _heads_first(self.keys_values(self.blocks[last], prompts, of_prompts))
+            prefix = prefix or PrefixCache.of(prompt_lengths, [kv])  # its bias serves all layers
+            inputs = (layer, x, rotary, replace(prefix, layers={layer: kv}), window, hidden)
+            x = self._run(self._block_of_rows, *inputs, NO_DROPOUT)
+        return self.final_norm(x)
+
+    def _run(self, block, *inputs):
+        if self.recomputes_blocks and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _finish_block(self, block, layer, x, out, dropout):
         """The residual stream (R, S, D) after a block, from its attention ``out``."""

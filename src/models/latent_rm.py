@@ -11,7 +11,6 @@ from transformers import GPT2Model, GPT2PreTrainedModel, LlamaModel, LlamaPreTra
 
 from src.models.codi import new_projector
 from src.models.gpt2 import GPT2Decoder
-from src.models.kv_cache import SinglePass
 from src.models.llama import LlamaDecoder
 from src.sampling.logits import token_log_probs
 from src.sampling.trajectories import thought_mask
@@ -83,7 +82,6 @@ class LatentRM:
     ):
         """As ``read``, with the hidden states (Q, N, A, D) in place of the logits."""
         ids, prompt_lengths = _pad_right(input_ids, attention_mask)
-        prefix = self.read_prompts(ids, prompt_lengths)
         shape, device = latent_embeds.shape[:2], ids.device
         if latent_lengths is None:
             latent_lengths = torch.full(shape, latent_embeds.shape[2], device=device)
@@ -94,7 +92,8 @@ class LatentRM:
         positions = torch.arange(x.shape[1], device=device)
         positions = prompt_lengths.repeat_interleave(shape[1])[:, None] + positions
         positions = positions.clamp(max=self.config.max_position_embeddings - 1)  # of padding only
-        hidden = self.extend(x, positions, prefix, SinglePass(device)).unflatten(0, shape)
+        hidden = self.read_together(self.embed(ids), prompt_lengths, x, positions)
+        hidden = hidden.unflatten(0, shape)
         if answer_ids is None:
             return hidden, None
         before = torch.arange(answer_ids.shape[2], device=device)

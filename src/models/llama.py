@@ -62,7 +62,7 @@ class LlamaDecoder(Decoder):
 
 
 def _normalized(x, norm):
-    """The RMSNorm of x (..., D) in float32; transformers' rounds before the weights, too."""
+    """The RMSNorm of x (..., D), rounded once; transformers' rounds before its weight, too."""
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 

@@ -91,9 +91,10 @@ class RewardRecipe(TrainingArguments):
         self._check_trainer_keys()
         # the Trainer reads the precision from here, where `accelerate config` may hold another one
         os.environ["ACCELERATE_MIXED_PRECISION"] = self.mixed_precision
-        # it is the decoder's; the Trainer, which would look for that of transformers, sees None
+        # the decoder does it; the Trainer must not ask the model for transformers' own
         self.recomputes_blocks, self.gradient_checkpointing = self.gradient_checkpointing, None
         super().__post_init__()
+        self.gradient_checkpointing = False
         self._accumulate()
 
     def _accumulate(self):
