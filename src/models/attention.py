@@ -20,9 +20,8 @@ def attend(q, k, v, hidden, prefix, layer, drop=None):
     """Attention of the new positions, (R, S, D).
 
     q (R, S, H, K). k, v (R, H', T, K): the suffix, of which the last S positions of a row are the
-    new ones. hidden (R or 1, S, T): true where a new position does not attend to a suffix position,
-    or None. prefix: a PrefixCache. drop: drops attention weights, see
-    samplers.NoDropout.attention.
+    new ones. hidden: from ``by_query``, what they do not attend to. prefix: a PrefixCache. drop:
+    drops attention weights, see samplers.NoDropout.attention.
     """
     n_kv_head, width = k.shape[1], q.shape[-1]
     q = (q * width**-0.5).unflatten(2, (n_kv_head, -1)).transpose(1, 2)  # (R, H', S, H / H', K)
@@ -30,15 +29,18 @@ def attend(q, k, v, hidden, prefix, layer, drop=None):
     q, prompt = q.flatten(2, 3), _Prompt(prefix, layer, len(q))  # (R, H', U, K)
     shares = prompt.members > 1 and drop is None and not q.requires_grad
     form = _merge_by_log_sum_exp if shares else _weigh_jointly
-    out = form(q, k, v, _by_query(hidden, sizes), prompt, drop, sizes)  # (R, H', U, K)
+    out = form(q, k, v, hidden, prompt, drop, sizes)  # (R, H', U, K)
     return out.view(sizes).transpose(1, 2).flatten(2)
 
 
-def _by_query(hidden, sizes):
-    """``hidden`` for each of the U queries: (R or 1, 1, U, T), or None."""
+def by_query(hidden, heads):
+    """What the U queries of a key-value head do not attend to, (R or 1, 1, U, T), or None.
+
+    hidden (R or 1, S, T): the same of the S new positions, or None. heads: H / H'.
+    """
     if hidden is None:
         return None
-    return hidden[:, None].repeat_interleave(sizes[3], dim=2)
+    return hidden[:, None, :, None].expand(-1, -1, -1, heads, -1).flatten(2, 3)
 
 
 class _Prompt:

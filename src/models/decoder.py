@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from src.models.attention import attend, attend_from_last, attend_in_prompt
+from src.models.attention import attend, attend_from_last, attend_in_prompt, by_query
 from src.models.kv_cache import PrefixCache, SinglePass, SuffixCache
 from src.sampling.memory import cache_shape
 from src.sampling.samplers import ATTENTION, MLP, NO_DROPOUT
@@ -58,6 +58,11 @@ class Decoder:
     recomputes_blocks = False
     dropout_sites = (ATTENTION, MLP)
     has_embedding_dropout = True
+
+    @property
+    def _heads_a_key(self):
+        """Query heads of a key-value head, H / H'."""
+        return self.config.num_attention_heads // cache_shape(self.config)[1]
 
     def embed(self, ids):
         """Token ids to embeddings (..., D), without positions."""
@@ -146,7 +151,7 @@ class Decoder:
 
         Its shapes depend on no value, and nothing in it waits for the device.
         """
-        dropout = dropout.for_layers(len(self.blocks))
+        dropout, hidden = dropout.for_layers(len(self.blocks)), by_query(hidden, self._heads_a_key)
         x, rotary = self.encode_positions(x, positions, dropout)
         for layer in range(len(self.blocks)):
             if hidden_states is not None:
@@ -175,6 +180,7 @@ class Decoder:
         prompts, of_prompts = self.encode_positions(prompts, _positions_of(prompts), NO_DROPOUT)
         x, rotary = self.encode_positions(x, positions, NO_DROPOUT)
         window, hidden = SinglePass(x.device).open(x.shape[1])
+        hidden = by_query(hidden, self._heads_a_key)
         prefix, last = None, len(self.blocks) - 1
         for layer in range(len(self.blocks)):
             if layer < last:

@@ -34,13 +34,15 @@ def sample(model, request):
     turns = in_turns(request, room)
     parts, thoughts = [part for of_questions in turns for part in of_questions], []
     decoded = decode_states(model, request, _think_all(model, parts, thoughts), room)
-    sampled = iter(
-        [
-            _trajectories(part, *of_part, *answers)
-            for part, answers, of_part in zip(parts, decoded, thoughts, strict=True)
-        ]
-    )
-    pools = [Trajectories.concatenate([next(sampled) for _ in samples]) for samples in turns]
+    sampled = [
+        _trajectories(part, *of_part, *answers)
+        for part, answers, of_part in zip(parts, decoded, thoughts, strict=True)
+    ]
+    pools, first = [], 0
+    for of_questions in turns:
+        end = first + len(of_questions)
+        pools.append(Trajectories.concatenate(sampled[first:end]))
+        first = end
     return Trajectories.join(pools)
 
 
