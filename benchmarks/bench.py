@@ -13,6 +13,7 @@ from src.sampling import memory
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 
+LONGEST_ANSWER = 24  # tokens
 VARIANTS = {
     "noise": Sampling("noise", noise_std=0.6),
     "dropout, shared prompt": Sampling("dropout", dropout_p=0.2, dropout_prompt=False),
@@ -38,6 +39,7 @@ class Bench:
     def of(cls, sizes, device, repeats=REPEATS):
         free(device)
         model = build_backbone(sizes.shape, sizes.dtype, device)
+        memory.set_budget([model], sizes.prompt + sizes.thoughts + LONGEST_ANSWER)
         limits = product_rate(model, device), copy_bandwidth(device)
         return cls(sizes, device, model, *limits, repeats)
 
@@ -77,14 +79,9 @@ class Bench:
             "dtype": self.sizes.dtype,
             "operations_per_s": self.rate,
             "bytes_per_s": self.bandwidth,
-            "budget_mib": budget_bytes(self.device) / 2**20,
+            "budget_mib": self.model.budget.size / 2**20,
             "weights_mib": sum(p.numel() * p.itemsize for p in self.model.parameters()) / 2**20,
         }
-
-
-def budget_bytes(device):
-    """The memory that the engine allows itself for the caches and activations of a chunk."""
-    return memory.WORK_BYTES[device]
 
 
 def free(device):

@@ -15,6 +15,7 @@ from utils.device_memory import GIB
 from utils.errors import UserError
 
 WORK_BYTES = {"cpu": 4 * GIB, "cuda": 8 * GIB}  # budget of a model for which none was set
+_MOST_ON_CPU = 8 * GIB  # of a default budget; larger batches are no faster there
 _FREE_SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the free memory that a budget may take by default
 _LIMIT_SHARE = 0.9  # of --memory_gib; the rest is for what grows that is not counted here
 _WEIGHT_BYTES = 20  # of an attention weight that is dropped: score, weight, random bits, mask
@@ -45,7 +46,7 @@ def set_budget(models, positions, gib=None):
     """Sets one Budget for models that work together, on one device, and returns it.
 
     positions: of the longest prompt with its thoughts and its answer. gib: GiB that this process
-    may hold, models included; None: a CPU gets 4 GiB or half of the free memory, CUDA 80 % of it.
+    may hold, models included; None: a CPU gets 8 GiB or half of the free memory, CUDA 80 % of it.
     Raises UserError where ``gib`` leaves no room for a trajectory.
     """
     device = models[0].device
@@ -54,7 +55,7 @@ def set_budget(models, positions, gib=None):
     device_memory.cap(device, gib and gib * GIB)
     if gib is None:
         size = _FREE_SHARE[device.type] * device_memory.free(device)
-        size = min(size, WORK_BYTES["cpu"]) if device.type == "cpu" else size
+        size = min(size, _MOST_ON_CPU) if device.type == "cpu" else size
     else:
         size = _LIMIT_SHARE * gib * GIB - device_memory.held(device)
         if size < least:
