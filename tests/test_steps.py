@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import GPT2Config, LlamaConfig
 
 from benchmarks.kernels import KernelCount
@@ -86,13 +87,16 @@ def steps(model, sampling, run):
     return *latent, run(answers.answer_step, model, sampling, token, numbers + 5, *rows)
 
 
-@pytest.mark.parametrize(
+every_kind = pytest.mark.parametrize(
     ("make", "name"),
     [(gpt2, "noise"), (gpt2, "own prompts"), (llama, "noise"), (llama, "shared prompt")],
 )
+
+
+@every_kind
 def test_steps_are_traced_as_one_graph_that_gives_the_eager_numbers(make, name):
     """fullgraph=True raises where a step can't be one graph. Without code generation."""
-    model, sampling = make(2), SAMPLINGS[name]
+    model, sampling = make(1), SAMPLINGS[name]
 
     def traced(step, *inputs):
         return torch.compile(step, fullgraph=True, dynamic=True, backend="eager")(*inputs)
@@ -100,16 +104,37 @@ def test_steps_are_traced_as_one_graph_that_gives_the_eager_numbers(make, name):
     assert_equal(steps(model, sampling, traced), steps(model, sampling, lambda f, *x: f(*x)))
 
 
-@pytest.mark.skipif(compilation.missing_compiler(torch.device("cpu")) is not None, reason="no C++")
-def test_a_compiled_model_samples_the_same(monkeypatch):
-    # Two thoughts: one kind of inputs, since compiling takes long.
-    model, request = gpt2(2), request_of(SAMPLINGS["shared prompt"], thoughts=2, answer=1)
+@pytest.mark.slow
+@every_kind
+def test_a_compiled_model_samples_the_same(make, name):
+    if compilation.missing_compiler(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    model, request = make(2), request_of(SAMPLINGS[name])
     eager = sample(model, request)
     model.compilation = compilation.Compilation()
     compiled = sample(model, request)
     assert model.compilation.seconds > 0
     assert compiled.tokens == eager.tokens
     assert_equal((compiled.thoughts,), (eager.thoughts,))
+
+
+def test_a_step_that_does_not_compile_runs_as_it_is_unless_it_must(monkeypatch, capsys):
+    def fails(step):
+        def compiled(*inputs):
+            raise BackendCompilerFailed(None, RuntimeError("no kernel"), None)
+
+        return compiled
+
+    monkeypatch.setattr(compilation, "compiled", fails)
+    model, request = gpt2(1), request_of(SAMPLINGS["noise"])
+    eager = sample(model, request)
+    model.compilation = compilation.Compilation(required=False)
+    assert sample(model, request).tokens == eager.tokens
+    assert model.compilation is None
+    assert capsys.readouterr().err.count("steps are not compiled") == 1
+    model.compilation = compilation.Compilation()
+    with pytest.raises(BackendCompilerFailed):
+        sample(model, request)
 
 
 def assert_equal(actual, expected):
