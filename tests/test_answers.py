@@ -1,8 +1,14 @@
 """Answers decoded together: rows leave and enter, and nothing changes."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import GPT2Config
 
+from src.models import model_class
+from src.models.kv_cache import Grouping
 from src.sampling import answers
 from src.sampling.answers import decode_states
 from src.sampling.engine import decode, think
@@ -76,3 +82,35 @@ def test_a_state_stays_as_it_is(backbone, requests):
     first = decode(model, requests[1], state, thoughts)
     again = decode(model, requests[1], state, thoughts)
     assert again.tokens == first.tokens
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("passes", [1, 4])
+def test_finished_rows_stay_within_the_positions_of_the_model(passes, monkeypatch):
+    """The prompt, its thoughts and the answer fill the model's positions."""
+    ids, thoughts, answer, sampling = list(range(20, 30)), 4, 12, Sampling("noise", noise_std=0.5)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60, "initializer_range": 0.3}
+    config = GPT2Config(n_positions=len(ids) + thoughts + answer, **sizes)
+    model = model_class("coconut", "gpt2")(config).eval()
+    model.config.end_latent_token_id, model.config.eos_token_id = 1, -1
+    requests = [Request([ids], [q], 16, thoughts, answer, 7, sampling) for q in range(4)]
+    written = [ids for tokens, _ in decoded_alone(model, requests) for ids in tokens]
+    counts = Counter(token for ids in written for token in set(ids))
+    model.config.eos_token_id = min(counts, key=lambda token: abs(counts[token] - 40))
+    alone = decoded_alone(model, requests)
+    assert len({len(ids) for tokens, _ in alone for ids in tokens}) > 2
+    monkeypatch.setitem(answers.PASSES, "cpu", passes)
+    assert decoded_together(model, requests, room=32) == alone
+
+
+def test_a_large_group_beside_small_ones_is_read_in_several_parts(backbone, requests):
+    model, _ = backbone
+    groups = torch.cat((torch.arange(1, 5), torch.zeros(40, dtype=torch.int64)))
+    grouping = Grouping.of(groups, 5)
+    assert len(grouping.pick) <= 2 * len(groups)
+    assert torch.equal(grouping.pick[grouping.place], torch.arange(44))
+    assert torch.equal(grouping.repeats[grouping.place // grouping.members], groups)
+    counts = zip(requests, (40, 1, 1, 1, 1), strict=True)
+    together = [replace(request, n_samples=n) for request, n in counts]
+    assert decoded_together(model, together, room=1000) == decoded_alone(model, together)

@@ -54,11 +54,11 @@ def kernels(layers, sampling):
         engine.read_thought(model, sampling, state, 2)
     batch = answers._Batch(model, request)
     batch.enter(state)
-    window, hidden = batch.rows.state.suffix.open(1)
+    window, mask = batch.rows.state.suffix.open(1)
     rows = batch.rows
     inputs = (rows.token, rows.position, state.rng_keys, state.prompt_lengths, state.prefix)
     with KernelCount() as answer:
-        answers.answer_step(model, sampling, *inputs, window, hidden)
+        answers.answer_step(model, sampling, *inputs, window, mask)
     return latent, answer
 
 
@@ -79,8 +79,8 @@ def steps(model, sampling, run):
     request = request_of(sampling)
     state = engine.start(model, request)
     engine.read_thought(model, sampling, state, 1)
-    window, hidden = state.suffix.open(1)
-    rows = (state.rng_keys, state.prompt_lengths, state.prefix, window, hidden)
+    window, mask = state.suffix.open(1)
+    rows = (state.rng_keys, state.prompt_lengths, state.prefix, window, mask)
     numbers = torch.full_like(state.prompt_lengths, 2)
     latent = run(engine.thought_step, model, sampling, state.thought, numbers, *rows)
     token = torch.arange(len(state))

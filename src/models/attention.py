@@ -16,31 +16,37 @@ import torch.nn.functional as F
 from src.sampling.samplers import PROMPT, SUFFIX
 
 
-def attend(q, k, v, hidden, prefix, layer, drop=None):
+def attend(q, k, v, mask, prefix, layer, drop=None):
     """Attention of the new positions, (R, S, D).
 
     q (R, S, H, K). k, v (R, H', T, K): the suffix, of which the last S positions of a row are the
-    new ones. hidden: from ``by_query``, what they do not attend to. prefix: a PrefixCache. drop:
+    new ones. mask: from ``by_query``, what they do not attend to. prefix: a PrefixCache. drop:
     drops attention weights, see samplers.NoDropout.attention.
     """
     n_kv_head, width = k.shape[1], q.shape[-1]
     q = (q * width**-0.5).unflatten(2, (n_kv_head, -1)).transpose(1, 2)  # (R, H', S, H / H', K)
     sizes = q.shape
     q, prompt = q.flatten(2, 3), _Prompt(prefix, layer, len(q))  # (R, H', U, K)
-    shares = prompt.members > 1 and drop is None and not q.requires_grad
-    form = _merge_by_log_sum_exp if shares else _weigh_jointly
-    out = form(q, k, v, hidden, prompt, drop, sizes)  # (R, H', U, K)
+    if prompt.members > 1 and drop is None and _has_fused_attention(q):
+        out = _merge_by_log_sum_exp(q, k, v, mask, prompt)  # (R, H', U, K)
+    else:
+        out = _weigh_jointly(q, k, v, mask, prompt, drop, sizes)
     return out.view(sizes).transpose(1, 2).flatten(2)
 
 
-def by_query(hidden, heads):
+def _has_fused_attention(q):
+    """Whether ``_attend_with_lse`` takes queries like q; it has no gradient."""
+    return not q.requires_grad and (q.device.type == "cpu" or q.dtype != torch.float64)
+
+
+def by_query(mask, heads):
     """What the U queries of a key-value head do not attend to, (R or 1, 1, U, T), or None.
 
-    hidden (R or 1, S, T): the same of the S new positions, or None. heads: H / H'.
+    mask (R or 1, S, T): the same of the S new positions, or None. heads: H / H'.
     """
-    if hidden is None:
+    if mask is None:
         return None
-    return hidden[:, None, :, None].expand(-1, -1, -1, heads, -1).flatten(2, 3)
+    return mask[:, None, :, None].expand(-1, -1, -1, heads, -1).flatten(2, 3)
 
 
 class _Prompt:
@@ -49,6 +55,10 @@ class _Prompt:
     def __init__(self, prefix, layer, rows):
         self.k, self.v = prefix.layers[layer]
         self.bias, self.grouping = prefix.bias, prefix.grouping
+        if self.grouping is not None and self.grouping.repeats is not None:
+            repeats = self.grouping.repeats
+            self.k, self.v = self.k[repeats], self.v[repeats]
+            self.bias = None if self.bias is None else self.bias[repeats]
         self.groups = len(self.k)
         self.members = rows // self.groups if self.grouping is None else self.grouping.members
 
@@ -65,21 +75,21 @@ class _Prompt:
         return x if self.grouping is None else x[self.grouping.place]
 
 
-def _merge_by_log_sum_exp(q, k, v, hidden, prompt, _, sizes):
+def _merge_by_log_sum_exp(q, k, v, mask, prompt):
     """The prompt's whole output counts as one more key of the suffix: its log-sum-exp is the score
     of that key, the output its value."""
     of_prompt, lse = _attend_with_lse(prompt.by_group(q), prompt.k, prompt.v, prompt.bias)
     of_prompt, lse = prompt.by_row(of_prompt), prompt.by_row(lse[..., None])  # (R, H', U, K or 1)
-    scores = _scores(q, k, hidden)  # (R * H', U, T)
+    scores = _scores(q, k, mask)  # (R * H', U, T)
     scores = torch.cat((scores, lse.reshape(*scores.shape[:2], 1)), dim=-1)  # (R * H', U, T + 1)
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
     out = torch.bmm(weights[..., :-1], v.flatten(0, 1)).view(q.shape)
     return torch.addcmul(out, weights[..., -1:].view(*q.shape[:3], 1), of_prompt)
 
 
-def _weigh_jointly(q, k, v, hidden, prompt, drop, sizes):
+def _weigh_jointly(q, k, v, mask, prompt, drop, sizes):
     """One softmax over the scores of both parts."""
-    to_suffix = _scores(q, k, hidden).view(*q.shape[:3], -1)  # (R, H', U, T)
+    to_suffix = _scores(q, k, mask).view(*q.shape[:3], -1)  # (R, H', U, T)
     to_prompt = prompt.by_group(q) @ prompt.k.mT  # (G, H', M * U, L)
     if prompt.bias is not None:
         to_prompt = to_prompt + prompt.bias
@@ -96,12 +106,12 @@ def _weigh_jointly(q, k, v, hidden, prompt, drop, sizes):
     return torch.baddbmm(*(x.flatten(0, 1) for x in parts)).view(q.shape)
 
 
-def _scores(q, k, hidden):
+def _scores(q, k, mask):
     """Scores (R * H', U, T) of queries (R, H', U, K) at keys (R, H', T, K)."""
     scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
-    if hidden is not None:
+    if mask is not None:
         by_row = scores.view(*q.shape[:3], -1)
-        scores = by_row.masked_fill(hidden, float("-inf")).view_as(scores)
+        scores = by_row.masked_fill(mask, float("-inf")).view_as(scores)
     return scores
 
 

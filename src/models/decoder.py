@@ -143,30 +143,30 @@ class Decoder:
         hidden_states: a list that receives, as transformers' output_hidden_states, the input of the
         first block and the output of every block, (R, S, D), the last one after the final norm.
         """
-        window, hidden = suffix.open(x.shape[1])
-        return self.step(x, positions, prefix, window, hidden, dropout, hidden_states)
+        window, mask = suffix.open(x.shape[1])
+        return self.step(x, positions, prefix, window, mask, dropout, hidden_states)
 
-    def step(self, x, positions, prefix, window, hidden, dropout, hidden_states=None):
-        """``extend`` with the window and ``hidden`` that the suffix cache has opened for it.
+    def step(self, x, positions, prefix, window, mask, dropout, hidden_states=None):
+        """``extend`` with the window and ``mask`` that the suffix cache has opened for it.
 
         Its shapes depend on no value, and nothing in it waits for the device.
         """
-        dropout, hidden = dropout.for_layers(len(self.blocks)), by_query(hidden, self._heads_a_key)
+        dropout, mask = dropout.for_layers(len(self.blocks)), by_query(mask, self._heads_a_key)
         x, rotary = self.encode_positions(x, positions, dropout)
         for layer in range(len(self.blocks)):
             if hidden_states is not None:
                 hidden_states.append(x)
-            x = self._block_of_rows(layer, x, rotary, prefix, window, hidden, dropout)
+            x = self._block_of_rows(layer, x, rotary, prefix, window, mask, dropout)
         x = self.final_norm(x)
         if hidden_states is not None:
             hidden_states.append(x)
         return x
 
-    def _block_of_rows(self, layer, x, rotary, prefix, window, hidden, dropout):
+    def _block_of_rows(self, layer, x, rotary, prefix, window, mask, dropout):
         """A block: the residual stream (R, S, D) after it."""
         q, kv = self.qkv(self.blocks[layer], x, rotary)  # (R, S, H, K), (R, S, 2, H', K)
         k, v = window.append(layer, kv)  # (R, H', T, K) each
-        out = attend(q, k, v, hidden, prefix, layer, dropout.attention(layer))  # (R, S, H * K)
+        out = attend(q, k, v, mask, prefix, layer, dropout.attention(layer))  # (R, S, H * K)
         return self._finish_block(self.blocks[layer], layer, x, out, dropout)
 
     def read_together(self, prompts, prompt_lengths, x, positions):
@@ -179,8 +179,8 @@ class Decoder:
         """
         prompts, of_prompts = self.encode_positions(prompts, _positions_of(prompts), NO_DROPOUT)
         x, rotary = self.encode_positions(x, positions, NO_DROPOUT)
-        window, hidden = SinglePass(x.device).open(x.shape[1])
-        hidden = by_query(hidden, self._heads_a_key)
+        window, mask = SinglePass(x.device).open(x.shape[1])
+        mask = by_query(mask, self._heads_a_key)
         prefix, last = None, len(self.blocks) - 1
         for layer in range(len(self.blocks)):
             if layer < last:
@@ -189,7 +189,7 @@ class Decoder:
             else:
                 kv = _heads_first(self.keys_values(self.blocks[last], prompts, of_prompts))
             prefix = prefix or PrefixCache.of(prompt_lengths, [kv])  # its bias serves all layers
-            inputs = (layer, x, rotary, replace(prefix, layers={layer: kv}), window, hidden)
+            inputs = (layer, x, rotary, replace(prefix, layers={layer: kv}), window, mask)
             x = self._run(self._block_of_rows, *inputs, NO_DROPOUT)
         return self.final_norm(x)
 

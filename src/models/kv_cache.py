@@ -27,12 +27,15 @@ class Grouping:
 
     groups (R,): the group of each row. members: M, the rows of the largest group. pick (G * M,): a
     row for every place of a group, any where it has fewer. place (R,): where a row was picked.
+    repeats: None; or, where a few large groups would leave most places empty, the groups (G',) with
+    the large ones several times, so that M is smaller. G' then stands for G above.
     """
 
     groups: torch.Tensor
     members: int
     pick: torch.Tensor
     place: torch.Tensor
+    repeats: torch.Tensor | None
 
     @classmethod
     def of(cls, groups, num_groups):
@@ -41,12 +44,19 @@ class Grouping:
         counts = torch.bincount(groups, minlength=num_groups)  # (G,)
         order, first = groups.argsort(stable=True), counts.cumsum(0) - counts
         rank = torch.empty_like(rows).index_copy_(0, order, rows - first[groups[order]])  # (R,)
-        members = int(counts.max())
-        place = groups * members + rank
-        if len(rows) == num_groups * members and torch.equal(place, rows):
+        members, repeats, first_place = int(counts.max()), None, groups
+        if num_groups * members > 2 * len(rows):
+            members = -(-len(rows) // num_groups)
+            tiles = (counts + members - 1) // members  # (G,)
+            repeats = torch.arange(num_groups, device=groups.device).repeat_interleave(tiles)
+            first_place = (tiles.cumsum(0) - tiles)[groups]
+        place, places = first_place * members + rank, members * num_groups
+        if repeats is not None:
+            places = members * len(repeats)
+        elif len(rows) == places and torch.equal(place, rows):
             return None
-        pick = rows.new_zeros(num_groups * members).index_copy_(0, place, rows)
-        return cls(groups, members, pick, place)
+        pick = rows.new_zeros(places).index_copy_(0, place, rows)
+        return cls(groups, members, pick, place, repeats)
 
 
 @dataclass
@@ -159,36 +169,51 @@ class DynamicSuffixCache:
 
 
 class SuffixCache:
-    """Suffix cache in a buffer of fixed size (sampling).
+    """Suffix cache in memory of fixed size (sampling).
 
-    buffer: (layers, 2, C, R, H', K), keys then values. Positions come first: those in use are then
-    read as few long stretches of memory, which on a CPU takes half the time. length: T, the
-    positions of the longest row. lengths (R,): those of each row, None when all have ``length``.
+    layers: a tensor (2, C, R, H', K) for each, keys then values. Positions come first: those in use
+    are then read as few long stretches of memory, which on a CPU takes half the time. length: T,
+    the positions of the longest row. lengths (R,): those of each row, None when all have
+    ``length``.
     """
 
-    def __init__(self, buffer, length=0, lengths=None):
-        self.buffer, self.length, self.lengths = buffer, length, lengths
+    def __init__(self, layers, length=0, lengths=None):
+        self.layers, self.length, self.lengths = layers, length, lengths
 
     @classmethod
     def allocate(cls, like, layers, capacity, rows, heads, width):
         """An empty cache with the dtype and device of the tensor ``like``."""
         numbers = rows * heads * width
-        buffer = like.new_empty(layers, 2, capacity, numbers + _GAP)[..., :numbers]
-        return cls(buffer.unflatten(-1, (rows, heads, width)))
+        shape = (2, capacity, numbers + _GAP)
+        flat = [like.new_empty(shape)[..., :numbers] for _ in range(layers)]
+        return cls([x.unflatten(-1, (rows, heads, width)) for x in flat])
+
+    @property
+    def shape(self):
+        """C, R, H', K."""
+        return self.layers[0].shape[1:]
+
+    def _like(self, capacity, rows):
+        """An empty cache with the layers, heads and width of this one."""
+        return self.allocate(self.layers[0], len(self.layers), capacity, rows, *self.shape[2:])
 
     def open(self, new):
         """Prepares the reading of ``new`` positions of every row.
 
-        Returns the Window into which they go, and ``hidden`` of attention.attend.
+        Returns the Window into which they go, and the ``mask`` of attention.attend.
         """
-        first, self.length = self.length, min(self.length + new, self.buffer.shape[2])
-        used = self.buffer[:, :, : self.length]
+        first, self.length = self.length, min(self.length + new, self.shape[0])
+        used = [x[:, : self.length] for x in self.layers]
+        device = used[0].device
         if self.lengths is None:
-            return Window(used, slice(first, self.length)), _future(new, self.length, used.device)
-        used[:, :, first:].zero_()  # rows do not fill it in step, and 0 * NaN would be NaN
-        window, hidden = _ragged_window(used, self.lengths, new)
+            positions = torch.arange(first, first + new, device=device)  # (S,)
+            positions = positions.clamp_(max=self.length - 1)  # finished rows may be at the end
+            return Window(used, positions), _future(new, self.length, device)
+        for x in used:
+            x[:, first:].zero_()  # rows do not fill it in step, and 0 * NaN would be NaN
+        window, mask = _ragged_window(used, self.lengths, new)
         self.lengths = self.lengths + new
-        return window, hidden
+        return window, mask
 
     def set_lengths(self, lengths):
         """From now on row r has ``lengths[r]`` (R,) positions, at most ``length``."""
@@ -196,29 +221,26 @@ class SuffixCache:
         if not bool(beyond.any()):
             return
         self.lengths = lengths
-        used = self.buffer[:, :, : self.length]
-        used.masked_fill_(beyond.T[..., None, None], 0)  # they may hold NaN, and 0 * NaN is NaN
+        for x in self.layers:  # what is masked may hold NaN, and 0 * NaN is NaN
+            x[:, : self.length].masked_fill_(beyond.T[..., None, None], 0)
 
     def fork(self):
         """A cache in the same memory; the positions that it appends are none of this one's."""
-        return SuffixCache(self.buffer, self.length, self.lengths)
+        return SuffixCache(self.layers, self.length, self.lengths)
 
     def join(self, other):
         """The cache of this one's rows and another's, with the larger capacity of the two."""
-        parts = (self, other)
-        layers, _, _, rows, heads, width = self.buffer.shape
-        capacity, rows = max(x.buffer.shape[2] for x in parts), rows + other.buffer.shape[3]
-        joined = self.allocate(self.buffer, layers, capacity, rows, heads, width)
-        joined.length = max(x.length for x in parts)
-        first = 0
-        for part in parts:
-            of_part = joined.buffer[:, :, : joined.length, first : first + part.buffer.shape[3]]
-            of_part[:, :, : part.length] = part.buffer[:, :, : part.length]
-            of_part[:, :, part.length :].zero_()  # they are masked, and 0 * NaN would be NaN
-            first += part.buffer.shape[3]
-        lengths = torch.cat([part.lengths_of_rows for part in parts])
-        ragged = any(x.lengths is not None or x.length < joined.length for x in parts)
-        joined.lengths = lengths if ragged else None
+        parts, rows = (self, other), self.shape[1]
+        capacity = max(part.shape[0] for part in parts)
+        joined = self._like(capacity, rows + other.shape[1])
+        joined.length = max(part.length for part in parts)
+        for part, of_part in zip(parts, (slice(0, rows), slice(rows, None)), strict=True):
+            for x, of_layer in zip(joined.layers, part.layers, strict=True):
+                x[:, : part.length, of_part] = of_layer[:, : part.length]
+                # What is masked may hold NaN, and 0 * NaN is NaN.
+                x[:, part.length : joined.length, of_part].zero_()
+        if any(part.lengths is not None or part.length < joined.length for part in parts):
+            joined.lengths = torch.cat([part.lengths_of_rows for part in parts])
         return joined
 
     @property
@@ -226,7 +248,7 @@ class SuffixCache:
         """The positions (R,) of each row."""
         if self.lengths is not None:
             return self.lengths
-        return torch.full((self.buffer.shape[3],), self.length, device=self.buffer.device)
+        return torch.full((self.shape[1],), self.length, device=self.layers[0].device)
 
     def select(self, rows, length=None, extra=None):
         """A copy of the given rows, an index tensor; rows may repeat.
@@ -237,17 +259,17 @@ class SuffixCache:
         lengths = None if self.lengths is None or length is not None else self.lengths[rows]
         if length is None:
             length = self.length if lengths is None else int(lengths.max())
-        layers, _, capacity, _, heads, width = self.buffer.shape
-        capacity = capacity if extra is None else length + extra
-        copy = self.allocate(self.buffer, layers, capacity, len(rows), heads, width)
-        # Positions after ``length`` are not copied: their memory pages stay untouched.
-        copy.buffer[:, :, :length] = self.buffer[:, :, :length, rows]
+        copy = self._like(self.shape[0] if extra is None else length + extra, len(rows))
+        for x, of_layer in zip(copy.layers, self.layers, strict=True):
+            # Positions after ``length`` are not copied: their memory pages stay untouched.
+            x[:, :length] = of_layer[:, :length, rows]
         copy.length, copy.lengths = length, lengths
         return copy
 
     def write(self, rows, part):
         """Copies the cache ``part`` of the given rows, an index tensor, to these rows."""
-        self.buffer[:, :, : part.length, rows] = part.buffer[:, :, : part.length]
+        for x, of_part in zip(self.layers, part.layers, strict=True):
+            x[:, : part.length, rows] = of_part[:, : part.length]
         self.length = part.length
 
 
@@ -255,30 +277,31 @@ class SuffixCache:
 class Window:
     """The positions of a SuffixCache that a forward pass reads, and where it writes.
 
-    used (layers, 2, T, R, H', K). slots: the positions, a slice if all rows have the same; else a
-    pair (S * R,) of positions and rows.
+    used: a tensor (2, T, R, H', K) for each layer. positions (S,): the new ones of all rows; or
+    (S * R,), with the ``rows`` (S * R,) whose they are.
     """
 
-    used: torch.Tensor
-    slots: slice | tuple
+    used: list
+    positions: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def append(self, layer, kv):
         """Writes kv (R, S, 2, H', K); returns keys and values (R, H', T, K) of the layer."""
-        new, of_layer = kv.permute(2, 1, 0, 3, 4), self.used[layer]  # (2, S, R, H', K)
-        if isinstance(self.slots, slice):
-            of_layer[:, self.slots] = new
+        new, used = kv.permute(2, 1, 0, 3, 4), self.used[layer]  # (2, S, R, H', K)
+        if self.rows is None:
+            used.index_copy_(1, self.positions, new)
         else:
-            positions, rows = self.slots
-            of_layer[:, positions, rows] = new.flatten(1, 2)
-        return of_layer.permute(0, 2, 3, 1, 4).unbind()
+            used[:, self.positions, self.rows] = new.flatten(1, 2)
+        return used.permute(0, 2, 3, 1, 4).unbind()
 
 
 def _ragged_window(used, lengths, new):
     # Finished rows that wait to be dropped may have come to the end of the memory.
-    positions = (lengths + _positions(new, lengths)[:, None]).clamp(max=used.shape[2] - 1)  # (S, R)
+    last = used[0].shape[1] - 1
+    positions = (lengths + _positions(new, lengths)[:, None]).clamp(max=last)  # (S, R)
     rows = _positions(len(lengths), lengths).expand_as(positions)
-    hidden = _positions(used.shape[2], lengths) > positions.T[..., None]  # (R, S, T)
-    return Window(used, (positions.flatten(), rows.flatten())), hidden
+    mask = _positions(last + 1, lengths) > positions.T[..., None]  # (R, S, T)
+    return Window(used, positions.flatten(), rows.flatten()), mask
 
 
 def _positions(length, like):

@@ -15,7 +15,7 @@ from src.sampling.samplers import dropout_hook
 from src.sampling.state import State
 
 COMPACT_BELOW = 0.75  # Finished rows are dropped when the share of unfinished ones is below this.
-# Passes between two looks at which rows are finished: each look waits for a GPU.
+# Passes between two looks at which rows are finished: a look waits until a GPU is done.
 PASSES = {"cpu": 1, "cuda": 4}
 
 
@@ -98,22 +98,24 @@ class _Batch:
         new = _Rows(state, number, none, positions[:, -1], none, alive)
         self._write(new, next_tokens(self.model, hidden))
         if self.unfinished:
-            new = self.rows.select(self.rows.alive.nonzero()[:, 0]).join(new)
+            old = self.rows.select(self.rows.alive.nonzero()[:, 0])
+            self.rows = None  # its memory is free before the two are joined
+            new = old.join(new)
         self.rows = new
-        self._look()
+        self._drop_finished()
 
     def read_on(self):
         """A few passes of the unfinished rows; finished ones are dropped once they are many."""
-        for _ in range(PASSES[self.model.device.type] if self.unfinished else 0):
+        for _ in range(PASSES.get(self.model.device.type, 1) if self.unfinished else 0):
             rows = self.rows
-            window, hidden = rows.state.suffix.open(1)
-            rows.position = rows.position + 1
+            window, mask = rows.state.suffix.open(1)
+            rows.position = rows.position + rows.alive  # finished rows stay where they are
             token = run_step(
                 self.model, answer_step, self.request.sampling, rows.token, rows.position,
-                rows.state.rng_keys, rows.state.prompt_lengths, rows.state.prefix, window, hidden,
+                rows.state.rng_keys, rows.state.prompt_lengths, rows.state.prefix, window, mask,
             )  # fmt: skip
             self._write(rows, token)
-        self._look()
+        self._drop_finished()
 
     def _write(self, rows, token):
         """Writes the next tokens (R,) of rows."""
@@ -124,7 +126,8 @@ class _Batch:
         self.counts[rows.number] = rows.count
         rows.token = token
 
-    def _look(self):
+    def _drop_finished(self):
+        """Looks at which rows are unfinished; drops the others where they are many."""
         alive = self.rows.alive.nonzero()[:, 0]
         self.unfinished = len(alive)
         if 0 < len(alive) <= COMPACT_BELOW * len(self.rows.alive):
@@ -159,16 +162,16 @@ def read_answer(model, sampling, state, x, positions):
     return model.extend(x, positions, state.prefix, state.suffix, dropout)
 
 
-def answer_step(model, sampling, token, position, rng_keys, prompt_lengths, prefix, window, hidden):
+def answer_step(model, sampling, token, position, rng_keys, prompt_lengths, prefix, window, mask):
     """The next tokens (R,) after tokens (R,) of the answers, at their positions (R,).
 
-    window, hidden: as SuffixCache.open gives them. Nothing waits for the device here, and nothing
+    window, mask: as SuffixCache.open gives them. Nothing waits for the device here, and nothing
     depends on a value.
     """
     positions = position[:, None]  # (R, 1)
     dropout = _dropout(sampling, rng_keys, prompt_lengths, positions)
     x = model.embed(token)[:, None]  # (R, 1, D)
-    return next_tokens(model, model.step(x, positions, prefix, window, hidden, dropout)[:, 0])
+    return next_tokens(model, model.step(x, positions, prefix, window, mask, dropout)[:, 0])
 
 
 def _dropout(sampling, rng_keys, prompt_lengths, positions):

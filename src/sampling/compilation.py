@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 
 from utils.errors import warn
@@ -32,7 +32,7 @@ class Compilation:
         graphs, start = counters["stats"]["unique_graphs"], time.monotonic()
         try:
             result = compiled(step)(model, *inputs)
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             if self.required:
                 raise
             model.compilation = None

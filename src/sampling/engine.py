@@ -13,7 +13,7 @@ Q questions, N samples, R = Q * N rows, G prompts in the cache (Q or R), T thoug
 import torch
 
 from src.sampling import rng
-from src.sampling.answers import COMPACT_BELOW, decode_states
+from src.sampling.answers import COMPACT_BELOW, PASSES, decode_states
 from src.sampling.compilation import run_step
 from src.sampling.logits import next_tokens
 from src.sampling.memory import in_turns, rows_in_flight, tokens_within
@@ -165,16 +165,19 @@ def _think_until_stop(model, request, state, first):
     active, rows, thoughts, step = state, state.all_rows, [], first
     alive = torch.ones_like(rows, dtype=torch.bool)
     num_thoughts = torch.zeros_like(state.num_thoughts)
+    passes = PASSES.get(model.device.type, 1)
     for step in range(first, request.latent_length + 1):
-        num_thoughts[rows[alive]] = step
+        num_thoughts[rows] = torch.where(alive, step, num_thoughts[rows])
         hidden, thought = read_thought(model, request.sampling, active, step)  # (R', D) each
         alive = alive & ~ends_thinking(model, hidden)
-        if step == request.latent_length or not bool(alive.any()):
+        last = step == request.latent_length
+        looks = last or step % passes == 0  # a look waits until a GPU is done
+        if looks and (last or not bool(alive.any())):
             break
         every = thought.new_zeros(len(num_thoughts), thought.shape[1])  # (R, D)
-        thoughts.append(every.index_copy(0, rows[alive], thought[alive]))
+        thoughts.append(every.index_copy(0, rows, thought.masked_fill(~alive[:, None], 0)))
         active.thought = thought
-        kept = _unfinished(alive)
+        kept = _unfinished(alive) if looks else None
         if kept is not None:
             state.write_suffix(rows, active)
             active, rows, alive = active.select(kept), rows[kept], alive[kept]
@@ -192,22 +195,22 @@ def ends_thinking(model, hidden):
 def read_thought(model, sampling, state, step):
     """The final hidden state (R, D) at the state's thought, which is number ``step``, and the next
     thought (R, D)."""
-    window, hidden = state.suffix.open(1)
+    window, mask = state.suffix.open(1)
     steps = torch.full_like(state.prompt_lengths, step)
     inputs = (state.thought, steps, state.rng_keys, state.prompt_lengths)
-    inputs = (*inputs, state.prefix, window, hidden)
+    inputs = (*inputs, state.prefix, window, mask)
     return run_step(model, thought_step, sampling, *inputs)
 
 
-def thought_step(model, sampling, thought, steps, rng_keys, prompt_lengths, prefix, window, hidden):
+def thought_step(model, sampling, thought, steps, rng_keys, prompt_lengths, prefix, window, mask):
     """``read_thought`` without anything that waits for the device or depends on a value.
 
-    thought (R, D), its number ``steps`` (R,); window, hidden: as SuffixCache.open gives them.
+    thought (R, D), its number ``steps`` (R,); window, mask: as SuffixCache.open gives them.
     """
     dropout = dropout_hook(sampling, rng_keys, steps[:, None])
     positions = (prompt_lengths + steps - 1)[:, None]  # (R, 1)
-    state = model.step(thought[:, None], positions, prefix, window, hidden, dropout)[:, 0]  # (R, D)
-    return state, add_noise(sampling, model.to_thought(state), rng_keys, steps + 1)
+    hidden = model.step(thought[:, None], positions, prefix, window, mask, dropout)[:, 0]  # (R, D)
+    return hidden, add_noise(sampling, model.to_thought(hidden), rng_keys, steps + 1)
 
 
 def _unfinished(alive):

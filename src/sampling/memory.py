@@ -83,7 +83,7 @@ def _steady(size):
 
 def _work_bytes(model):
     budget = getattr(model, "budget", None)
-    return budget.size if budget else WORK_BYTES[model.device.type]
+    return budget.size if budget else WORK_BYTES.get(model.device.type, WORK_BYTES["cpu"])
 
 
 def rows_in_flight(model, request):

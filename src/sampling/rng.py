@@ -34,7 +34,8 @@ def _mix_(x):
 
 def fold(keys, value):
     """New keys from int64 keys and a value, an int or an int64 tensor that broadcasts."""
-    value = torch.as_tensor(value, dtype=torch.int64, device=keys.device)
+    if isinstance(value, int):  # computed here: copying it to a GPU would wait for the device
+        return _mix_(keys + _signed((value + 1) * _WEYL & ((1 << 64) - 1)))
     return _mix_(keys + (value + 1) * _WEYL)
 
 

@@ -95,7 +95,13 @@ def _roll_out(model, request, state, thoughts, n_rollouts, is_right):
     Rollouts keep dropout to their end, other than the trajectories themselves (as the release).
     """
     request = replace(request, sampling=replace(request.sampling, dropout_answer=True))
-    room = rows_within(model, request.latent_length + request.max_new_tokens, new=2)
+    positions, longest = (
+        request.latent_length + request.max_new_tokens,
+        max(map(len, request.prompts)),
+    )
+    # Each chunk copies the prompts that its rollouts share.
+    sharers = n_rollouts * (1 if request.sampling.resample_prompt else request.n_samples)
+    room = rows_within(model, positions, new=2, prompt=longest, sharers=sharers)
     chunks = _plan(request, state.num_thoughts, thoughts.shape[1], n_rollouts, room)
     branches = (_branch(model, request, state, thoughts, *chunk) for chunk in chunks)
     right, total = torch.zeros(2, *thoughts.shape[:2])

@@ -133,7 +133,9 @@ class DropoutMasks:
         return torch.addcmul(x, out, self._factors[layer - self._first, site])
 
     def _make_factors(self, first, width, dtype):
-        at_once = max(1, _MASK_NUMBERS // (2 * self.rng_keys.numel() * width))
+        at_once = 1  # a compiled step makes masks where it uses them, in batches of all sizes
+        if not torch.compiler.is_compiling():
+            at_once = max(1, _MASK_NUMBERS // (2 * self.rng_keys.numel() * width))
         last = min(first + at_once, self.num_layers)
         sites = torch.arange(2 * first, 2 * last, device=self.rng_keys.device)
         factors = self._factors_at(sites[:, None, None], width, dtype)
