@@ -159,6 +159,31 @@ def test_a_limit_below_what_the_process_holds_names_one_that_works(monkeypatch):
     assert set_budget([model], 128, enough).size > 0
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be .."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_known_by_its_message(error, expected):
+    assert device_memory.ran_out(error) == expected
+
+
+@pytest.mark.skipif(device_memory._malloc_trim() is None, reason="glibc only")
+def test_memory_that_an_earlier_job_freed_is_not_held():
+    cpu = torch.device("cpu")
+    blocks = [bytearray(b"x" * 50_000) for _ in range(4000)]
+    last = blocks[-1]  # above the others: the C library can't give them back by itself
+    before = device_memory.held(cpu)
+    del blocks
+    set_budget([model_of(GPT2Config())], 128)
+    assert device_memory.held(cpu) < before - (150 << 20)
+    assert last
+
+
 def right(q, ids):
     """An arbitrary rule, by which random answers are right about as often as not."""
     return (q + sum(ids)) % 3 == 1
@@ -264,6 +289,25 @@ def test_an_annotation_that_ran_out_of_memory_writes_the_same_shards(tmp_path, m
     assert result.stderr.count("out of memory") == 1
     for path in (tmp_path / "whole").glob("shard_*"):
         assert (tmp_path / "x" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_annotation_that_runs_out_of_memory_while_writing_counts_a_unit_once(
+    tmp_path, monkeypatch
+):
+    line = command("annotate_data", *INFER, "--n_samples_per_step", 0, "--save_path", tmp_path)
+    write_part = failing(annotate_job.shards.write_part, {1: FAULTS[2]})
+    monkeypatch.setattr(annotate_job.shards, "write_part", write_part)
+    seen, work_on = [], annotate_job.Annotation.work_on
+
+    def watched(annotation, unit):
+        result = work_on(annotation, unit)
+        seen.append(annotation.seen)
+        return result
+
+    monkeypatch.setattr(annotate_job.Annotation, "work_on", watched)
+    result = assert_success(run_here([*line, "--name", "x"]))
+    assert result.stderr.count("out of memory") == 1
+    assert seen == [2, 4, 6, 8]
 
 
 def test_memory_that_is_never_enough_is_a_one_line_error(tmp_path, monkeypatch):

@@ -3,10 +3,13 @@
 import itertools
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from src.runs import job
+from src.sampling.memory import Budget
 from tests.commands import assert_success, command, fork_group, run, samples_of
 from utils import processes
 from utils.processes import SharedSums, end_processes, handed_out, start_processes
@@ -68,6 +71,24 @@ def test_a_slow_process_gets_fewer_units_and_each_unit_is_done_once(tmp_path):
 def test_one_process_without_a_group_gets_all_units():
     for _ in range(2):
         assert list(handed_out("abc", SharedSums())) == ["a", "b", "c"]
+
+
+def _limit_memory(rank, folder):
+    """A process that has less free memory the higher its rank is."""
+    start_processes()
+    job.set_budget = lambda *_: Budget(1000 - rank)
+    arguments = SimpleNamespace(latent_length=1, max_new_tokens=1, memory_gib=None)
+    run = SimpleNamespace(arguments=arguments, prompts=[[0]], models=list)
+    job.Job.limit_memory(run)
+    (folder / str(rank)).write_text(str(run.budget.size))
+    end_processes()
+
+
+def test_all_processes_of_a_run_have_the_budget_of_the_least(tmp_path):
+    for worker in fork_group(_limit_memory, 2, tmp_path):
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["999", "999"]
 
 
 def test_a_worker_that_fails_prints_one_line_and_the_sweep_can_continue(tmp_path):

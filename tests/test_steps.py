@@ -1,5 +1,7 @@
 """A step of the engine: how many kernels it starts, and that it compiles as one graph."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
@@ -8,6 +10,7 @@ from transformers import GPT2Config, LlamaConfig
 from benchmarks.kernels import KernelCount
 from benchmarks.models import NEVER
 from src.models import model_class
+from src.runs import job
 from src.sampling import answers, compilation, engine
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
@@ -135,6 +138,26 @@ def test_a_step_that_does_not_compile_runs_as_it_is_unless_it_must(monkeypatch, 
     model.compilation = compilation.Compilation()
     with pytest.raises(BackendCompilerFailed):
         sample(model, request)
+
+
+def test_the_speed_of_a_job_does_not_count_what_compiling_takes(monkeypatch):
+    """60 s of compiling at the first call; a sample of a question takes 0.1 s."""
+    model, clock, counts = SimpleNamespace(compilation=compilation.Compilation()), [0.0], []
+
+    def sample_slowly(model, request):
+        compiling = 0 if counts else 60
+        counts.append(request.n_samples)
+        model.compilation.seconds += compiling
+        clock[0] += compiling + 0.1 * 2 * request.n_samples
+
+    monkeypatch.setattr(compilation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(job, "sample", sample_slowly)
+    run = SimpleNamespace(
+        rows=[0, 1, 2], arguments=SimpleNamespace(batch_size=2), backbone=lambda: (model, None),
+        request=lambda batch: request_of(SAMPLINGS["noise"], n_samples=8),
+    )  # fmt: skip
+    assert job.Job.seconds_per_trajectory(run) == pytest.approx(0.1)
+    assert counts == [1, 2, 4]
 
 
 def assert_equal(actual, expected):

@@ -1,5 +1,6 @@
 """Memory of a device, as this process sees it: what it holds, what is free, and when it ran out."""
 
+import ctypes
 import os
 
 import psutil
@@ -7,6 +8,11 @@ import torch
 
 GIB = 1 << 30
 _CUDA_CONTEXT = 600 << 20  # what CUDA itself takes, about; PyTorch's allocator does not count it
+_MESSAGES = (  # of RuntimeErrors: main memory, CUDA beside PyTorch's allocator, its matrix products
+    "DefaultCPUAllocator: can't allocate",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def held(device):
@@ -38,13 +44,20 @@ def cap(device, size):
 
 
 def ran_out(error):
-    """Whether an exception says that memory ran out; PyTorch has no class for main memory."""
+    """Whether an exception says that memory ran out; PyTorch has no class for some causes."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _MESSAGES)
 
 
 def release(device):
-    """Gives memory that PyTorch keeps for later back to the device."""
+    """Gives memory that PyTorch or the C library keeps for later back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif trim := _malloc_trim():
+        trim(0)
+
+
+def _malloc_trim():
+    """glibc's function of this name; None where the C library has none."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None

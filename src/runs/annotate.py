@@ -77,14 +77,16 @@ class Annotation(Job):
     def work_on(self, unit):
         """Writes these questions; with the last ones of a shard, the shard."""
         new = {i: tensors for i, tensors in self._label(unit).items() if i not in self.done}
-        self.right += sum(tensors.pop("right") for tensors in new.values())
-        self.labelled += sum("latent_embeds" in tensors for tensors in new.values())
-        self.seen += len(new)
+        right = sum(tensors.pop("right") for tensors in new.values())
         shards.write_part(self.folder, new)
         number = unit[0] // self.arguments.shard_size
         left = [i for i in self._questions(number) if i not in self.done]
         if self.sums.add(f"questions of shard {number}", len(new)) == len(left):
             self._join(number)
+        # Only now: a unit that runs out of memory is tried again.
+        self.right += right
+        self.labelled += sum("latent_embeds" in tensors for tensors in new.values())
+        self.seen += len(new)
         return f"labelled {self.labelled / self.seen:.1%}, right {self.right / self.seen:.1%}"
 
     def _join(self, number):

@@ -79,7 +79,8 @@ class SamplingArguments:
     )
     memory_gib: float | None = flag(
         None,
-        "GiB of memory a process, its models included; default: enough for batches of good speed",
+        "GiB of memory a process, its models included; default: 8 GiB of work on a CPU or half of "
+        "what is free, 80 percent of a GPU's free memory",
     )
     limit: int | None = flag(None, "only the first so many questions")
     latent_length: int | None = flag(

@@ -1,13 +1,15 @@
 """What all commands do around their work: open a folder, resume, share the work, show progress."""
 
-import time
+from collections import Counter
 from dataclasses import replace
+
+from accelerate.utils import gather_object
 
 from src.models.loading import bundled_backbone
 from src.models.precision import slowness
 from src.runs.questions import check_lengths, check_words, encode_questions
 from src.runs.run_folder import RunFolder, fingerprint_of
-from src.sampling.compilation import Compilation, missing_compiler
+from src.sampling.compilation import Compilation, missing_compiler, timed_apart
 from src.sampling.engine import sample
 from src.sampling.memory import set_budget
 from utils import device_memory
@@ -43,6 +45,7 @@ class Job:
         self.rows = load_dataset(arguments.data_path)[: arguments.limit]
         self.prompts = None
         self.budget = None  # of the models' memory, see ``limit_memory``
+        self.sums = None
         self.ran_out_of_memory = False
         fingerprint = self.fingerprint()
         self.run_folder = RunFolder(arguments.output_dir, fingerprint, arguments.overwrite)
@@ -64,13 +67,15 @@ class Job:
         return [self.backbone()[0]]
 
     def limit_memory(self):
-        """Loads the models and sets how much memory they may work with.
+        """Loads the models and sets how much memory they may work with. All processes call it.
 
         Raises UserError where --memory_gib leaves no room.
         """
         args = self.arguments
         positions = max(map(len, self.prompts)) + args.latent_length + args.max_new_tokens
         self.budget = set_budget(self.models(), positions, args.memory_gib)
+        # The least of all processes: the parts of a unit must not depend on who computes it.
+        self.budget.size = min(gather_object([self.budget.size]))
 
     def set_compilation(self):
         """Has the backbone's steps compiled where --compile asks for it, and the device can.
@@ -117,15 +122,19 @@ class Job:
             warn(f"--model_dtype {slow}")
 
     def seconds_per_trajectory(self):
-        """By a measurement of about a second, with twice as many samples each time."""
+        """By a measurement of about a second, with twice as many samples each time.
+
+        What compiling takes does not count.
+        """
         batch = list(range(len(self.rows)))[: self.arguments.batch_size]
-        request, first_start, count = self.request(batch), time.monotonic(), 1
+        model, request, count, total = self.backbone()[0], self.request(batch), 1, 0
         while True:
-            start = time.monotonic()
-            sample(self.backbone()[0], replace(request, n_samples=count))
-            end = time.monotonic()
-            if end > first_start + 1:
-                return (end - start) / (count * len(batch))
+            counter = Counter()
+            with timed_apart(model, counter):
+                sample(model, replace(request, n_samples=count))
+            total += counter["seconds"]
+            if total > 1:
+                return counter["seconds"] / (count * len(batch))
             count = min(2 * count, request.n_samples)
 
     def complete(self):

@@ -52,6 +52,7 @@ def set_budget(models, positions, gib=None):
     device = models[0].device
     sizes = [_row_bytes(model, positions, positions, positions) for model in models]
     least = max(sizes) / _ROWS_SHARE
+    device_memory.release(device)  # an earlier job's memory
     device_memory.cap(device, gib and gib * GIB)
     if gib is None:
         size = _FREE_SHARE[device.type] * device_memory.free(device)
