@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import all as all_workloads
 from benchmarks import formats, page, plain, sampling
 from benchmarks.all import WORKLOADS, measure
+from benchmarks.annotation_memory import VARIANT_THOUGHTS, peak
 from benchmarks.bench import VARIANTS, Bench, NotMeasured
 from benchmarks.counts import (
     Pass,
@@ -185,6 +186,13 @@ def test_calls_alternate_and_the_first_run_of_a_cpu_counts():
 def test_peak_memory_of_a_call_is_measured():
     timing = alternate({"": Call(lambda: torch.ones(1 << 24).sum())}, "cpu", 1)[""]
     assert 60 < timing.work_mib < 80
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="the peak can't be reset")
+@pytest.mark.parametrize("variant", VARIANT_THOUGHTS)
+def test_annotation_stays_within_its_memory(variant):
+    highest, before = peak("tiny-gpt2", variant, gib=4, n_rollouts=4)
+    assert before < highest < 4096
 
 
 def test_kernels_are_counted_without_views():
