@@ -267,7 +267,7 @@ def test_compiled_steps_are_not_measured_without_a_compiler(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Data has no positive values")  # memory of a tiny call
-@pytest.mark.parametrize("lost", ["sampling", "batch", "latent phase", "against products"])
+@pytest.mark.parametrize("lost", ["sampling", "latent phase"])
 def test_a_page_without_a_workload_has_the_others(results, lost, tmp_path):
     rows = [row for row in results["rows"] if row["workload"] != lost]
     skipped = [{"shape": "tiny-gpt2", "dtype": "float32", "workload": lost, "why": "no memory"}]

@@ -2,7 +2,8 @@
 
 python -m pytest -m gpu -n 0
 
-Random weights magnify rounding, so a few trajectories may part. tests/test_memory.py has a GPU that runs out of memory.
+Random weights magnify rounding, so a few trajectories may part. tests/test_memory.py has
+a GPU that runs out of memory.
 """
 
 import subprocess
