@@ -3,7 +3,8 @@
 python -m benchmarks.all --device cpu (one thread, about half an hour) or --device cuda (minutes).
 Models have random weights of known shapes (benchmarks/models.py), so nothing is downloaded. Times
 are medians of at least 5 runs, in alternation with what they are compared with. Writes one JSON
-file and the figures, and prints tables. benchmarks.page puts them into docs/performance.md.
+file, after every workload anew, and the figures, and prints tables. benchmarks.page puts them into
+docs/performance.md.
 """
 
 import json
@@ -14,13 +15,14 @@ from pathlib import Path
 import torch
 
 from benchmarks import formats, reward, sampling
-from benchmarks.bench import VARIANTS, Bench
+from benchmarks.bench import VARIANTS, Bench, NotMeasured, free
 from benchmarks.figures import save_figures
 from benchmarks.kernels import kernels_per_layer
 from benchmarks.machine import about
 from benchmarks.page import blocks
 from benchmarks.sizes import sizes_of
 from benchmarks.timing import REPEATS
+from utils import device_memory
 from utils.cli import Parser
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_text
@@ -38,36 +40,63 @@ WORKLOADS = {  # by the field of Sizes that gives their size
 }
 
 
-def measure(sizes_name, device, repeats=REPEATS, progress=None):
+def measure(sizes_name, device, repeats=REPEATS, progress=None, save=None):
     """All results, as they are written to the JSON file.
 
-    sizes_name: a key of SIZES. progress: called with a line before each workload.
+    sizes_name: a key of SIZES. progress: called with a line before each workload. save: called with
+    the results so far after each workload.
     """
     started, progress = time.perf_counter(), progress or (lambda line: None)
     results = {"about": about(device), "limits": [], "rows": [], "kernels": [], "formats": []}
+    results["skipped"] = []
 
     def say(line):
         progress(f"{time.perf_counter() - started:4.0f} s: {line}")
 
+    def keep():
+        results["about"]["seconds"] = round(time.perf_counter() - started)
+        if save:
+            save(results)
+
     for sizes in sizes_of(sizes_name):
-        _measure_model(Bench.of(sizes, device, repeats), results, say)
+        _measure_model(Bench.of(sizes, device, repeats), results, say, keep)
     shapes = list({sizes.shape: None for sizes in sizes_of(sizes_name) if sizes.dtype == BF16})
     if shapes:
         say("number formats")
         results["formats"] = formats.changed(shapes, BF16, device)
-    results["about"]["seconds"] = round(time.perf_counter() - started)
+    keep()
     return results
 
 
-def _measure_model(bench, results, say):
+def _measure_model(bench, results, say, keep):
     """Adds the results of one model. It is gone afterwards, before the next one is built."""
     results["limits"].append(bench.limits())
     for name, workload in WORKLOADS.items():
         if getattr(bench.sizes, name):
-            say(f"{bench.sizes.shape}, {bench.sizes.dtype}, {name}")
-            results["rows"] += workload(bench)
+            label = f"{bench.sizes.shape}, {bench.sizes.dtype}, {name}"
+            say(label)
+            rows, why_not = _measured(workload, bench)
+            results["rows"] += rows
+            if why_not:
+                free(bench.device)  # now that the workload's frames are gone
+                say(f"{label}: not measured, {why_not}")
+                about = {"shape": bench.sizes.shape, "dtype": bench.sizes.dtype}
+                results["skipped"].append(about | {"workload": name, "why": why_not})
+            keep()
     if bench.sizes.dtype == "float32":
         results["kernels"] += _kernels(bench)
+
+
+def _measured(workload, bench):
+    """(rows of a workload, None), or ([], why it could not be measured)."""
+    try:
+        return workload(bench), None
+    except NotMeasured as error:
+        return [], str(error)
+    except Exception as error:
+        if not device_memory.ran_out(error):
+            raise
+        return [], "out of memory"
 
 
 def _kernels(bench):
@@ -88,9 +117,12 @@ def main(argv=None):
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU; take --device cpu")
     torch.set_num_threads(args.threads)
-    results = measure(args.device, args.device, progress=_say)
     path = args.output_dir / f"{args.device}.json"
-    write_text(path, json.dumps(results, indent=1) + "\n")
+
+    def save(results):
+        write_text(path, json.dumps(results, indent=1) + "\n")
+
+    results = measure(args.device, args.device, progress=_say, save=save)
     save_figures(results, args.output_dir)
     print("\n\n".join(blocks(results).values()))
     print(f"written: {path}")

@@ -21,6 +21,10 @@ VARIANTS = {
 }
 
 
+class NotMeasured(Exception):
+    """Why a workload can't be measured on this machine."""
+
+
 @dataclass
 class Bench:
     """A model of ``sizes`` on a device, with what the machine can do in its number format.

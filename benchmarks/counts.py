@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from src.sampling.memory import cache_shape, cached_numbers
 from src.sampling.samplers import ATTENTION
 
 CHUNK_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # inputs of one product; memory is bounded by it
@@ -187,15 +188,14 @@ def product_operations(model, passes):
 def attention_operations(model, passes):
     """Those of attention: scores and weighted values, each query with the keys it may see."""
     config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers, _, width = cache_shape(config)
     pairs = 0  # of a query and a key
     for work in passes:
         before = work.prompt + work.suffix
         every = sum(before + position + 1 for position in range(work.new))
         in_last = sum(before + work.new - position for position in range(work.last))
         starts = work.rows if work.starts is None else work.starts
-        between = config.num_hidden_layers - 2
-        pairs += starts * every + work.rows * (between * every + in_last)
+        pairs += starts * every + work.rows * ((layers - 2) * every + in_last)
     return 4 * pairs * config.num_attention_heads * width
 
 
@@ -210,10 +210,7 @@ def least_bytes(model, passes):
     Weights do not stay on the chip between two passes; activations do. Keys and values of the new
     positions are written.
     """
-    config, moved = model.config, 0
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_position = 2 * config.num_hidden_layers * heads * width  # keys and values
+    per_position, moved = cached_numbers(model.config), 0
     for work in passes:
         moved += sum(of.weight.numel() for of, _ in products(model, work))
         positions = work.groups * work.prompt + work.rows * (work.suffix + work.new)

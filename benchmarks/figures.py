@@ -31,9 +31,15 @@ def save_figures(results, folder):
 
 
 def shapes(results):
-    """(shape, dtype) of each model that has a figure: those measured at several N."""
-    rows = [row for row in results["rows"] if row["workload"] == "batch"]
-    return list(dict.fromkeys((row["shape"], row["dtype"]) for row in rows))
+    """(shape, dtype) of each model that has a figure: those measured at several N and batches."""
+    rows = [row for row in results["rows"] if "seconds" in row]
+    scaled = {_model(row) for row in rows if row["workload"] == "sampling"}
+    batches = [_model(row) for row in rows if row["workload"] == "batch"]
+    return [model for model in dict.fromkeys(batches) if model in scaled]
+
+
+def _model(row):
+    return row["shape"], row["dtype"]
 
 
 def figure_name(results, shape, dtype):

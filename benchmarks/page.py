@@ -36,6 +36,7 @@ def tables(results):
         if (limits["shape"], limits["dtype"]) in shapes(results):
             parts.append(_figure(results, limits))
     parts += _kernels(results["kernels"]) + _formats(results["formats"])
+    parts += _skipped(results.get("skipped", []))
     return "\n\n".join(parts)
 
 
@@ -84,19 +85,24 @@ def _findings_of(rows):
     if products:
         yield f"- time of sampling over that of its products with weights: {'; '.join(products)};"
     name = "last logits"
-    largest = max(row["n_samples"] for row in rows if row["plain"].get(name))
+    largest = max((row["n_samples"] for row in rows if row["plain"].get(name)), default=None)
     sampling = [row for row in rows if row["plain"].get(name) and row["n_samples"] == largest]
     faster = [f"{row['variant']} {_times(row, name)}" for row in sampling]
-    yield (
-        f"- times as fast as the plain way with logits at the last position only, N = {largest}: "
-        f"{'; '.join(faster)};"
-    )
+    if faster:
+        yield (
+            "- times as fast as the plain way with logits at the last position only, N = "
+            f"{largest}: {'; '.join(faster)};"
+        )
     others = [
         f"{row['workload']} {_times(row, 'plain')}" for row in rows if "plain" in row["plain"]
     ]
-    yield f"- times as fast as the plain way: {'; '.join(others)};"
+    if others:
+        yield f"- times as fast as the plain way: {'; '.join(others)};"
     shares = [row["limit_share"] for row in rows if row["workload"] == "latent phase"]
-    yield f"- share of the machine's limit in the latent phase: {_percent(max(shares))} at best."
+    if shares:
+        yield (
+            f"- share of the machine's limit in the latent phase: {_percent(max(shares))} at best."
+        )
 
 
 def _beside(row):
@@ -248,6 +254,11 @@ def _formats(rows):
         "equal, so that more of their tokens change than a trained model's:"
     )
     return [caption, _table(header, cells)] if cells else []
+
+
+def _skipped(rows):
+    lines = [f"- {_model(row)}, {row['workload']}: {row['why']}" for row in rows]
+    return ["Not measured:", "\n".join(lines)] if lines else []
 
 
 def blocks(results):

@@ -1,12 +1,13 @@
 """Sampling: against its products with weights, against the plain way, and scaling."""
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from benchmarks import plain
-from benchmarks.bench import VARIANTS
+from benchmarks.bench import VARIANTS, NotMeasured
 from benchmarks.counts import latent_passes, run_products, sampling_passes
 from benchmarks.timing import Call, alternate
-from src.sampling.compilation import Compilation
+from src.sampling.compilation import Compilation, missing_compiler
 from src.sampling.engine import continue_thinking, sample, start
 
 SHARED, OWN = "products, shared prompt", "products, own prompts"
@@ -88,7 +89,13 @@ def _think(model, request, state):
 
 
 def compiled(bench):
-    """Noise with compiled steps beside eager ones; the first run compiles them."""
+    """Noise with compiled steps beside eager ones; the first run compiles them.
+
+    Raises NotMeasured where steps can't be compiled.
+    """
+    missing = missing_compiler(torch.device(bench.device))
+    if missing:
+        raise NotMeasured(f"{missing} is missing")
     questions, n_samples = bench.sizes.compiled
     request, model = bench.request("noise", questions, n_samples), bench.model
     compilation = Compilation()
@@ -98,8 +105,12 @@ def compiled(bench):
         sample(model, request)
 
     calls = {"eager": Call(lambda: run(None)), "compiled": Call(lambda: run(compilation))}
-    timings = alternate(calls, bench.device, bench.repeats)
-    model.compilation = None
+    try:
+        timings = alternate(calls, bench.device, bench.repeats)
+    except TorchDynamoException as error:
+        raise NotMeasured(f"steps do not compile: {type(error).__name__}") from error
+    finally:
+        model.compilation = None
     counted = bench.count((model, sampling_passes(request)))
     sizes = _sizes("noise", questions, n_samples, request.max_new_tokens)
     row = bench.row("compiled", sizes, timings.pop("compiled"), counted, timings)

@@ -78,11 +78,11 @@ def _fits(call, device, number, timing):
 def _run(call, device, number, timing):
     """Runs and times the call for the ``number``-th time; the first time measures memory, too."""
     inputs = () if call.setup is None else (call.setup(),)
-    before = _reset_peak(device) if number == 0 else None
+    before = reset_peak(device) if number == 0 else None
     seconds = timed(device, call.run, *inputs)
     if number == 0:
         timing.first_s = seconds
-        timing.peak_mib = _peak_mib(device)
+        timing.peak_mib = peak_mib(device)
         timing.work_mib = timing.peak_mib - before
     if number > 0 or device != "cuda":
         timing.times.append(seconds)
@@ -102,13 +102,13 @@ def _synchronize(device):
         torch.cuda.synchronize()
 
 
-def _reset_peak(device):
+def reset_peak(device):
     """Starts a new peak; returns the memory that is in use now, in MiB."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / _MIB
     if platform.system() != "Linux":
-        return _peak_mib(device)
+        return peak_mib(device)
     c_library = ctypes.CDLL(None)
     if hasattr(c_library, "malloc_trim"):  # glibc keeps freed memory, which would hide its reuse
         c_library.malloc_trim(0)
@@ -116,7 +116,7 @@ def _reset_peak(device):
     return _status_mib("VmRSS")
 
 
-def _peak_mib(device):
+def peak_mib(device):
     """The peak since the reset in MiB; on other systems than Linux since the start."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / _MIB

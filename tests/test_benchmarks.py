@@ -10,9 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import all as all_workloads
-from benchmarks import formats, page, plain
+from benchmarks import formats, page, plain, sampling
 from benchmarks.all import WORKLOADS, measure
-from benchmarks.bench import VARIANTS
+from benchmarks.annotation_memory import VARIANT_THOUGHTS, peak
+from benchmarks.bench import VARIANTS, Bench, NotMeasured
 from benchmarks.counts import (
     Pass,
     annotation_passes,
@@ -26,6 +27,7 @@ from benchmarks.counts import (
     scoring_passes,
     training_operations,
 )
+from benchmarks.figures import save_figures
 from benchmarks.kernels import KernelCount
 from benchmarks.models import build_backbone, build_reward_model, random_prompts
 from benchmarks.reward import SCORES, backward
@@ -186,6 +188,13 @@ def test_peak_memory_of_a_call_is_measured():
     assert 60 < timing.work_mib < 80
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="the peak can't be reset")
+@pytest.mark.parametrize("variant", VARIANT_THOUGHTS)
+def test_annotation_stays_within_its_memory(variant):
+    highest, before = peak("tiny-gpt2", variant, gib=4, n_rollouts=4)
+    assert before < highest < 4096
+
+
 def test_kernels_are_counted_without_views():
     x = torch.ones(4, 4)
     with KernelCount() as count:
@@ -226,6 +235,48 @@ def test_every_workload_is_measured_beside_the_plain_way_and_the_limit(results):
     assert {"machine", "date", "commit", "torch", "transformers"} <= results["about"].keys()
 
 
+def test_a_workload_that_can_not_be_measured_is_noted_and_the_others_are_kept(monkeypatch):
+    def fails(error):
+        def workload(bench):
+            raise error
+
+        return workload
+
+    workloads = {
+        "n_samples": fails(torch.OutOfMemoryError("CUDA out of memory.")),
+        "beams": fails(NotMeasured("Triton is missing")),
+        "batches": lambda bench: [{"workload": "batch"}],
+    }
+    monkeypatch.setattr(all_workloads, "WORKLOADS", workloads)
+    monkeypatch.setattr(all_workloads, "_kernels", lambda bench: [])
+    bench = Bench(SIZES["tiny"][0], "cpu", backbone("tiny-gpt2"), 1.0, 1.0)
+    monkeypatch.setattr(all_workloads.Bench, "of", lambda *sizes: bench)
+    monkeypatch.setattr(all_workloads.Bench, "limits", lambda bench: {})
+    saved = []
+    results = measure("tiny", "cpu", save=lambda results: saved.append(len(results["rows"])))
+    assert results["rows"] == [{"workload": "batch"}]
+    assert saved == [0, 0, 1, 1]  # after each workload, and at the end
+    why = {row["workload"]: row["why"] for row in results["skipped"]}
+    assert why == {"n_samples": "out of memory", "beams": "Triton is missing"}
+
+
+def test_compiled_steps_are_not_measured_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(sampling, "missing_compiler", lambda device: "Triton")
+    with pytest.raises(NotMeasured, match="Triton is missing"):
+        sampling.compiled(SimpleNamespace(device="cuda"))
+
+
+@pytest.mark.filterwarnings("ignore:Data has no positive values")  # memory of a tiny call
+@pytest.mark.parametrize("lost", ["sampling", "latent phase"])
+def test_a_page_without_a_workload_has_the_others(results, lost, tmp_path):
+    rows = [row for row in results["rows"] if row["workload"] != lost]
+    skipped = [{"shape": "tiny-gpt2", "dtype": "float32", "workload": lost, "why": "no memory"}]
+    partial = results | {"rows": rows, "skipped": skipped}
+    save_figures(partial, tmp_path)
+    assert f"- tiny-gpt2, float32, {lost}: no memory" in page.tables(partial)
+    assert page.findings(partial) or not list(tmp_path.iterdir())
+
+
 @pytest.mark.filterwarnings("ignore:Data has no positive values")  # memory of a tiny call
 def test_a_run_fills_the_page(results, tmp_path, monkeypatch):
     for folder in ("docs/results", "docs/figures"):
@@ -233,7 +284,9 @@ def test_a_run_fills_the_page(results, tmp_path, monkeypatch):
     text = (ROOT / "docs/performance.md").read_text()
     (tmp_path / "docs/performance.md").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(all_workloads, "measure", lambda *sizes, progress: results)
+    monkeypatch.setattr(
+        all_workloads, "measure", lambda *sizes, progress, save: save(results) or results
+    )
     all_workloads.main(["--device", "cpu"])
     page.main(["outputs/benchmarks/cpu.json"])
     filled = (tmp_path / "docs/performance.md").read_text()

