@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.utils import counters
 from transformers import GPT2Config, LlamaConfig
 
 from benchmarks.kernels import KernelCount
@@ -74,12 +75,12 @@ def test_a_layer_starts_at_most_18_kernels_a_step_and_waits_for_nothing(name):
 
 
 @torch.inference_mode()
-def steps(model, sampling, run):
+def steps(model, sampling, run, n_samples=3):
     """The results of a latent step in which rows read their second thought, and of an answer step.
 
     run(step, *inputs) computes them.
     """
-    request = request_of(sampling)
+    request = request_of(sampling, n_samples)
     state = engine.start(model, request)
     engine.read_thought(model, sampling, state, 1)
     window, mask = state.suffix.open(1)
@@ -105,6 +106,9 @@ def test_steps_are_traced_as_one_graph_that_gives_the_eager_numbers(make, name):
         return torch.compile(step, fullgraph=True, dynamic=True, backend="eager")(*inputs)
 
     assert_equal(steps(model, sampling, traced), steps(model, sampling, lambda f, *x: f(*x)))
+    graphs = counters["stats"]["unique_graphs"]
+    steps(model, sampling, traced, n_samples=70)
+    assert counters["stats"]["unique_graphs"] == graphs  # they serve batches of all sizes
 
 
 @pytest.mark.slow

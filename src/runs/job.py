@@ -18,7 +18,7 @@ from utils.errors import UserError, warn
 from utils.processes import SharedSums, handed_out, where
 from utils.progress import progress
 
-_COMPILED_FROM = 50_000  # trajectories; compiling takes about a minute, which few do not pay back
+_COMPILED_FROM = 50_000  # trajectories; compiling takes a minute or more, which few do not pay back
 
 
 class Job:

@@ -5,6 +5,7 @@ Finished rows leave the batch, and the rows of the next State enter once half of
 Shapes: R rows, S inputs of a pass, A answer tokens at most, D model width.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -26,18 +27,19 @@ def decode_states(model, request, states, room):
     its end-of-text. A State stays as it is. The next one is taken once at most half of ``room``
     rows are unfinished; where there are several, each should have at most so many.
     """
-    batch, states, ends, given, upcoming = _Batch(model, request), iter(states), [], 0, True
-    while upcoming or given < len(ends):
-        while upcoming and batch.unfinished <= room // 2:
+    batch, states, more = _Batch(model, request), iter(states), True
+    waiting = deque()  # (first, end) rows of each State whose answers were not given yet
+    while more or waiting:
+        while more and batch.unfinished <= room // 2:
             state = next(states, None)
-            upcoming = state is not None
-            if upcoming:
+            more = state is not None
+            if more:
+                waiting.append((batch.entered, batch.entered + len(state)))
                 batch.enter(state)
-                ends.append(batch.entered)
-        batch.read_on()
-        while given < len(ends) and ends[given] <= batch.first_unfinished:
-            yield batch.answers(ends[given - 1] if given else 0, ends[given])
-            given += 1
+        if batch.unfinished:
+            batch.read_on()
+        while waiting and waiting[0][1] <= batch.first_unfinished:
+            yield batch.answers(*waiting.popleft())
 
 
 @dataclass
@@ -106,7 +108,7 @@ class _Batch:
 
     def read_on(self):
         """A few passes of the unfinished rows; finished ones are dropped once they are many."""
-        for _ in range(PASSES.get(self.model.device.type, 1) if self.unfinished else 0):
+        for _ in range(PASSES.get(self.model.device.type, 1)):
             rows = self.rows
             window, mask = rows.state.suffix.open(1)
             rows.position = rows.position + rows.alive  # finished rows stay where they are

@@ -26,8 +26,8 @@ from src.sampling.trajectories import Trajectories, pad_right
 def sample(model, request):
     """Samples ``n_samples`` trajectories for each prompt and decodes their answers greedily.
 
-    Sample n of question q under seed s is the same whatever else is in the request. Where memory
-    holds only some of the rows, they take their turns: as answers end, others begin to think.
+    Sample n of question q under seed s is the same whatever else is in the request. Rows that do
+    not fit in memory wait; they start as others finish.
     Raises ValueError when the sequence would not fit the model's positions.
     """
     room = rows_in_flight(model, request)
