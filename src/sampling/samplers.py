@@ -128,14 +128,14 @@ class DropoutMasks:
         return replace(self, num_layers=count)
 
     def add(self, x, out, layer, site):
+        if torch.compiler.is_compiling():  # made where they are used, in batches of all sizes
+            return torch.addcmul(x, out, self._factors_at(2 * layer + site, *_like(out)))
         if self._factors is None or not 0 <= layer - self._first < len(self._factors):
-            self._make_factors(layer, out.shape[-1], out.dtype)
+            self._make_factors(layer, *_like(out))
         return torch.addcmul(x, out, self._factors[layer - self._first, site])
 
     def _make_factors(self, first, width, dtype):
-        at_once = 1  # a compiled step makes masks where it uses them, in batches of all sizes
-        if not torch.compiler.is_compiling():
-            at_once = max(1, _MASK_NUMBERS // (2 * self.rng_keys.numel() * width))
+        at_once = max(1, _MASK_NUMBERS // (2 * self.rng_keys.numel() * width))
         last = min(first + at_once, self.num_layers)
         sites = torch.arange(2 * first, 2 * last, device=self.rng_keys.device)
         factors = self._factors_at(sites[:, None, None], width, dtype)
@@ -168,6 +168,10 @@ class DropoutMasks:
     def at(self, index):
         one_mask = self.rng_keys.shape[1] == 1
         return self if one_mask else replace(self, rng_keys=self.rng_keys[index], _factors=None)
+
+
+def _like(out):
+    return out.shape[-1], out.dtype
 
 
 def dropout_hook(sampling, rng_keys, steps, active=True):
