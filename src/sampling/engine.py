@@ -38,11 +38,10 @@ def sample(model, request):
         _trajectories(part, *of_part, *answers)
         for part, answers, of_part in zip(parts, decoded, thoughts, strict=True)
     ]
-    pools, first = [], 0
+    pools = []
     for of_questions in turns:
-        end = first + len(of_questions)
-        pools.append(Trajectories.concatenate(sampled[first:end]))
-        first = end
+        pools.append(Trajectories.concatenate(sampled[: len(of_questions)]))
+        del sampled[: len(of_questions)]
     return Trajectories.join(pools)
 
 
