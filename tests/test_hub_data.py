@@ -3,7 +3,6 @@
 import hashlib
 import json
 
-import datasets
 import pytest
 
 from src.prepare_data import main as prepare_data
@@ -18,6 +17,8 @@ from utils.benchmarks import BENCHMARKS, convert
 from utils.datasets import data_name, data_sha256, load_dataset
 from utils.hub_data import hub_rows, hub_sha256
 from utils.shards import Pool
+
+datasets = pytest.importorskip("datasets")
 
 RAW = ROOT.parent / "shared/data"
 ID = "someone/problems::test"

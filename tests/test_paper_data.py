@@ -2,7 +2,6 @@
 
 import json
 
-import datasets
 import pytest
 
 from src import prepare_data
@@ -11,6 +10,8 @@ from tests.conftest import raises_user_error
 from utils import benchmarks
 from utils.benchmarks import BENCHMARKS, PLAIN_TRAIN, convert, plain_train
 from utils.datasets import load_dataset
+
+datasets = pytest.importorskip("datasets")
 
 pytestmark = pytest.mark.quick
 

@@ -36,7 +36,16 @@ def fold(keys, value):
     """New keys from int64 keys and a value, an int or an int64 tensor that broadcasts."""
     if isinstance(value, int):  # computed here: copying it to a GPU would wait for the device
         return _mix_(keys + _signed((value + 1) * _WEYL & ((1 << 64) - 1)))
-    return _mix_(keys + (value + 1) * _WEYL)
+    return _mix_(keys + _times_weyl(value))
+
+
+def _times_weyl(value):
+    """(value + 1) * _WEYL, of an int64 tensor.
+
+    value + 1 is -(~value), and the compiler does not see through ~. It would turn the product of an
+    arange and a constant into an index of 32 bits, in which Triton refuses _WEYL.
+    """
+    return ~value * -_WEYL
 
 
 def row_keys(seed, questions, samples, device):
@@ -47,7 +56,7 @@ def row_keys(seed, questions, samples, device):
 
 def _words(keys, site, count):
     """(..., count) random 64-bit words for each key (...)."""
-    counter = torch.arange(1, count + 1, device=keys.device) * _WEYL
+    counter = _times_weyl(torch.arange(count, device=keys.device))
     return _mix_(fold(keys, site)[..., None] + counter)
 
 
