@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config
 
 from src.models import model_class
+from src.models.attention import _Prompt
 from src.models.kv_cache import Grouping
 from src.sampling import answers
 from src.sampling.answers import decode_states
@@ -101,6 +102,18 @@ def test_finished_rows_stay_within_the_positions_of_the_model(passes, monkeypatc
     assert len({len(ids) for tokens, _ in alone for ids in tokens}) > 2
     monkeypatch.setitem(answers.PASSES, "cpu", passes)
     assert decoded_together(model, requests, room=32) == alone
+
+
+def test_a_bias_of_prompts_that_are_read_in_several_parts_stays_aligned(backbone):
+    """CUDA's attention refuses a bias whose rows do not start at a multiple of 16 bytes."""
+    model, _ = backbone
+    lengths = torch.tensor([3, 5, 5, 4, 2])
+    _, prefix = model.prefill(model.embed(torch.ones(5, 5, dtype=torch.int64)), lengths)
+    groups = torch.cat((torch.arange(1, 5), torch.zeros(40, dtype=torch.int64)))
+    prompt = _Prompt(prefix.select(groups), 0, len(groups))
+    assert prompt.grouping.repeats is not None
+    assert prompt.bias.shape[-1] == 5
+    assert prompt.bias.stride(0) % 16 == 0
 
 
 def test_a_large_group_beside_small_ones_is_read_in_several_parts(backbone, requests):

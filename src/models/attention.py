@@ -59,6 +59,8 @@ class _Prompt:
             repeats = self.grouping.repeats
             self.k, self.v = self.k[repeats], self.v[repeats]
             self.bias = None if self.bias is None else self.bias[repeats]
+        if self.bias is not None:  # cut last: an index would drop the room that aligns its rows
+            self.bias = self.bias[..., : self.k.shape[2]]
         self.groups = len(self.k)
         self.members = rows // self.groups if self.grouping is None else self.grouping.members
 
@@ -161,6 +163,7 @@ def attend_from_last(q, k, v, bias, drop=None):
     """
     q = q.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
+    bias = None if bias is None else bias[..., : k.shape[2]]
     if drop is None:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
     else:

@@ -63,9 +63,9 @@ class Grouping:
 class PrefixCache:
     """Keys and values of the prompts: a pair of (G, H', L, K) for each layer.
 
-    lengths (G,): of the prompts. bias: (G, 1, 1, L), minus infinity where a prompt is padded, else
-    0; None when none is padded. grouping: which rows read which prompt, None: R / G adjacent rows
-    each.
+    lengths (G,): of the prompts. bias: (G, 1, 1, L'), minus infinity where a prompt is padded, else
+    0; None when none is padded. L' is L rounded up, see _ALIGNMENT. grouping: which rows read which
+    prompt, None: R / G adjacent rows each.
     """
 
     lengths: torch.Tensor
@@ -83,7 +83,7 @@ class PrefixCache:
         if not bool(padding[:, :longest].any()):
             return cls(lengths, layers, None)
         bias = torch.zeros_like(padding, dtype=k.dtype).masked_fill_(padding, float("-inf"))
-        return cls(lengths, layers, bias[:, None, None, :longest])
+        return cls(lengths, layers, bias[:, None, None])
 
     @property
     def num_groups(self):
