@@ -1,0 +1,121 @@
+"""A judge of a pool's answers that reads the frozen generator.
+
+LatentRM scores one trajectory by its own weights. This judge scores the distinct answers of a whole
+pool, from what the generator computes when it reads each of them after its greedy thoughts (the
+states of all layers, as ELHSR, arXiv 2505.12225, reads them; encoded as by LTO, arXiv 2509.26314),
+and from how the pool's trajectories voted. Attention across the answers makes it a set model: their
+order has no effect. The generator stays as it is, so the judge can't become a second solver.
+
+Shapes: Q questions, K candidates, S positions of a reading, L layers and D width of the generator,
+W width of the judge.
+"""
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from src.models.candidates import Candidates, candidates_of, greedy_distances, read_candidates
+
+FEATURES = 6  # see PoolJudge._features
+_THOUGHTS = 64  # later thoughts share the last position embedding; so do later answer tokens
+_LEAST_VOTES = 0.5  # votes of an answer that only the greedy trajectory gave
+
+
+class PoolJudgeConfig(PretrainedConfig):
+    """Sizes of a PoolJudge. reads_states, reads_votes: what it sees; either can be left out, to
+    find out what it is good for."""
+
+    model_type = "pool_judge"
+
+    def __init__(
+        self, generator_layers=4, generator_width=128, hidden_size=128, num_layers=2, num_heads=4,
+        reads_states=True, reads_votes=True, generator_type=None, generator_sha256=None, **kwargs,
+    ):  # fmt: skip
+        self.generator_layers, self.generator_width = generator_layers, generator_width
+        self.hidden_size, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
+        self.reads_states, self.reads_votes = reads_states, reads_votes
+        self.generator_type, self.generator_sha256 = generator_type, generator_sha256
+        super().__init__(**kwargs)
+
+
+class PoolJudge(PreTrainedModel):
+    """Scores (Q, K) of candidates; the highest one is the judge's answer."""
+
+    config_class = PoolJudgeConfig
+    scores_answer = False  # of a LatentRM: it has a reward for each answer
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.hidden_size
+        if config.reads_states:
+            parts = config.generator_layers + 1
+            self.norms = nn.ModuleList(nn.LayerNorm(config.generator_width) for _ in range(parts))
+            self.states = nn.Linear(parts * config.generator_width, width)
+            self.positions = nn.Embedding(2 * _THOUGHTS, width)
+            self.reader = _encoder(config)
+            self.summary = nn.Linear(2 * width, width)
+        self.features = nn.Sequential(
+            nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.across = _encoder(config)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.score = nn.Linear(width, 1)
+        self.post_init()
+
+    def forward(self, reading, candidates):
+        """Scores (Q, K), minus infinity where there is no candidate.
+
+        reading: a Reading of the Q * K candidates; candidates: the Candidates.
+        """
+        x = self.features(self._features(reading, candidates))  # (Q, K, W)
+        if self.config.reads_states:
+            x = x + self._read(reading).view_as(x)
+        # A question without any answer would have nothing to attend to.
+        empty = ~candidates.exists & candidates.exists.any(1, keepdim=True)
+        x = self.across(x, src_key_padding_mask=empty)
+        scores = self.score(self.head(x)).squeeze(-1)  # (Q, K)
+        return scores.masked_fill(~candidates.exists, float("-inf"))
+
+    def _features(self, reading, candidates):
+        """(Q, K, FEATURES) of the candidates: votes and their logarithm, log-probability after the
+        greedy thoughts, whether the greedy trajectory gave it, the distance of its voters' thoughts
+        from the greedy ones, and the logarithm of the pool's size."""
+        votes, size = candidates.votes, candidates.n_samples[:, None].float()
+        log_votes = (votes * size).clamp(min=_LEAST_VOTES).div(size).log()
+        of_pool = (votes, log_votes, candidates.is_greedy.float(), candidates.distance)
+        of_pool = torch.stack((*of_pool, size.log().expand_as(votes)), dim=-1)  # (Q, K, 5)
+        if not self.config.reads_votes:
+            of_pool = torch.zeros_like(of_pool)
+        log_probs = reading.log_probs.view_as(votes).clamp(min=-20)
+        if not self.config.reads_states:
+            log_probs = torch.zeros_like(log_probs)
+        return torch.cat((of_pool, log_probs[..., None]), dim=-1)
+
+    def _read(self, reading):
+        """What the generator's states say of each candidate, (R, W)."""
+        layers = reading.states.float().unbind(2)  # (R, S, D) each
+        x = torch.cat([norm(x) for norm, x in zip(self.norms, layers, strict=True)], dim=-1)
+        x = self.states(x) + self.positions(_positions(reading.is_thought))  # (R, S, W)
+        x = self.reader(x, src_key_padding_mask=~reading.valid)
+        weights = reading.valid[..., None].float()
+        mean = (x * weights).sum(1) / weights.sum(1)  # (R, W)
+        last = reading.valid.sum(1) - 1  # (R,)
+        last = x.take_along_dim(last[:, None, None], dim=1)[:, 0]  # (R, W)
+        return self.summary(torch.cat((mean, last), dim=-1))
+
+
+def _encoder(config):
+    """Transformer layers whose padded inputs are left out."""
+    width = config.hidden_size
+    layer = nn.TransformerEncoderLayer(
+        width, config.num_heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
+
+
+def _positions(is_thought):
+    """Which position embedding (R, S): thoughts by their number, the answer's tokens by theirs."""
+    steps = torch.arange(is_thought.shape[1], device=is_thought.device)
+    in_answer = steps - is_thought.sum(1, keepdim=True)  # (R, S)
+    in_answer = _THOUGHTS + in_answer.clamp(0, _THOUGHTS - 1)
+    return torch.where(is_thought, steps.clamp(max=_THOUGHTS - 1), in_answer)
