@@ -42,9 +42,9 @@ def rm_command(prm, mode, *flags, processes=1):
     return command("infer_gpt2_rm", *flags, processes=processes)
 
 
-def random_prm(folder, scores_answer):
+def random_prm(folder, **config):
     model = random_latent_rm(n_embd=128, n_positions=128)
-    model.config.scores_answer = scores_answer
+    model.config.update(config)
     model.save_pretrained(folder)
     return folder
 
@@ -52,7 +52,7 @@ def random_prm(folder, scores_answer):
 @pytest.fixture(scope="module")
 def prm(tmp_path_factory):
     """A random reward model for the bundled COCONUT."""
-    return random_prm(tmp_path_factory.mktemp("prm") / "rm", scores_answer=False)
+    return random_prm(tmp_path_factory.mktemp("prm") / "rm")
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +154,9 @@ def test_beam_search_answers_by_its_best_beam(whole):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_reward_model_that_scores_answers_adds_their_scores(whole, tmp_path, mode):
-    prm = random_prm(tmp_path / "rm", scores_answer=True)
+@pytest.mark.parametrize("key", ["scores_answer", "reads_answer"])
+def test_a_reward_model_that_rewards_answers_adds_their_rewards(whole, tmp_path, mode, key):
+    prm = random_prm(tmp_path / "rm", **{key: True})
     for size in (1, LIMIT):
         flags = ("--output_dir", tmp_path / str(size), "--batch_size", size)
         assert_success(run_here(rm_command(prm, MODES[mode], *flags)))
@@ -164,7 +165,7 @@ def test_a_reward_model_that_scores_answers_adds_their_scores(whole, tmp_path, m
         assert {len(scores) for scores in record["scores"]} == {6}
         assert_close(record["scores"], plain["scores"])  # the thoughts' rewards stay
         assert "answer_scores" not in plain
-        assert all(score < 0 for score in record["answer_scores"])
+        assert all(record["answer_scores"])
         if mode == "beam_search":
             pairs = zip(record["scores"], record["answer_scores"], strict=True)
             totals = [sum(scores) + answer for scores, answer in pairs]

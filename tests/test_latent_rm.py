@@ -69,15 +69,16 @@ def plain_scores(model, thoughts):
 
 @torch.no_grad()
 def plain_rewards(model, prompt, thoughts, answer):
-    """Rewards (T,) of one trajectory and log p(answer), by the Hugging Face model unpadded."""
-    words = model.get_input_embeddings()
-    written = [model.config.end_latent_token_id, *answer[:-1]]
+    """Rewards of one trajectory, by the Hugging Face model unpadded: those (T,) of its thoughts,
+    log p(answer), and that of the answer's last token."""
+    words, count = model.get_input_embeddings(), len(answer)
+    written = [model.config.end_latent_token_id, *answer]
     parts = (words(torch.tensor(prompt)), thoughts, words(torch.tensor(written)))
     hidden = model.base_model(inputs_embeds=torch.cat(parts)[None]).last_hidden_state[0]
-    at_thoughts = hidden[len(prompt) : len(prompt) + len(thoughts)]
-    rewards = model.classifier(model.projector(at_thoughts))[:, 0]
-    log_probs = (hidden[-len(answer) :] @ words.weight.T).log_softmax(-1)
-    return rewards, log_probs[torch.arange(len(answer)), torch.tensor(answer)].sum()
+    rewards = model.classifier(model.projector(hidden[len(prompt) :]))[:, 0]
+    log_probs = (hidden[-count - 1 : -1] @ words.weight.T).log_softmax(-1)
+    log_prob = log_probs[torch.arange(count), torch.tensor(answer)].sum()
+    return rewards[: len(thoughts)], log_prob, rewards[-1]
 
 
 def scores_and_gradients(compute_scores):
@@ -137,7 +138,7 @@ def test_the_answer_s_reward_is_its_log_probability():
     assert scores.shape == (Q, N, T + 1)
     for q, prompt in enumerate(PROMPTS):
         for n in range(N):
-            rewards, log_prob = plain_rewards(model, prompt, thoughts[q, n], answers[q][n])
+            rewards, log_prob, _ = plain_rewards(model, prompt, thoughts[q, n], answers[q][n])
             plain = torch.cat((rewards, log_prob[None]))
             torch.testing.assert_close(scores[q, n], plain, rtol=1e-4, atol=1e-3)
 
@@ -151,26 +152,27 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("name", RANDOM)
-@pytest.mark.parametrize("scores_answer", [False, True])
-def test_trajectories_of_different_lengths_score_as_alone(name, scores_answer):
+@pytest.mark.parametrize("key", ["scores_answer", "reads_answer", None])
+def test_trajectories_of_different_lengths_score_as_alone(name, key):
     """Against one row at a time, unpadded, for each architecture."""
     backbone, _ = RANDOM[name]()
     model = random_reward_model(backbone)
-    model.config.scores_answer = scores_answer
+    model.config.update({key: True} if key else {})
     thoughts = random_thoughts().to(model.dtype)
     missing = torch.arange(T) >= NUM_THOUGHTS[..., None]
     thoughts[missing] = 9.0  # no score may depend on it
     with torch.no_grad():
-        scores = model(*padded("left", 2), thoughts, NUM_THOUGHTS, padded_answers(ANSWERS))
-    assert scores.shape[2] == T + scores_answer
+        scores = model(*padded("left", 2), thoughts, NUM_THOUGHTS, padded_answers(ANSWERS, 1))
+    assert scores.shape[2] == T + (key is not None)
     for q, prompt in enumerate(PROMPTS):
         for n in range(N):
             count = int(NUM_THOUGHTS[q, n])
-            rewards, log_prob = plain_rewards(model, prompt, thoughts[q, n, :count], ANSWERS[q][n])
+            inputs = (prompt, thoughts[q, n, :count], ANSWERS[q][n])
+            rewards, *of_answer = plain_rewards(model, *inputs)
             assert_close(scores[q, n, :count], rewards)
             assert not scores[q, n, count:T].any()
-            if scores_answer:
-                assert_close(scores[q, n, T], log_prob)
+            if key:
+                assert_close(scores[q, n, T], of_answer[key == "reads_answer"])
 
 
 def assert_close(actual, expected):
@@ -271,7 +273,8 @@ def test_masks_and_positions_are_on_the_model_s_device(shape, monkeypatch):
     monkeypatch.setattr(cache, "of", lambda lengths, layers: cache(lengths, layers, bias))
     with OneDevice():
         _, states = model.read_states(ids, ids, thoughts, answer_ids=answers)
-        model.answer_log_probs(states, answers).sum().backward()
+        _, ends = model.read_answers(ids, ids, thoughts, None, answers)
+        (model.answer_log_probs(states, answers).sum() + ends.sum()).backward()
         with torch.no_grad():
             model.read_states(ids, ids, thoughts, answer_ids=answers)
 
@@ -293,7 +296,7 @@ class LargestLogits(TorchDispatchMode):
 @pytest.mark.parametrize("training", [False, True])
 def test_logits_of_answers_are_computed_in_chunks(training):
     model, answers = random_latent_rm(), padded_answers(ANSWERS)
-    model.config.end_latent_token_id = 3
+    model.config.end_latent_token_id, model.config.scores_answer = 3, True
     loss = RewardLoss(model, {"contrastive": 1.0}, answer_weight=1.0).train(training)
     batch = {
         "latent_embeds": random_thoughts(), "latent_lengths": NUM_THOUGHTS, "answer_ids": answers,
@@ -391,11 +394,13 @@ def test_losses_ignore_missing_thoughts():
 
 def test_a_checkpoint_has_the_published_layout_and_loads_unchanged(tmp_path):
     model, (backbone, tokenizer) = random_latent_rm(), random_coconut()
+    model.config.reads_answer = True
     model.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
     heads = {name for name in names if not name.startswith("transformer.")}
     assert heads == {"classifier.weight", "classifier.bias"}
     loaded = load_reward_model(tmp_path, backbone, tokenizer)
+    assert loaded.reads_answer and loaded.rewards_answer and not loaded.scores_answer
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
 

@@ -30,6 +30,7 @@ from tests.recipes import load_recipe
 from utils.errors import UserError
 
 TINY = "checkpoints/tiny-coconut"
+JUDGE = {"reads_answer": True, "order_weight": 0.5}
 TOKENIZER = build_tokenizer(COCONUT)
 WORDS = (COCONUT, TOKENIZER)
 
@@ -67,7 +68,7 @@ def train_command(path, processes=1):
 @pytest.fixture(scope="module")
 def whole(pool, tmp_path_factory):
     """The folder of an uninterrupted training."""
-    path = recipe(tmp_path_factory.mktemp("train") / "whole.yaml", pool)
+    path = recipe(tmp_path_factory.mktemp("train") / "whole.yaml", pool, **JUDGE)
     done = run(train_command(path))
     assert done.returncode == 0, done.stderr
     assert "test_n_4_recall_at_1" in done.stdout
@@ -107,7 +108,7 @@ def test_training_writes_a_reward_model_in_the_published_layout(whole):
 @pytest.mark.parametrize("moment", range(6))
 def test_resumed_training_gives_the_same_weights(pool, whole, tmp_path, monkeypatch, moment):
     """An interruption in a training step, in an evaluation or while a checkpoint is written."""
-    path = recipe(tmp_path / "x.yaml", pool)
+    path = recipe(tmp_path / "x.yaml", pool, **JUDGE)
     method = ("training_step", "evaluate", "_save_optimizer_and_scheduler")[moment % 3]
     owner = reward_trainer.RewardTrainer if method == "training_step" else Trainer
     plain, calls = getattr(owner, method), 0
@@ -141,7 +142,7 @@ def test_an_incomplete_checkpoint_is_not_resumed(tmp_path):
 
 
 def test_two_processes_train_the_same_reward_model_as_one(pool, whole, tmp_path):
-    path = recipe(tmp_path / "x.yaml", pool, per_device_train_batch_size=2)
+    path = recipe(tmp_path / "x.yaml", pool, per_device_train_batch_size=2, **JUDGE)
     done = launch(train_command(path, processes=2))
     assert done.returncode == 0, done.stderr
     assert_same_weights(path.with_suffix(""), whole, tolerance=2e-4)
@@ -164,7 +165,8 @@ def short(pool, tmp_path_factory):
     "changes",
     [
         {"loss": {"bce": 1.0}}, {"labels": "outcome"}, {"cumulative": True}, {"extra_layers": 2},
-        {"answer_weight": 1.0}, {"keep_unmixed": True, "labels": "outcome"},
+        {"answer_weight": 1.0}, {"reads_answer": True}, {"order_weight": 0.5},
+        {"keep_unmixed": True, "labels": "outcome"},
         {"store_dtype": "float16"}, {"gradient_checkpointing": True},
     ],
 )  # fmt: skip
@@ -177,7 +179,9 @@ def test_each_ablation_is_a_key_of_the_recipe(pool, short, tmp_path, changes):
     assert len(model.transformer.h) == 4 + changes.get("extra_layers", 0)
     dtype = torch.float16 if "store_dtype" in changes else torch.float32
     assert {tensor.dtype for tensor in trained.values()} == {dtype}
-    if changes.keys() & {"loss", "labels", "cumulative", "answer_weight"}:
+    assert model.reads_answer == ("reads_answer" in changes)
+    objectives = {"loss", "labels", "cumulative", "answer_weight", "reads_answer", "order_weight"}
+    if changes.keys() & objectives:
         plain = weights(short)
         assert any(not torch.equal(trained[k], plain[k]) for k in trained if k != "classifier.bias")
     if "gradient_checkpointing" in changes:
@@ -375,13 +379,16 @@ def _interrupt_at_step_4(trainer, metrics, trial, plain=Trainer._determine_best_
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "bce"])
-def test_batching_and_padding_change_no_loss(pool, loss):
+@pytest.mark.parametrize("key", ["scores_answer", "reads_answer"])
+def test_batching_and_padding_change_no_loss(pool, loss, key):
     """Gradients of a batch are the mean of those of its questions alone."""
     dataset = TrajectoryDataset([pool], *WORDS, "rollout", with_digits=True)
     torch.manual_seed(0)
     judge = random_latent_rm(n_embd=128)
-    judge.config.end_latent_token_id = 3
-    model = RewardLoss(judge, {loss: 1.0}, digits_weight=0.5, answer_weight=0.5)
+    judge.config.update({"end_latent_token_id": 3, key: True})
+    weights = {"digits_weight": 0.5, "order_weight": 0.5}
+    weights["answer_weight"] = 0.5 * (key == "scores_answer")
+    model = RewardLoss(judge, {loss: 1.0}, **weights)
     order = sorted(range(len(dataset)), key=lambda i: dataset.prompt_lengths[i])
     items = [dataset[i] for i in (order[0], order[-1], order[len(order) // 2])]
     losses = [model(**collate([item]))["loss"] for item in items]
@@ -487,7 +494,9 @@ def test_the_order_depends_on_seed_and_epoch_only():
         ({"metric_for_best_model": "test_n_8_recall"}, "test_n_8_recall"),
         ({"eval_pools": None}, "eval_pools"), ({"eval_steps": "often"}, "eval_steps"),
         ({"metric_for_best_model": None}, "metric_for_best_model"),
-        ({"extra_layers": -1}, "negative"), ({"loss": {"bce": "much"}}, "loss.bce"),
+        ({"extra_layers": -1}, "negative"), ({"order_weight": -1.0}, "order_weight"),
+        ({"reads_answer": True, "answer_weight": 1.0}, "reads_answer"),
+        ({"loss": {"bce": "much"}}, "loss.bce"),
         ({"gradient_accumulation_steps": 30}, "batch"),
         ({"per_device_train_batch_size": 100}, "batch"),
     ],

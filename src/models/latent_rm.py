@@ -20,9 +20,11 @@ class LatentRM:
     """r_t = g(x, h_1 .. h_t); a trajectory's score is the sum of its r_t. Mixin of the two below.
 
     Published layout: the backbone's body and ``classifier.{weight,bias}`` with one output; for CODI
-    also ``projector.*``. With ``config.scores_answer`` (not in the paper) the model also answers
-    the question itself after the thoughts, with its word embeddings as output layer, and gives the
-    trajectory one more reward: log p(the trajectory's answer | x, h_1 .. h_T).
+    also ``projector.*``. Two keys of the config, which are not in the paper and exclude each other,
+    give the trajectory one more reward. ``scores_answer``: the model also answers the question
+    itself after the thoughts, with its word embeddings as output layer; the reward is log p(the
+    trajectory's answer | x, h_1 .. h_T). ``reads_answer``: the model reads the trajectory's answer
+    after the thoughts; the reward is the classifier's at the answer's last token.
     """
 
     def add_heads(self):
@@ -33,8 +35,18 @@ class LatentRM:
 
     @property
     def scores_answer(self):
-        """Whether there is a reward for the answer, beside those of the thoughts."""
+        """Whether the answer's log-probability under this model is one more reward."""
         return bool(getattr(self.config, "scores_answer", False))
+
+    @property
+    def reads_answer(self):
+        """Whether the classifier gives one more reward at the end of the answer."""
+        return bool(getattr(self.config, "reads_answer", False))
+
+    @property
+    def rewards_answer(self):
+        """Whether there is a reward for the answer, beside those of the thoughts."""
+        return self.scores_answer or self.reads_answer
 
     def forward(
         self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None
@@ -43,20 +55,33 @@ class LatentRM:
 
         latent_lengths (Q, N): how many of a trajectory's T thoughts exist, None: all; the others
         get 0. The prompt is read once for its N trajectories. Padding may be on either side. A
-        model that scores answers needs answer_ids (Q, N, A), padded on the right with -1; it
+        model that rewards answers needs answer_ids (Q, N, A), padded on the right with -1; it
         returns (Q, N, T + 1).
         """
-        answer_ids = answer_ids if self.scores_answer else None
-        hidden, states = self.read_states(
-            input_ids, attention_mask, latent_embeds, latent_lengths, answer_ids
-        )
+        pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
+        hidden, of_answer = self.read_pool(*pool, answer_ids)
         rewards = self.classify(hidden)
         if latent_lengths is not None:
             rewards = rewards * thought_mask(latent_lengths, hidden.shape[2])
-        if states is None:
+        if of_answer is None:
             return rewards
-        of_answer = self.answer_log_probs(states, answer_ids)
         return torch.cat((rewards.float(), of_answer[..., None]), dim=-1)
+
+    def read_pool(
+        self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None
+    ):
+        """Final hidden states (Q, N, T, D) at the thoughts, and the answers' rewards (Q, N).
+
+        The rewards are None where the model does not reward answers. Arguments as in ``forward``.
+        """
+        pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
+        if self.reads_answer:
+            hidden, ends = self.read_answers(*pool, answer_ids)
+            return hidden, self.classify(ends)
+        if not self.scores_answer:
+            return self.read_states(*pool)
+        hidden, states = self.read_states(*pool, answer_ids)
+        return hidden, self.answer_log_probs(states, answer_ids)
 
     def answer_log_probs(self, states, answer_ids):
         """log p (Q, N), float32, of answer_ids (Q, N, A), from the states of ``read_states``."""
@@ -81,33 +106,56 @@ class LatentRM:
         self, input_ids, attention_mask, latent_embeds, latent_lengths=None, answer_ids=None
     ):
         """As ``read``, with the hidden states (Q, N, A, D) in place of the logits."""
-        ids, prompt_lengths = _pad_right(input_ids, attention_mask)
-        shape, device = latent_embeds.shape[:2], ids.device
         if latent_lengths is None:
-            latent_lengths = torch.full(shape, latent_embeds.shape[2], device=device)
-        x = latent_embeds.flatten(0, 1).to(self.dtype)  # (R, T, D)
-        if answer_ids is not None:
-            answers = self._embed_answers(answer_ids.flatten(0, 1))
-            x = insert_after_thoughts(x, answers, latent_lengths.flatten())  # (R, T + A, D)
-        positions = torch.arange(x.shape[1], device=device)
-        positions = prompt_lengths.repeat_interleave(shape[1])[:, None] + positions
-        positions = positions.clamp(max=self.config.max_position_embeddings - 1)  # of padding only
-        hidden = self.read_together(self.embed(ids), prompt_lengths, x, positions)
-        hidden = hidden.unflatten(0, shape)
+            latent_lengths = _all_thoughts(latent_embeds)
+        pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
         if answer_ids is None:
-            return hidden, None
-        before = torch.arange(answer_ids.shape[2], device=device)
+            return self._read_rows(*pool), None
+        hidden = self._read_rows(*pool, answer_ids[..., :-1])  # (Q, N, T + A, D)
+        before = torch.arange(answer_ids.shape[2], device=hidden.device)
         before = latent_lengths[..., None] + before  # (Q, N, A)
         states = hidden.take_along_dim(before[..., None], dim=2)  # (Q, N, A, D)
         return hidden[:, :, : latent_embeds.shape[2]], states
 
+    def read_answers(self, input_ids, attention_mask, latent_embeds, latent_lengths, answer_ids):
+        """Final hidden states (Q, N, T, D) at the thoughts, (Q, N, D) at the answers' last tokens.
+
+        An answer that was cut off at the model's last position has one token more than there are
+        positions: its last two tokens then share the last position.
+        """
+        if latent_lengths is None:
+            latent_lengths = _all_thoughts(latent_embeds)
+        pool = (input_ids, attention_mask, latent_embeds, latent_lengths)
+        hidden = self._read_rows(*pool, answer_ids)  # (Q, N, T + 1 + A, D)
+        last = latent_lengths + (answer_ids >= 0).sum(-1)  # (Q, N), past the end-of-thinking token
+        ends = hidden.take_along_dim(last[..., None, None], dim=2)[:, :, 0]  # (Q, N, D)
+        return hidden[:, :, : latent_embeds.shape[2]], ends
+
+    def _read_rows(self, input_ids, attention_mask, latent_embeds, latent_lengths, answer_ids=None):
+        """Final hidden states (Q, N, T, D), with answer_ids (Q, N, A) those (Q, N, T + 1 + A, D).
+
+        After a row's thoughts that exist come the end-of-thinking token and the answer.
+        """
+        ids, prompt_lengths = _pad_right(input_ids, attention_mask)
+        shape = latent_embeds.shape[:2]
+        x = latent_embeds.flatten(0, 1).to(self.dtype)  # (R, T, D)
+        if answer_ids is not None:
+            answers = self._embed_answers(answer_ids.flatten(0, 1))
+            x = insert_after_thoughts(x, answers, latent_lengths.flatten())  # (R, T + 1 + A, D)
+        positions = torch.arange(x.shape[1], device=ids.device)
+        positions = prompt_lengths.repeat_interleave(shape[1])[:, None] + positions
+        # of padding, and see read_answers
+        positions = positions.clamp(max=self.config.max_position_embeddings - 1)
+        hidden = self.read_together(self.embed(ids), prompt_lengths, x, positions)
+        return hidden.unflatten(0, shape)
+
     def _embed_answers(self, answers):
-        """Inputs (R, A, D): the end-of-thinking token, then answers (R, A) but their last token.
+        """Inputs (R, 1 + A, D): the end-of-thinking token, then answers (R, A).
 
         Padding is embedded as token 0; causal attention keeps it from what is read.
         """
-        end = torch.full_like(answers[:, :1], self.config.end_latent_token_id)
-        return self.embed(torch.cat((end, answers[:, :-1].clamp(min=0)), dim=1))
+        end = answers.new_full((len(answers), 1), self.config.end_latent_token_id)
+        return self.embed(torch.cat((end, answers.clamp(min=0)), dim=1))
 
     def classify(self, hidden):
         """Rewards (...), float32 whatever the model's format, of hidden states (..., D)."""
@@ -158,6 +206,12 @@ def _in_float32(module, x):
     dtype = torch.promote_types(x.dtype, torch.float32)
     weights = {name: weight.to(dtype) for name, weight in module.named_parameters()}
     return functional_call(module, weights, x.to(dtype))
+
+
+def _all_thoughts(latent_embeds):
+    """Numbers of thoughts (Q, N) where all of latent_embeds (Q, N, T, D) exist."""
+    shape = latent_embeds.shape
+    return torch.full(shape[:2], shape[2], device=latent_embeds.device)
 
 
 def _pad_right(input_ids, attention_mask):

@@ -205,7 +205,7 @@ def search_beams(evaluation, batch):
             model, reward_model, request, num_beams, num_proposals, arguments.score_by
         )
         trajectories = beams.trajectories
-        if reward_model.scores_answer:  # the search has scored the thoughts, not the answers
+        if reward_model.rewards_answer:  # the search has scored the thoughts, not the answers
             eos = model.config.eos_token_id
             fields = score_trajectories(reward_model, request.prompts, trajectories, eos)
         else:

@@ -104,10 +104,11 @@ def score_trajectories(reward_model, prompts, trajectories, eos):
 def score_pools(reward_model, prompts, thoughts, num_thoughts, answer_ids):
     """The rewards of Q questions' trajectories: {key: for each question a list of N values}.
 
-    "scores": the rewards r_t of a trajectory's thoughts; where the model scores answers,
-    "answer_scores": log p of its answer. prompts: Q lists of token ids, each read once, or once for
-    each part of a question's trajectories where they do not fit into memory together. thoughts
-    (Q, N, T, D), of which num_thoughts (Q, N) exist. answer_ids: Q tensors (N, A), padded with -1.
+    "scores": the rewards r_t of a trajectory's thoughts; where the model rewards answers,
+    "answer_scores": the reward of its answer. prompts: Q lists of token ids, each read once, or
+    once for each part of a question's trajectories where they do not fit into memory together.
+    thoughts (Q, N, T, D), of which num_thoughts (Q, N) exist. answer_ids: Q tensors (N, A), padded
+    with -1.
     """
     answers = pad_sequence([ids.T for ids in answer_ids], batch_first=True, padding_value=-1)
     answers = answers.transpose(1, 2)  # (Q, N, A)

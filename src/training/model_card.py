@@ -196,6 +196,10 @@ def _limits(recipe):
             "alone: COCONUT's bundled reward model solves the problems better than its generator, "
             "while thoughts alone hardly reveal their quality (docs/latent_rm.md of latent-tts). "
         )
+    if recipe.get("reads_answer"):
+        text += (
+            "It also reads the trajectory's answer (`reads_answer`), unlike the paper's LatentRM. "
+        )
     return text
 
 

@@ -89,6 +89,7 @@ class TrajectoryDataset(Dataset):
             "input_ids": question["input_ids"][0],  # (L,)
             "labels": estimations if self.labels == "rollout" else outcomes,  # (N, T)
             "gold_ids": torch.tensor(self._gold_ids([row])[0]),  # (A,)
+            "question_ids": i,
         }
         if self.with_digits:
             item["digits"] = _digits(row, question["predictions"], estimations.shape[1] // 2)
@@ -110,12 +111,13 @@ def collate(items):
 
     input_ids, attention_mask (Q, L); latent_embeds (Q, N, T, D); latent_lengths, corrects,
     predictions (Q, N); labels (Q, N, T); answer_ids (Q, N, A), the trajectories' answers, and
-    gold_ids (Q, A), the right ones, both padded with -1; digits: None, or a dict of "step"
-    (Q, T // 2, DIGITS), "true" (Q, DIGITS) and "own" (Q, N, DIGITS). All padding is on the right.
+    gold_ids (Q, A), the right ones, both padded with -1; question_ids (Q,), the numbers of the
+    items; digits: None, or a dict of "step" (Q, T // 2, DIGITS), "true" (Q, DIGITS) and "own"
+    (Q, N, DIGITS). All padding is on the right.
     """
     prompts, golds = ([item[key] for item in items] for key in ("input_ids", "gold_ids"))
     has_digits = "digits" in items[0]
-    names = ("latent_lengths", "corrects", "predictions")
+    names = ("latent_lengths", "corrects", "predictions", "question_ids")
     return default_collate([{name: item[name] for name in names} for item in items]) | {
         "input_ids": pad_sequence(prompts, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(x) for x in prompts], batch_first=True),

@@ -40,6 +40,8 @@ _LASTING = (
     "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "num_train_epochs", "bf16",
     "metric_for_best_model", "load_best_model_at_end",
 )  # fmt: skip
+# Newer keys. Fingerprints lack those that are off, as do those of trainings that began before.
+_OFF_BY_DEFAULT = ("reads_answer", "order_weight")
 
 
 @dataclass(kw_only=True)
@@ -63,6 +65,8 @@ class RewardRecipe(TrainingArguments):
     extra_layers: int = 0  # blocks on top of the generator's, which at first change nothing
     digits_weight: float = 0.0  # of the training-only digit heads
     answer_weight: float = 0.0  # above 0, the model also learns to answer, and scores answers
+    reads_answer: bool = False  # the classifier reads and rewards the trajectory's answer, too
+    order_weight: float = 0.0  # of the order preference of the thoughts
     keep_unmixed: bool = False  # also train on questions that all trajectories solve, or none
     # questions of one optimizer step, over all processes; by it gradient_accumulation_steps follows
     # from per_device_train_batch_size, which are questions too
@@ -109,8 +113,11 @@ class RewardRecipe(TrainingArguments):
         self.gradient_accumulation_steps = self.batch_size // at_once
 
     def _check_own_keys(self):
-        if min(self.extra_layers, self.digits_weight, self.answer_weight) < 0:
-            raise ValueError("extra_layers, digits_weight and answer_weight must not be negative")
+        for key in ("extra_layers", "digits_weight", "answer_weight", "order_weight"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative")
+        if self.reads_answer and self.answer_weight:
+            raise ValueError("reads_answer has no effect with answer_weight: leave one out")
         if not self.train_pools or not self.eval_pools:
             raise ValueError("train_pools and eval_pools must name at least one pool each")
         if not self.loss or not set(self.loss) <= set(REWARD_LOSSES):
@@ -158,6 +165,7 @@ class RewardRecipe(TrainingArguments):
         """{"recipe": .., "arguments": ..}: the values that determine the weights."""
         arguments = {name: getattr(self, name) for name in _LASTING}
         recipe = {name: getattr(self, name) for name in _OWN_KEYS if name != "batch_size"}
+        recipe = {name: x for name, x in recipe.items() if x or name not in _OFF_BY_DEFAULT}
         recipe["seed"] = self.model_seed
         return {"recipe": recipe, "arguments": arguments | {"batch": self.global_batch_size}}
 

@@ -41,6 +41,7 @@ def new_model(recipe):
     config.num_hidden_layers += recipe.extra_layers
     config.projector_dropout = 0.0  # a LatentRM trains without dropout
     config.scores_answer = recipe.answer_weight > 0
+    config.reads_answer = recipe.reads_answer
     config.generator_type = recipe.model_type
     config.generator_sha256 = weights_sha256(checkpoint_folder(recipe.model_type, recipe.model_id))
     model = LATENT_RMS[config.model_type](config)
@@ -51,8 +52,9 @@ def new_model(recipe):
     for block in model.blocks[backbone_layers:]:
         for layer in model.residual_outputs(block):
             torch.nn.init.zeros_(layer.weight)
-    weights = (recipe.digits_weight, recipe.answer_weight)
-    return RewardLoss(model, recipe.loss, recipe.cumulative, *weights), tokenizer
+    weights = (recipe.digits_weight, recipe.answer_weight, recipe.order_weight)
+    loss = RewardLoss(model, recipe.loss, recipe.cumulative, *weights, seed=recipe.model_seed)
+    return loss, tokenizer
 
 
 def load_datasets(recipe, model, tokenizer):
@@ -86,7 +88,7 @@ def _check_pools(recipe, config, dataset):
     fault, width, available = None, config.hidden_size, config.max_position_embeddings
     if dataset.width != width:
         fault = f"thoughts of width {dataset.width}, the model reads {width}"
-    elif (needed := dataset.max_positions) > available:
+    elif (needed := dataset.max_positions + recipe.reads_answer) > available:
         takes = f"a prompt, its thoughts and an answer take {needed} positions"
         fault = f"{takes}, the model has {available}"
     if fault:
@@ -113,7 +115,7 @@ def pool_metrics(prediction):
 
 
 class RewardTrainer(Trainer):
-    """Trainer with batches of similar length and the fastest attention."""
+    """Trainer with batches of similar length and the fastest attention; the loss knows the step."""
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = self.train_dataset.prompt_lengths
@@ -121,9 +123,10 @@ class RewardTrainer(Trainer):
         self.add_callback(_SetEpoch(sampler))
         return sampler
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, model, inputs, *args, **kwargs):
+        inputs = inputs | {"step": self.state.global_step}
         with training_attention(self.args.device):
-            return super().training_step(*args, **kwargs)
+            return super().training_step(model, inputs, *args, **kwargs)
 
 
 class _SetEpoch(TrainerCallback):
