@@ -4,8 +4,8 @@ A candidate is one distinct number among the answers of a question's pool and of
 trajectory. All candidates are read after the greedy trajectory's thoughts, so that reading them
 costs a few tokens each, however large the pool is.
 
-Shapes: Q questions, N trajectories, K candidates, T thoughts, A answer tokens, D width, S = T + A + 1
-positions of a reading, L layers.
+Shapes: Q questions, N trajectories, K candidates, T thoughts, A answer tokens, D width, S = T + A
+positions of a reading, L layers of the generator.
 """
 
 from collections import Counter
@@ -108,7 +108,7 @@ def greedy_distances(thoughts, num_thoughts, greedy, num_greedy):
 
 @dataclass
 class Reading:
-    """The generator's states at R = Q * K candidates.
+    """The generator's states at the R candidates that exist, in the order of their questions.
 
     states (R, S, L + 1, D): inputs of the first layer and outputs of every layer, at the thoughts,
     the end-of-thinking token and the answer's tokens. valid, is_thought (R, S) bool. log_probs
@@ -122,26 +122,27 @@ class Reading:
 
 
 @torch.no_grad()
-def read_candidates(generator, prompts, thoughts, num_thoughts, ids):
-    """The Reading of candidates ids (Q, K, A) after the greedy trajectories' thoughts (Q, T, D).
+def read_candidates(generator, prompts, thoughts, num_thoughts, candidates):
+    """The Reading of Candidates after the greedy trajectories' thoughts (Q, T, D).
 
     prompts: Q lists of token ids. num_thoughts (Q,): of the greedy trajectories.
     """
     device = generator.device
     tokens, lengths = (x.to(device) for x in pad_right(prompts, 0))  # (Q, L), (Q,)
-    count = ids.shape[1]
-    rows = ids.flatten(0, 1).to(device)  # (R, A)
-    num_thoughts = num_thoughts.to(device).repeat_interleave(count)  # (R,)
+    exists = candidates.exists.to(device)
+    questions = exists.nonzero()[:, 0]  # (R,)
+    rows = candidates.ids.to(device)[exists]  # (R, A)
+    num_thoughts = num_thoughts.to(device)[questions]  # (R,)
     end = torch.full_like(rows[:, :1], generator.config.end_latent_token_id)
     # The last token, end-of-text, is predicted, not read.
     inputs = generator.embed(torch.cat((end, rows[:, :-1].clamp(min=0)), dim=1))  # (R, A, D)
-    x = thoughts.to(device, inputs.dtype).repeat_interleave(count, dim=0)  # (R, T, D)
+    x = thoughts.to(device, inputs.dtype)[questions]  # (R, T, D)
     x = insert_after_thoughts(x, inputs, num_thoughts)  # (R, S, D)
     steps = torch.arange(x.shape[1], device=device)  # (S,)
-    positions = lengths.repeat_interleave(count)[:, None] + steps
+    positions = lengths[questions, None] + steps  # (R, S)
     positions = positions.clamp(max=generator.config.max_position_embeddings - 1)  # of padding only
     _, prefix = generator.prefill(generator.embed(tokens), lengths)
-    layers = []
+    prefix, layers = prefix.select(questions), []
     last = generator.extend(x, positions, prefix, SinglePass(device), hidden_states=layers)
     answer = num_thoughts[:, None] + torch.arange(rows.shape[1], device=device)  # (R, A)
     before = last.take_along_dim(answer[..., None], dim=1)  # (R, A, D)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from src.models import BACKBONES, model_class
 from src.models.architectures import class_name
 from src.models.latent_rm import LATENT_RMS
+from src.models.pool_judge import PoolJudge, PoolJudgeConfig
 from src.models.precision import DTYPES
 from src.models.tokenizers import missing_tokens
 from utils.errors import UserError, warn
@@ -142,19 +143,34 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # a damaged file raises many kinds
         raise _damaged(given, error) from None
-    if config.model_type not in LATENT_RMS:
+    if config.model_type not in (*LATENT_RMS, PoolJudgeConfig.model_type):
         raise UserError(
             f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
         )
     warning = _check_generator(given, config, backbone)
-    mismatch = _mismatch(config, backbone.config, tokenizer)
+    judges = config.model_type == PoolJudgeConfig.model_type
+    differs = _differs if judges else _mismatch
+    mismatch = differs(config, backbone.config, tokenizer)
     if mismatch:
         raise UserError(f"{given}: {mismatch}; choose the reward model of this backbone")
-    model = _read_weights(LATENT_RMS[config.model_type], folder, given, DTYPES[dtype])
-    model.config.end_latent_token_id = backbone.config.end_latent_token_id
+    if judges:  # small, and it reads numbers in float32
+        model = _read_weights(PoolJudge, folder, given, torch.float32)
+    else:
+        model = _read_weights(LATENT_RMS[config.model_type], folder, given, DTYPES[dtype])
+        model.config.end_latent_token_id = backbone.config.end_latent_token_id
     if warning:
         warn(warning)
     return model.to(device).eval()
+
+
+def _differs(config, generator, tokenizer):
+    """Why a PoolJudge of ``config`` can't read a generator of another config, or None."""
+    sizes = (config.generator_layers, config.generator_width)
+    given = (generator.num_hidden_layers, generator.hidden_size)
+    if sizes == given:
+        return None
+    read, found = (f"{layers} layers of width {width}" for layers, width in (sizes, given))
+    return f"reads {read}, the backbone has {found}"
 
 
 def _mismatch(config, generator, tokenizer):

@@ -12,9 +12,9 @@ W width of the judge.
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from src.models.candidates import Candidates, candidates_of, greedy_distances, read_candidates
+from src.models.candidates import Candidates, read_candidates
 
 FEATURES = 6  # see PoolJudge._features
 _THOUGHTS = 64  # later thoughts share the last position embedding; so do later answer tokens
@@ -29,12 +29,14 @@ class PoolJudgeConfig(PretrainedConfig):
 
     def __init__(
         self, generator_layers=4, generator_width=128, hidden_size=128, num_layers=2, num_heads=4,
-        reads_states=True, reads_votes=True, generator_type=None, generator_sha256=None, **kwargs,
+        reads_states=True, reads_votes=True, generator_type=None, generator_architecture=None,
+        generator_sha256=None, **kwargs,
     ):  # fmt: skip
         self.generator_layers, self.generator_width = generator_layers, generator_width
         self.hidden_size, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
         self.reads_states, self.reads_votes = reads_states, reads_votes
         self.generator_type, self.generator_sha256 = generator_type, generator_sha256
+        self.generator_architecture = generator_architecture
         super().__init__(**kwargs)
 
 
@@ -42,7 +44,6 @@ class PoolJudge(PreTrainedModel):
     """Scores (Q, K) of candidates; the highest one is the judge's answer."""
 
     config_class = PoolJudgeConfig
-    scores_answer = False  # of a LatentRM: it has a reward for each answer
 
     def __init__(self, config):
         super().__init__(config)
@@ -60,21 +61,27 @@ class PoolJudge(PreTrainedModel):
         self.across = _encoder(config)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.score = nn.Linear(width, 1)
+        nn.init.zeros_(self.score.weight)
         self.post_init()
+
+    def _init_weights(self, module):
+        """Keeps torch's own initial weights."""
 
     def forward(self, reading, candidates):
         """Scores (Q, K), minus infinity where there is no candidate.
 
-        reading: a Reading of the Q * K candidates; candidates: the Candidates.
+        reading: the Reading of the candidates that exist.
         """
-        x = self.features(self._features(reading, candidates))  # (Q, K, W)
+        x, exists = self.features(self._features(reading, candidates)), candidates.exists
         if self.config.reads_states:
-            x = x + self._read(reading).view_as(x)
+            of_states = torch.zeros_like(x)  # (Q, K, W)
+            of_states[exists] = self._read(reading).to(x.dtype)
+            x = x + of_states
         # A question without any answer would have nothing to attend to.
-        empty = ~candidates.exists & candidates.exists.any(1, keepdim=True)
+        empty = ~exists & exists.any(1, keepdim=True)
         x = self.across(x, src_key_padding_mask=empty)
         scores = self.score(self.head(x)).squeeze(-1)  # (Q, K)
-        return scores.masked_fill(~candidates.exists, float("-inf"))
+        return scores.masked_fill(~exists, float("-inf"))
 
     def _features(self, reading, candidates):
         """(Q, K, FEATURES) of the candidates: votes and their logarithm, log-probability after the
@@ -86,10 +93,26 @@ class PoolJudge(PreTrainedModel):
         of_pool = torch.stack((*of_pool, size.log().expand_as(votes)), dim=-1)  # (Q, K, 5)
         if not self.config.reads_votes:
             of_pool = torch.zeros_like(of_pool)
-        log_probs = reading.log_probs.view_as(votes).clamp(min=-20)
-        if not self.config.reads_states:
-            log_probs = torch.zeros_like(log_probs)
+        log_probs = torch.zeros_like(votes)
+        if self.config.reads_states:
+            log_probs[candidates.exists] = reading.log_probs.clamp(min=-20)
         return torch.cat((of_pool, log_probs[..., None]), dim=-1)
+
+    @torch.inference_mode()
+    def judge(self, generator, prompts, greedy, pools):
+        """The judge's view of Q questions' pools, a list of {"answers": numbers, "scores": floats}.
+
+        generator: whose states are read. prompts: Q lists of token ids. greedy: the Trajectories of
+        the questions' greedy trajectories. pools: Q Candidates, see ``candidates_of``.
+        """
+        candidates = Candidates.stack(pools).to(self.device)
+        thoughts, num_thoughts = greedy.thoughts[:, 0], greedy.num_thoughts[:, 0]
+        reading = read_candidates(generator, prompts, thoughts, num_thoughts, candidates)
+        scores = self(reading, candidates).tolist()
+        return [
+            {"answers": numbers, "scores": [round(x, 4) for x in of_question[: len(numbers)]]}
+            for numbers, of_question in zip(candidates.numbers, scores, strict=True)
+        ]
 
     def _read(self, reading):
         """What the generator's states say of each candidate, (R, W)."""
@@ -119,3 +142,6 @@ def _positions(is_thought):
     in_answer = steps - is_thought.sum(1, keepdim=True)  # (R, S)
     in_answer = _THOUGHTS + in_answer.clamp(0, _THOUGHTS - 1)
     return torch.where(is_thought, steps.clamp(max=_THOUGHTS - 1), in_answer)
+
+
+AutoConfig.register(PoolJudgeConfig.model_type, PoolJudgeConfig)

@@ -28,6 +28,10 @@ _POOL_METRICS = {
     "recall_at_1": "best-of-N", "weighted_vote": "weighted vote", "vote": "majority vote",
     "coverage": "coverage", "auc": "pairwise AUC",
 }  # fmt: skip
+_JUDGE_METRICS = {
+    "recall_at_1": "pool judge", "vote": "majority vote", "coverage": "coverage",
+    "auc": "pairwise AUC",
+}  # fmt: skip
 _FILES = "`recipe.yaml` holds all settings, `metrics.json` the history."
 _PLACE = "From the root of latent-tts, with the path or the hub id of this folder:"
 _CITATION = """## Citation
@@ -59,6 +63,8 @@ def model_card(folder):
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     is_reward_model = "train_pools" in recipe
     describe = _of_reward_model if is_reward_model else _of_backbone
+    if recipe.get("judges_pool"):
+        describe = _of_pool_judge
     if recipe["model_type"] == COT:
         describe = _of_cot
     results, sections = describe(folder, recipe, metrics)
@@ -175,6 +181,45 @@ def _of_reward_model(folder, recipe, metrics):
     ]
 
 
+def _of_pool_judge(folder, recipe, metrics):
+    """The results and the sections of a pool judge's card."""
+    generator, results, rows = recipe["model_id"], [], []
+    for pool, path in recipe["eval_pools"].items():
+        found = {name: metrics["final"][f"{pool}_{name}"] for name in _JUDGE_METRICS}
+        name = Path(path).name
+        rows.append([f"{name} (`{pool}`)", *found.values()])
+        results.append(_result(name, "accuracy", found["recall_at_1"], "pool judge"))
+    return results, [
+        _text(
+            f"A pool judge with {metrics['parameters']:,} parameters: it chooses among the "
+            f"distinct answers that sampled trajectories of the {_class(recipe)} model "
+            f"`{generator}` gave. It reads the states of that model, which stays as it is, and the "
+            "votes."
+        ),
+        _text(
+            "## Figures\n\nOn the pools of sampled trajectories that the recipe evaluates; "
+            "accuracies in percent. The AUC is the share of pairs of a right and a wrong answer "
+            f"of one question that the scores order rightly.{_choice_note(recipe)}"
+        ),
+        _table(["pool", *_JUDGE_METRICS.values()], *rows),
+        _text(
+            f"## Training\n\nTrained on {metrics['questions']:,} pools: {metrics['steps']:,} steps "
+            f"in {_precision(metrics)}. {_FILES} The pools that it names come from "
+            "`src.annotate_data`."
+        ),
+        _commands(f"accelerate launch -m src.train {folder.as_posix()}/recipe.yaml"),
+        _text(f"## Use\n\n{_PLACE}"),
+        _commands(
+            f"python -m {_command(folder)}_rm --model_type {recipe['model_type']} --model_id "
+            f"{generator} --prm_id {folder.as_posix()} --sampling_by noise"
+        ),
+        _text(
+            "## Limits\n\nIt judges pools of its own generator only, and was trained on one sampler."
+            f"{_license_note(generator)}"
+        ),
+    ]
+
+
 def _choice_note(recipe):
     metric = recipe.get("metric_for_best_model")
     if not recipe.get("load_best_model_at_end"):
@@ -236,7 +281,8 @@ def _class(recipe):
 
 def _command(folder):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return f"src.infer_{config['model_type']}"  # a reward model has its generator's architecture
+    # A LatentRM has its generator's architecture, a pool judge one of its own.
+    return f"src.infer_{config.get('generator_architecture') or config['model_type']}"
 
 
 def _precision(metrics):

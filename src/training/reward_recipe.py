@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 
 import torch
@@ -41,7 +41,13 @@ _LASTING = (
     "metric_for_best_model", "load_best_model_at_end",
 )  # fmt: skip
 # Newer keys. Fingerprints lack those that are off, as do those of trainings that began before.
-_OFF_BY_DEFAULT = ("reads_answer", "order_weight")
+_OFF_BY_DEFAULT = ("reads_answer", "order_weight", "judges_pool")
+# Keys of a pool judge. They are part of its fingerprint only.
+_OF_JUDGE = ("pool_sizes", "judge_width", "reads_states", "reads_votes")
+_OF_LATENT_RM = (
+    "loss", "cumulative", "labels", "train_weights", "extra_layers", "digits_weight",
+    "answer_weight", "reads_answer", "order_weight", "gradient_checkpointing",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -67,6 +73,12 @@ class RewardRecipe(TrainingArguments):
     answer_weight: float = 0.0  # above 0, the model also learns to answer, and scores answers
     reads_answer: bool = False  # the classifier reads and rewards the trajectory's answer, too
     order_weight: float = 0.0  # of the order preference of the thoughts
+    # train a PoolJudge (src/models/pool_judge.py) in place of a LatentRM
+    judges_pool: bool = False
+    pool_sizes: list[int] | None = None  # trajectories of a pool, a judge learns from each size
+    judge_width: int = 128
+    reads_states: bool = True  # of the generator; false: votes only
+    reads_votes: bool = True  # of the pool; false: states only
     keep_unmixed: bool = False  # also train on questions that all trajectories solve, or none
     # questions of one optimizer step, over all processes; by it gradient_accumulation_steps follows
     # from per_device_train_batch_size, which are questions too
@@ -118,6 +130,7 @@ class RewardRecipe(TrainingArguments):
                 raise ValueError(f"{key} must not be negative")
         if self.reads_answer and self.answer_weight:
             raise ValueError("reads_answer has no effect with answer_weight: leave one out")
+        self._check_judge()
         if not self.train_pools or not self.eval_pools:
             raise ValueError("train_pools and eval_pools must name at least one pool each")
         if not self.loss or not set(self.loss) <= set(REWARD_LOSSES):
@@ -131,6 +144,19 @@ class RewardRecipe(TrainingArguments):
             raise ValueError(f"digits_weight: {reason}; leave it out")
         if self.store_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError("store_dtype must be float32, float16 or bfloat16")
+
+    def _check_judge(self):
+        """Refuses keys of the other kind of reward model."""
+        kind = "a pool judge" if self.judges_pool else "a LatentRM"
+        for key in _OF_LATENT_RM if self.judges_pool else _OF_JUDGE:
+            if getattr(self, key) != _default(key):
+                raise ValueError(f"{key} has no effect on {kind} (judges_pool): leave it out")
+        if not (self.reads_states or self.reads_votes):
+            raise ValueError("reads_states and reads_votes are both false: nothing is left to read")
+        if self.judge_width < 4 or self.judge_width % 4:
+            raise ValueError(f"judge_width must be a multiple of 4, not {self.judge_width}")
+        if self.pool_sizes is not None and (not self.pool_sizes or min(self.pool_sizes) < 1):
+            raise ValueError(f"pool_sizes must be numbers of at least 1, not {self.pool_sizes}")
 
     def _check_trainer_keys(self):
         for key, minimum in _MINIMUM.items():
@@ -166,8 +192,16 @@ class RewardRecipe(TrainingArguments):
         arguments = {name: getattr(self, name) for name in _LASTING}
         recipe = {name: getattr(self, name) for name in _OWN_KEYS if name != "batch_size"}
         recipe = {name: x for name, x in recipe.items() if x or name not in _OFF_BY_DEFAULT}
+        if not self.judges_pool:
+            recipe = {name: x for name, x in recipe.items() if name not in _OF_JUDGE}
         recipe["seed"] = self.model_seed
         return {"recipe": recipe, "arguments": arguments | {"batch": self.global_batch_size}}
+
+
+def _default(key):
+    """The default of a recipe's key."""
+    (of_key,) = (field for field in fields(RewardRecipe) if field.name == key)
+    return of_key.default if of_key.default_factory is MISSING else of_key.default_factory()
 
 
 _TRAINER_KEYS = [field.name for field in fields(TrainingArguments)]

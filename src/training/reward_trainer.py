@@ -19,6 +19,12 @@ from src.models.precision import slowness
 from src.training.attention import training_attention
 from src.training.losses.latent_rm import RewardLoss
 from src.training.model_card import write_card
+from src.training.pool_judge import (
+    CandidateDataset,
+    collate_candidates,
+    judge_metrics,
+    new_judge,
+)
 from src.training.reward_dataset import LengthSampler, TrajectoryDataset, collate
 from src.training.trackers import direct_trainer
 from utils.errors import UserError, warn
@@ -57,24 +63,39 @@ def new_model(recipe):
     return loss, tokenizer
 
 
-def load_datasets(recipe, model, tokenizer):
+def load_datasets(recipe, loss, tokenizer):
     """The training data and {name: evaluation data}. Raises UserError when they don't fit."""
-    generator = (BACKBONES[recipe.model_type], tokenizer)
-    digits, mixed_only = recipe.digits_weight > 0, not recipe.keep_unmixed
-    train_set = TrajectoryDataset(recipe.train_pools, *generator, recipe.labels, mixed_only, digits)
+    make = _candidates if recipe.judges_pool else _trajectories
+    train_set = make(recipe, loss, tokenizer, recipe.train_pools, training=True)
     eval_sets = {
-        name: TrajectoryDataset([folder], *generator, with_digits=digits)
+        name: make(recipe, loss, tokenizer, [folder], training=False)
         for name, folder in recipe.eval_pools.items()
     }
-    for dataset in (train_set, *eval_sets.values()):
-        _check_pools(recipe, model.config, dataset)
     if len(train_set) < recipe.global_batch_size:
         raise UserError(f"train_pools: {len(train_set)} questions fill no batch; annotate more")
     return train_set, eval_sets
 
 
-def _check_pools(recipe, config, dataset):
-    """Raises UserError for thoughts that the model can't read; warns when its generator changed."""
+def _candidates(recipe, loss, tokenizer, folders, training):
+    """The data of a pool judge."""
+    how = {"sizes": recipe.pool_sizes, "mixed_only": not recipe.keep_unmixed} if training else {}
+    dataset = CandidateDataset(folders, loss, tokenizer, recipe.device, **how)
+    _check_generator(recipe, dataset)
+    return dataset
+
+
+def _trajectories(recipe, loss, tokenizer, folders, training):
+    """The data of a LatentRM."""
+    generator, digits = (BACKBONES[recipe.model_type], tokenizer), recipe.digits_weight > 0
+    how = {"labels": recipe.labels, "mixed_only": not recipe.keep_unmixed} if training else {}
+    dataset = TrajectoryDataset(folders, *generator, with_digits=digits, **how)
+    _check_generator(recipe, dataset)
+    _check_sizes(recipe, loss.model.config, dataset)
+    return dataset
+
+
+def _check_generator(recipe, dataset):
+    """Raises UserError for pools of another backbone; warns when its weights have changed."""
     digest = sha256(checkpoint_files(recipe.model_type, recipe.model_id))
     for pool in dataset.pools:
         sampled_by = pool.manifest["settings"]["model_type"]
@@ -85,6 +106,10 @@ def _check_pools(recipe, config, dataset):
         if pool.manifest["model_sha256"] != digest:
             other = f"another checkpoint than model_id {recipe.model_id}"
             warn(f"{pool.folder}: was sampled by {other}")
+
+
+def _check_sizes(recipe, config, dataset):
+    """Raises UserError for trajectories that the model can't read."""
     fault, width, available = None, config.hidden_size, config.max_position_embeddings
     if dataset.width != width:
         fault = f"thoughts of width {dataset.width}, the model reads {width}"
@@ -207,16 +232,18 @@ def train(recipe, text):
 
     text: the recipe's YAML, kept beside the model. Raises UserError when pools or folder don't fit.
     """
-    model, tokenizer = new_model(recipe)
-    train_set, eval_sets = load_datasets(recipe, model.model, tokenizer)
+    judges = recipe.judges_pool
+    model, tokenizer = (new_judge if judges else new_model)(recipe)
+    train_set, eval_sets = load_datasets(recipe, model, tokenizer)
     _begin(recipe, train_set, text)
     callbacks = [_MarkComplete(), _PrintPace()]
     if recipe.early_stopping_patience:
         callbacks.append(_Patience(recipe.early_stopping_patience))
     direct_trainer(recipe)
     trainer = RewardTrainer(
-        model=model, args=recipe, data_collator=collate, train_dataset=train_set,
-        eval_dataset=eval_sets, compute_metrics=pool_metrics, callbacks=callbacks,
+        model=model, args=recipe, data_collator=collate_candidates if judges else collate,
+        train_dataset=train_set, eval_dataset=eval_sets,
+        compute_metrics=judge_metrics if judges else pool_metrics, callbacks=callbacks,
     )  # fmt: skip
     _train_or_resume(trainer)
     metrics = {}
@@ -235,8 +262,9 @@ def _begin(recipe, train_set, text):
     if is_writer:
         write_text(output / "recipe.yaml", text)
         precision = {"bf16": "bfloat16", "no": "float32"}[recipe.mixed_precision]
+        kind = "pool judge" if recipe.judges_pool else "LatentRM"
         print(
-            f"training a LatentRM for {recipe.model_type} {recipe.model_id} on {len(train_set)} "
+            f"training a {kind} for {recipe.model_type} {recipe.model_id} on {len(train_set)} "
             f"questions; {precision} on {where(recipe.device, recipe.world_size)}", flush=True,
         )  # fmt: skip
         slow = slowness("bfloat16") if recipe.bf16 else None
