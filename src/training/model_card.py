@@ -214,7 +214,7 @@ def _of_pool_judge(folder, recipe, metrics):
             f"{generator} --prm_id {folder.as_posix()} --sampling_by noise"
         ),
         _text(
-            "## Limits\n\nIt judges pools of its own generator only, and was trained on one sampler."
+            "## Limits\n\nIt judges pools of its own generator, and was trained on one sampler."
             f"{_license_note(generator)}"
         ),
     ]

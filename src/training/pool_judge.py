@@ -47,7 +47,7 @@ class CandidateDataset(Dataset):
 
     folders: of annotated pools. loss: a JudgeLoss, whose generator thinks every question greedily.
     sizes: an item is a question with the first so many trajectories; None: all of them.
-    mixed_only: leave out items without right or without wrong candidates.
+    mixed_only: leave out items that all trajectories solve, or none.
     Raises UserError when no item remains or a pool is smaller than a size.
     """
 
@@ -57,38 +57,49 @@ class CandidateDataset(Dataset):
         self.generator.to(device)
         self.numbers = {}  # {answer text: number}; few differ
         for pool in self.pools:
-            rows = load_dataset(pool.manifest["data_path"])
-            for part in torch.arange(len(pool)).split(_AT_ONCE):
-                questions = [pool[i] for i in part.tolist()]
-                self._add(pool, questions, rows, sizes, mixed_only)
+            self._add(pool, sizes, mixed_only, load_dataset(pool.manifest["data_path"]))
         if not self.items:
             raise UserError(f"{folders[0]}: no question whose answers differ; annotate more")
         _, _, self.width = self.pools[0].tensor(0, "latent_embeds").shape
 
-    def _add(self, pool, questions, rows, sizes, mixed_only):
+    def _add(self, pool, sizes, mixed_only, rows):
+        """Adds the items of a pool; the greedy trajectories of many questions at once."""
+        kept = []
+        for i in range(len(pool)):
+            corrects = pool.tensor(i, "corrects")
+            if max(sizes or [0]) > len(corrects):
+                fault = f"{len(corrects)} trajectories a question"
+                raise UserError(f"{pool.folder}: {fault}, fewer than pool_sizes {sizes}")
+            of_question = sizes or [len(corrects)]
+            if mixed_only:
+                of_question = [n for n in of_question if len(corrects[:n].unique()) == 2]
+            if of_question:
+                kept.append((i, of_question))
+        for first in range(0, len(kept), _AT_ONCE):
+            part = kept[first : first + _AT_ONCE]
+            questions = [pool[i] for i, _ in part]
+            greedy = zip(*self._think_greedily(pool, questions), strict=True)
+            for question, (_, of_question), think in zip(questions, part, greedy, strict=True):
+                answer = rows[question["idx"]]["answer"]
+                self.items += [self._item(question, n, answer, *think) for n in of_question]
+
+    def _think_greedily(self, pool, questions):
+        """Thoughts (T, D) and answer ids of the greedy trajectories of some questions."""
         settings = pool.manifest["settings"]
         prompts = [question["input_ids"][0].tolist() for question in questions]
-        request = Request(
-            prompts, list(range(len(prompts))), 1, settings["latent_length"],
-            settings["max_new_tokens"],
-        )  # fmt: skip
-        greedy = sample(self.generator, request)
-        for q, question in enumerate(questions):
-            greedy_ids = greedy.answer_ids(q, self.generator.config.eos_token_id)[0].tolist()
-            thoughts = greedy.thoughts_of(q)[0].cpu()  # (T, D)
-            count = len(question["corrects"])
-            for size in sizes or [count]:
-                if size > count:
-                    fault = f"{count} trajectories a question, pool_sizes says {size}"
-                    raise UserError(f"{pool.folder}: {fault}")
-                found = self._candidates(question, size, thoughts, greedy_ids)
-                answer = rows[question["idx"]]["answer"]
-                corrects = torch.zeros_like(found.exists[0])
-                for k, number in enumerate(found.numbers[0]):
-                    corrects[k] = is_right(number, answer)
-                mixed = bool(corrects.any()) and bool((found.exists[0] & ~corrects).any())
-                if mixed or not mixed_only:
-                    self.items.append((prompts[q], thoughts, found, corrects))
+        lengths = (settings["latent_length"], settings["max_new_tokens"])
+        found = sample(self.generator, Request(prompts, list(range(len(prompts))), 1, *lengths))
+        eos = self.generator.config.eos_token_id
+        thoughts = [found.thoughts_of(q)[0].cpu() for q in range(len(prompts))]
+        return thoughts, [found.answer_ids(q, eos)[0].tolist() for q in range(len(prompts))]
+
+    def _item(self, question, size, answer, thoughts, greedy_ids):
+        """Prompt, greedy thoughts (T, D), Candidates and which of them are right (K,)."""
+        found = self._candidates(question, size, thoughts, greedy_ids)
+        corrects = torch.zeros_like(found.exists[0])
+        for k, number in enumerate(found.numbers[0]):
+            corrects[k] = is_right(number, answer)
+        return question["input_ids"][0].tolist(), thoughts, found, corrects
 
     def _candidates(self, question, size, thoughts, greedy_ids):
         distances = greedy_distances(
