@@ -2,8 +2,9 @@
 
 A pool is the folder of a run of src.infer_gpt2 or src.infer_llama with --save_latents true. Its
 trajectories are scored with their own thoughts and with others in their place, and with a part of
-the rewards. A model that judges thoughts loses its gain with the thoughts of another question. One
-that keeps it with their mean judges an answer by the question alone.
+the rewards. A gain that stays with the thoughts of another trajectory of the question is no
+judgement of a trajectory: its thoughts tell the model what the right answer is. One that stays
+with the mean of all thoughts comes from question and answer alone.
 
 "alone": the model chooses among the different answers of the pool by their rewards after the
 thoughts of one trajectory, without a vote. Where that is better than greedy, the model is the
