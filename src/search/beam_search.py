@@ -13,7 +13,6 @@ import torch
 
 from src.sampling.engine import decode, ends_thinking, read_thought, start
 from src.sampling.memory import question_parts, rows_in_flight, rows_within
-from src.sampling.samplers import add_noise
 from src.sampling.trajectories import Trajectories, cat_steps
 from src.search.prefix_scorer import PrefixScorer
 from utils.metrics import trajectory_score
@@ -100,7 +99,7 @@ class _Search:
             self.ended = self.ended | ends_thinking(self.model, hidden)
             self.duplicate = _duplicates(self.ended, self.num_proposals)
         thought = self.model.to_thought(hidden)
-        thought = add_noise(self.request.sampling, thought, self.rng_keys, step)  # (R, D)
+        thought = self.request.sampling.next_thought(thought, self.rng_keys, step)  # (R, D)
         state = self.state
         state.thought = thought
         state.num_thoughts = torch.where(self.ended, state.num_thoughts, step)
@@ -112,11 +111,11 @@ class _Search:
     def _read_beams(self, parents, step):
         """Copies each beam into its slots; the hidden states (R, D) at its thought number ``step``.
 
-        With dropout each slot reads the thought under masks of its own; otherwise a beam reads it
-        once.
+        With dropout or a perturbed weight each slot reads the thought on its own; otherwise a beam
+        reads it once.
         """
         sampling, alive = self.request.sampling, int((~self.ended).sum())
-        if sampling.uses_dropout:
+        if sampling.varies_passes:
             self._branch(parents)
             self.num_forward_passes += alive * self.num_proposals
             return read_thought(self.model, sampling, self.state, step)[0]
