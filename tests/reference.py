@@ -6,7 +6,7 @@ its weights. Other hooks compute linear maps anew with perturbed weights.
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -128,6 +128,7 @@ class _Reader:
     new_from: int = 0
     answer_from: int = NEVER
     end: int = NEVER
+    weights: dict = field(default_factory=dict)  # the perturbed ones so far
 
     def read(self, x):
         """The final hidden state (D,) at the last of the inputs x (length, D)."""
@@ -155,6 +156,12 @@ class _Reader:
 
     def weight_of(self, name, layer, weight, key):
         """A weight (I, O) as a sampler perturbs it for the trajectory of ``key``."""
+        place = (name, layer, int(key))
+        if place not in self.weights:
+            self.weights[place] = self._perturb(name, layer, weight, key)
+        return self.weights[place]
+
+    def _perturb(self, name, layer, weight, key):
         if name == "svp":
             u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
             sign = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()  # (1, K)

@@ -32,6 +32,18 @@ SAMPLINGS = {
         dropout_mask="trajectory",
         dropout_attention=True,
     ),
+    "svp": Sampling("svp", svp_alpha=0.5),
+    "svp, shared prompt": Sampling("svp", svp_alpha=0.5, svp_prompt=False, svp_target="mlp_down"),
+    "weight noise": Sampling("weight_noise", weight_noise_std=0.1),
+    "tokens": Sampling("tokens", temperature=1.5, top_p=0.8),
+    "all": Sampling(
+        "dropout+noise+svp+weight_noise+tokens",
+        dropout_p=0.1,
+        noise_std=0.2,
+        svp_alpha=0.2,
+        weight_noise_std=0.05,
+        weight_noise_target="mlp_up",
+    ),
 }
 T, A, SEED = 6, 12, 7
 
@@ -142,6 +154,8 @@ def test_zero_noise_or_dropout_is_greedy(backbone):
     greedy = run(model, prompts, range(5), 1, Sampling())
     assert_same(run(model, prompts, range(5), 1, Sampling("noise", noise_std=0.0)), greedy)
     assert_same(run(model, prompts, range(5), 1, Sampling("dropout", dropout_p=0.0)), greedy)
+    assert_same(run(model, prompts, range(5), 1, Sampling("svp+weight_noise")), greedy)
+    assert_same(run(model, prompts, range(5), 1, Sampling("tokens", temperature=0.0)), greedy)
 
 
 @pytest.mark.parametrize("name", ["noise", "dropout"])

@@ -1,8 +1,8 @@
 """The sampling engine: N latent trajectories and their answers for each question of a batch.
 
 Whatever the samples of a question share is computed once and kept once: with noise, or with
-``dropout_prompt=False``, its prompt; where only answer tokens are sampled, the thoughts. Rows are (question, sample) pairs; a question's rows are
-adjacent.
+``dropout_prompt=False``, its prompt; where only answer tokens are sampled, its thoughts. Rows are
+(question, sample) pairs; a question's rows are adjacent.
 
 A backbone offers ``embed``, ``prefill``, ``extend``, ``to_thought``, ``lm_head`` and ``new_cache``
 (src/models). One with ``stops_itself`` decides when to stop thinking, by its end token, at the
@@ -128,8 +128,8 @@ def _read_prompts(model, request, rng_keys):
 def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
     """Every row reads its prompt under hooks of its own: (R, D), PrefixCache of R groups.
 
-    What the rows of a question share, up to their first dropout mask, is computed once. They are read in
-    chunks, so that memory is bounded.
+    What the rows of a question share, up to their first dropout mask, is computed once. They are
+    read in chunks, so that memory is bounded.
     """
     questions = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
     longest = ids.shape[1]

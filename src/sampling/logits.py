@@ -21,9 +21,7 @@ def in_chunks(model, choose, hidden, *of_rows, logit_bytes=None):
     """
     size = logits_within(model, logit_bytes)
     chunks = [x.split(size) for x in (hidden, *of_rows)]
-    tokens = [
-        choose(model.lm_head(states), *rest) for states, *rest in zip(*chunks, strict=True)
-    ]
+    tokens = [choose(model.lm_head(states), *rest) for states, *rest in zip(*chunks, strict=True)]
     return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
 
 

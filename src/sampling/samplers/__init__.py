@@ -141,7 +141,20 @@ class Sampling:
 DETERMINISTIC = Sampling()
 
 __all__ = [
-    "ATTENTION", "DETERMINISTIC", "EXTRA_DROPOUTS", "MASKS", "MLP", "NO_HOOK", "PAPER_SAMPLERS",
-    "PROMPT", "SAMPLERS", "SAMPLER_FLAGS", "STRENGTHS", "SUFFIX", "Sampling", "TARGETS",
-    "dropout_hook", "sampler_names",
-]  # fmt: skip
+    "ATTENTION",
+    "DETERMINISTIC",
+    "EXTRA_DROPOUTS",
+    "MASKS",
+    "MLP",
+    "NO_HOOK",
+    "PAPER_SAMPLERS",
+    "PROMPT",
+    "SAMPLERS",
+    "SAMPLER_FLAGS",
+    "STRENGTHS",
+    "SUFFIX",
+    "TARGETS",
+    "Sampling",
+    "dropout_hook",
+    "sampler_names",
+]
