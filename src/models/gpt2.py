@@ -86,7 +86,7 @@ def _change_parts(parts, targets, x, change):
     for number, target in enumerate(targets if change is not None else ()):
         more = change(target, x)
         if more is not None:
-            parts[:, :, number] += more.unflatten(-1, parts.shape[3:])
+            parts[:, :, number].add_(more.unflatten(-1, parts.shape[3:]))
 
 
 class GPT2LanguageModel(GPT2Decoder, GPT2LMHeadModel):

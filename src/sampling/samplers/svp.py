@@ -16,7 +16,7 @@ from src.sampling import rng
 from src.sampling.samplers.base import NO_HOOK, PassHook, Sampler, check_strength, check_target
 
 _WHOLE_TRAJECTORY = -(1 << 42)  # in place of a step
-_NUMBERS = 1 << 20  # g of several layers are made at once, of so many numbers
+_NUMBERS = 1 << 20  # of g, which is made for several layers at once
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class SingularHook(PassHook):
     u: torch.Tensor
     s_vt: torch.Tensor
     thinking: torch.Tensor | None = None
-    _g: torch.Tensor | None = None  # (layers, R, K) of the layers from _first on
+    _scales: torch.Tensor | None = None  # (layers, R, K) of the layers from _first on
     _first: int = 0
 
     def linear(self, layer):
@@ -121,24 +121,24 @@ class SingularHook(PassHook):
         """alpha ((xU)(s g)) V^T, (R, S, O), at inputs x (R, S, I)."""
         if target != self.target:
             return None
-        scale = (self.alpha * self._g_of(layer)).to(x.dtype)[:, None]  # (R, 1, K)
+        scale = self._scale_of(layer).to(x.dtype)[:, None]  # (R, 1, K)
         if self.thinking is not None:
             scale = scale * self.thinking  # (R, S, K)
         return (x @ self.u[layer] * scale) @ self.s_vt[layer]
 
-    def _g_of(self, layer):
-        """g (R, K) of a layer."""
+    def _scale_of(self, layer):
+        """alpha g, (R, K), of a layer."""
         if torch.compiler.is_compiling():  # made where it is used, in batches of all sizes
             return self._draw(layer)
-        if self._g is None or not 0 <= layer - self._first < len(self._g):
+        if self._scales is None or not 0 <= layer - self._first < len(self._scales):
             at_once = max(1, _NUMBERS // (len(self.keys) * self.u.shape[-1]))
             last = min(layer + at_once, len(self.u))
             layers = torch.arange(layer, last, device=self.keys.device)
-            self._g, self._first = self._draw(layers[:, None]), layer
-        return self._g[layer - self._first]
+            self._scales, self._first = self._draw(layers[:, None]), layer
+        return self._scales[layer - self._first]
 
     def _draw(self, layer):
-        return rng.normal(self.keys, layer, self.u.shape[-1])
+        return self.alpha * rng.normal(self.keys, layer, self.u.shape[-1])
 
     def at(self, index):
         thinking = None if self.thinking is None else self.thinking[index]
