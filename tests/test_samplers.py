@@ -3,6 +3,8 @@
 tests/test_engine.py and tests/test_rollouts.py compare sampling under them with the reference.
 """
 
+from collections import Counter, defaultdict
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from src.sampling.engine import sample, think
 from src.sampling.samplers import TARGETS, Sampling
 from src.sampling.samplers.tokens import Tokens
 from src.sampling.trajectories import Request
+from src.search.best_of_n import sample_pool
 from tests.conftest import RANDOM, random_coconut
 from tests.reference import sample_one
 
@@ -117,6 +120,9 @@ def test_with_sampled_tokens_alone_the_thoughts_are_computed_once(coconut, monke
         state, thoughts = think(coconut[0], request(Sampling("tokens"), n=7))
     assert rows == [2, 2] and len(state) == 14
     assert torch.equal(thoughts[:7], thoughts[:1].expand(7, -1, -1))
+    counters = defaultdict(Counter)
+    sample_pool(coconut[0], request(Sampling("tokens")), [3, 7], counters)
+    assert [counters[size]["latent_steps"] for size in (3, 7)] == [2 * 3, 2 * 3]
 
 
 def test_mixed_samplers_give_the_thoughts_of_one_and_the_tokens_of_the_other(coconut):
