@@ -32,9 +32,7 @@ SAMPLINGS = {
         dropout_mask="trajectory",
         dropout_attention=True,
     ),
-    "svp": Sampling("svp", svp_alpha=0.5),
     "svp, shared prompt": Sampling("svp", svp_alpha=0.5, svp_prompt=False, svp_target="mlp_down"),
-    "weight noise": Sampling("weight_noise", weight_noise_std=0.1),
     "tokens": Sampling("tokens", temperature=1.5, top_p=0.8),
     "all": Sampling(
         "dropout+noise+svp+weight_noise+tokens",

@@ -32,8 +32,7 @@ SAMPLERS = {
         "dropout", dropout_p=0.2, dropout_embedding=True, dropout_attention=True
     ),
     "dropout_shared_prompt": Sampling("dropout", dropout_p=0.3, dropout_prompt=False),
-    "svp": Sampling("svp", svp_alpha=0.5),
-    "weight_noise+tokens": Sampling("weight_noise+tokens", weight_noise_std=0.1, top_p=0.9),
+    "svp+tokens": Sampling("svp+tokens", svp_alpha=0.5, top_p=0.9),
 }
 
 

@@ -133,6 +133,19 @@ def test_mixed_samplers_give_the_thoughts_of_one_and_the_tokens_of_the_other(coc
     assert Sampling("tokens+noise").samplers == Sampling("noise+tokens").samplers
 
 
+def test_generate_takes_any_sampler(coconut):
+    model, settings = coconut[0], {"svp_alpha": 0.3, "temperature": 2.0, "top_p": 0.9}
+    flags = settings | {"do_sample": True, "num_return_sequences": 2, "seed": 5}
+    sequences = model.generate(
+        torch.tensor(PROMPTS[:1]), sampling_by="svp+tokens", latent_length=3, max_new_tokens=4,
+        **flags,
+    )  # fmt: skip
+    sampled = sample(model, request(Sampling("svp+tokens", **settings), prompts=PROMPTS[:1]))
+    first = len(PROMPTS[0]) + 3 + 1
+    for row, ids in zip(sequences.tolist(), sampled.tokens[0], strict=True):
+        assert row[first : first + len(ids)] == ids
+
+
 def test_names_of_samplers_and_strengths_by_purpose():
     mixed = InferenceArguments(sampling_by="tokens+noise", noise_std=0.5, top_p=1.0)
     assert mixed.sampling_by == "noise+tokens"

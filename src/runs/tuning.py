@@ -85,7 +85,7 @@ def table_of(curves, greedy):
     lines = [f"greedy {greedy:.1f}"]
     for curve in curves:
         for k, strength in enumerate(curve.strengths):
-            cells = [f"{STRENGTHS[curve.kind]} {strength}".ljust(18)]
+            cells = [f"{STRENGTHS[curve.kind]} {strength}".ljust(22)]
             for measure in SUFFIXES:
                 mark = "*" if strength == best_strength(curve, measure) else " "
                 value, low, high = curve.points(measure)[k]
