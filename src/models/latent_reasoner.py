@@ -45,8 +45,8 @@ class GenerationDefaults:
     thinking. max_new_tokens: answer tokens at most. Strengths were chosen for coverage, those that
     end in _for_vote for the majority vote (src.tune_sampler); None where nobody chose them. The
     others: see src.sampling.samplers; dropout_embedding is the default of annotation only.
-    svp_alpha is that of its authors for COCONUT. top_p 0.9 is CoLaR's own; it keeps the rare tokens
-    out that spoil an answer of several tokens.
+    svp_alpha and weight_noise_std are those of SVP's authors for COCONUT. top_p 0.9 is CoLaR's own;
+    it keeps out the rare tokens that spoil an answer of several tokens.
     """
 
     latent_length: int = 6
