@@ -11,7 +11,7 @@ import torch
 from src.runs.arguments import AnnotationArguments, InferenceArguments, RewardArguments
 from src.sampling import rng
 from src.sampling.engine import sample, think
-from src.sampling.samplers import TARGETS, Sampling
+from src.sampling.samplers import TARGETS, Sampling, weight_noise
 from src.sampling.samplers.tokens import Tokens
 from src.sampling.trajectories import Request
 from src.search.best_of_n import sample_pool
@@ -57,7 +57,7 @@ def test_the_noise_of_a_weight_is_made_in_parts_of_bounded_size(coconut, monkeyp
         return numbers
 
     monkeypatch.setattr(rng, "normal", counted)
-    monkeypatch.setattr("src.sampling.samplers.weight_noise._NUMBERS", 32 * 10)
+    monkeypatch.setitem(weight_noise._NUMBERS, "cpu", 32 * 10)
     parts = sample(coconut[0], request(sampling, n=4))
     assert max(sizes) == 32 * 10  # of the 32 x 32 numbers of a weight
     torch.testing.assert_close(parts.thoughts, whole.thoughts, rtol=1e-4, atol=1e-4)

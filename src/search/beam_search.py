@@ -49,8 +49,8 @@ def beam_search(model, reward_model, request, num_beams, num_proposals, score_by
     thoughts. Where the model decides when to stop thinking, a beam that has ended stays, as one
     proposal, until better ones displace it. One dropout mask for a whole trajectory has no meaning
     here: a beam changes its slot, and with it its random numbers, at every step. A perturbed weight
-    (svp, weight_noise) is the slot's, too: a beam continues under that of its new slot. As many questions
-    are searched at once as memory allows.
+    (svp, weight_noise) is the slot's, too: a beam continues under that of its new slot. As many
+    questions are searched at once as memory allows.
     """
     request = replace(request, n_samples=num_beams * num_proposals)
     longest, slots = max(map(len, request.prompts)), request.n_samples

@@ -15,7 +15,8 @@ from src.sampling import rng
 from src.sampling.samplers.base import NO_HOOK, PassHook, Sampler, check_strength, check_target
 
 _WHOLE_TRAJECTORY = -(1 << 43)  # in place of a step
-_NUMBERS = 1 << 18  # entries of E that are in memory at once; larger parts leave a CPU's caches
+# Entries of E that are in memory at once: few leave a CPU its caches, many keep a GPU busy.
+_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ class WeightHook(PassHook):
         if target != self.target:
             return None
         keys, inputs = rng.fold(self.keys, layer)[:, None], x.shape[-1]  # (R, 1)
-        rows = max(1, _NUMBERS // (inputs * self.width))
+        rows = max(1, _NUMBERS.get(x.device.type, _NUMBERS["cpu"]) // (inputs * self.width))
         of_rows = zip(keys.split(rows), x.split(rows), strict=True)
         change = self.std * torch.cat([self._times_noise(*part) for part in of_rows])
         return change if self.thinking is None else change * self.thinking
 
     def _times_noise(self, keys, x):
         """x E, (r, S, O), of some rows with keys (r, 1)."""
-        size = max(1, _NUMBERS // self.width)
+        size = max(1, _NUMBERS.get(x.device.type, _NUMBERS["cpu"]) // self.width)
         numbers = torch.arange(x.shape[-1], device=x.device).split(size)
         product = x.new_zeros(*x.shape[:2], self.width)
         for part, of_part in zip(numbers, x.split(size, dim=-1), strict=True):
