@@ -147,7 +147,8 @@ def test_generate_takes_any_sampler(coconut):
 
 
 def test_names_of_samplers_and_strengths_by_purpose():
-    mixed = InferenceArguments(sampling_by="tokens+noise", noise_std=0.5, top_p=1.0)
+    strengths = {"noise_std": 0.5, "temperature": 1.0, "top_p": 1.0}
+    mixed = InferenceArguments(sampling_by="tokens+noise", **strengths)
     assert mixed.sampling_by == "noise+tokens"
     assert mixed.sampler_name == "noise-0.5+tokens-1.0"
     assert mixed.sampling() == Sampling("noise+tokens", noise_std=0.5)
