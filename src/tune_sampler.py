@@ -1,8 +1,8 @@
-"""Chooses the strengths of both samplers: python -m src.tune_sampler --model_id FOLDER
+"""Chooses the strengths of samplers: python -m src.tune_sampler --model_id FOLDER
 
-It sweeps dropout_p and noise_std on a validation file, and writes for each the value with the
-highest coverage and the one with the best majority vote into the checkpoint's
-generation_config.json (dropout_p, dropout_p_for_vote, noise_std, noise_std_for_vote).
+It sweeps dropout_p and noise_std, or the strengths of --samplers, on a validation file, and writes
+for each the value with the highest coverage and the one with the best majority vote into the
+checkpoint's generation_config.json (dropout_p, dropout_p_for_vote, noise_std, noise_std_for_vote).
 """
 
 from pathlib import Path

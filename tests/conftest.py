@@ -134,11 +134,11 @@ def coconut():
     return random_coconut()
 
 
-# CODI without projector computes what COCONUT does; the quick tests leave it out.
+# CODI without projector computes what COCONUT does.
 QUICK = [pytest.param(name, marks=pytest.mark.quick) for name in ("coconut", "codi", "colar")]
 
 
-@pytest.fixture(scope="session", params=[*QUICK, "codi without projector"])
+@pytest.fixture(scope="session", params=QUICK)
 def backbone(request):
     """Each backbone in turn: a small random model and its tokenizer. Marks its tests as quick."""
     return RANDOM[request.param]()

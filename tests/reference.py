@@ -2,11 +2,11 @@
 
 The Hugging Face model runs as it is. Forward hooks multiply the outputs at its dropout sites (after
 attention, after the MLP) by masks from the engine's random keys; attention written out does so with
-its weights.
+its weights. Other hooks compute linear maps anew with perturbed weights.
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,17 +15,10 @@ from transformers import AttentionInterface, LlamaForCausalLM
 from src.models.colar import CoLaR
 from src.sampling import rng
 from src.sampling.rollouts import _ROLLOUT
-from src.sampling.samplers import (
-    _EMBEDDING_SITE,
-    _NOISE_SITE,
-    _WEIGHTS_SITE,
-    _WHOLE_TRAJECTORY,
-    ATTENTION,
-    MLP,
-    PROMPT,
-    SUFFIX,
-    Sampling,
-)
+from src.sampling.samplers import ATTENTION, MLP, PROMPT, SUFFIX, Sampling, svp, weight_noise
+from src.sampling.samplers.dropout import _EMBEDDING_SITE, _WEIGHTS_SITE, _WHOLE_TRAJECTORY
+from src.sampling.samplers.noise import _NOISE_SITE
+from src.sampling.samplers.tokens import _TOKEN_SITE
 
 NEVER = 10**9  # as a position: beyond every sequence
 
@@ -59,6 +52,7 @@ def continue_one(model, prompt, prefix, key, new_key, latent_length, max_new_tok
     x, thoughts = _think(model, reader, x, prefix, latent_length)
     if model.stops_itself:  # it can't know which thought is its last
         reader.answer_from = len(prompt) + len(thoughts)
+    reader.end = len(prompt) + len(thoughts)
     return torch.stack(thoughts), _decode(model, reader, x, max_new_tokens)
 
 
@@ -70,7 +64,7 @@ def _think(model, reader, x, prefix, latent_length):
         if thoughts and ends_thinking(model, hidden):
             break
         thought = thought_of(model, hidden)
-        if sampling.method == "noise":
+        if "noise" in methods_of(sampling):
             noise = noise_of(reader.new_key, len(thoughts) + 1, len(thought))
             thought = thought + sampling.noise_std * noise
         thoughts.append(thought)
@@ -79,15 +73,20 @@ def _think(model, reader, x, prefix, latent_length):
 
 
 def _decode(model, reader, x, max_new_tokens):
-    """The ids of the greedy answer after inputs x (length, D) and the end-of-thinking token."""
+    """The ids of the answer after inputs x (length, D) and the end-of-thinking token."""
     token, tokens = model.config.end_latent_token_id, []
     while len(tokens) < max_new_tokens:
         x = torch.cat((x, _embed(model, [token])))
-        token = int(model.lm_head(reader.read(x)).argmax())
+        token = reader.choose(model.lm_head(reader.read(x)), step=len(x) - reader.prompt_length)
         if token == model.config.eos_token_id:
             break
         tokens.append(token)
     return tokens
+
+
+def methods_of(sampling):
+    """The samplers of a Sampling, by name."""
+    return (sampling.method or "").split("+")
 
 
 def _embed(model, ids):
@@ -118,7 +117,7 @@ class _Reader:
     """Reads sequences under the dropout masks of one trajectory.
 
     key, new_key: random keys of the positions before and from ``new_from`` on. From position
-    ``answer_from`` on dropout belongs to the answer.
+    ``answer_from`` on dropout belongs to the answer. end: of the end-of-thinking token.
     """
 
     model: object
@@ -128,11 +127,60 @@ class _Reader:
     prompt_length: int
     new_from: int = 0
     answer_from: int = NEVER
+    end: int = NEVER
+    weights: dict = field(default_factory=dict)  # the perturbed ones so far
 
     def read(self, x):
         """The final hidden state (D,) at the last of the inputs x (length, D)."""
-        with masked(self.model, self.masks, self.sampling, self.weight_masks):
+        with masked(self.model, self.masks, self.sampling, self.weight_masks), perturbed(self):
             return self.model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]
+
+    def choose(self, logits, step):
+        """The answer token that follows the one that was read at ``step``, by logits (V,)."""
+        if "tokens" not in methods_of(self.sampling):
+            return int(logits.argmax())
+        uniform = float(rng.uniform(rng.fold(self.new_key, step), _TOKEN_SITE))
+        p = (logits.double() / self.sampling.temperature).softmax(-1).tolist()
+        order = range(len(p))
+        if self.sampling.top_p < 1:
+            order, mass = [], 0.0
+            for token in sorted(range(len(p)), key=lambda token: -p[token]):
+                if mass < self.sampling.top_p:
+                    order.append(token)
+                mass += p[token]
+        left = uniform * sum(p[token] for token in order)
+        for token in order:
+            left -= p[token]
+            if left < 0:
+                return token
+
+    def weight_of(self, name, layer, weight, key):
+        """A weight (I, O) as a sampler perturbs it for the trajectory of ``key``."""
+        place = (name, layer, int(key))
+        if place not in self.weights:
+            self.weights[place] = self._perturb(name, layer, weight, key)
+        return self.weights[place]
+
+    def _perturb(self, name, layer, weight, key):
+        if name == "svp":
+            u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+            sign = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()  # (1, K)
+            g = rng.normal(rng.fold(key, svp._WHOLE_TRAJECTORY), layer, len(s))
+            s = s * self.sampling.svp_alpha * g
+            return weight + ((u * sign) @ torch.diag(s) @ (vt * sign.T)).to(weight)
+        key = rng.fold(rng.fold(key, weight_noise._WHOLE_TRAJECTORY), layer)
+        noise = rng.normal(key, torch.arange(len(weight)), weight.shape[1])
+        return weight + self.sampling.weight_noise_std * noise.to(weight)
+
+    def change(self, name, layer, x, weight):
+        """x @ (the perturbed weight - weight) for x (length, I), at the positions that see it."""
+        first = 0 if name == "weight_noise" or self.sampling.svp_prompt else self.prompt_length
+        change = x.new_zeros(len(x), weight.shape[1])
+        for key, start, stop in ((self.key, first, self.new_from), (self.new_key, first, self.end)):
+            at = slice(start if key is self.key else max(start, self.new_from), stop)
+            other = self.weight_of(name, layer, weight, key)
+            change[at] = x[at] @ other - x[at] @ weight
+        return change
 
     def masks(self, layer, site, length):
         """What the outputs (length, D) at a dropout site are multiplied by."""
@@ -190,6 +238,43 @@ def masked(model, masks, sampling, weight_masks=None):
     for handle in handles:
         handle.remove()
     model.set_attn_implementation(implementation)
+
+
+@contextmanager
+def perturbed(reader):
+    """Computes the linear maps of svp and weight_noise with the perturbed weights of ``reader``."""
+    handles, sampling = [], reader.sampling
+    for name in {"svp", "weight_noise"} & set(methods_of(sampling)):
+        target = getattr(sampling, f"{name}_target")
+        for layer, (module, weight, columns) in enumerate(_linear_maps(reader.model, target)):
+
+            def hook(_, inputs, out, name=name, layer=layer, weight=weight, columns=columns):
+                out = out.clone()
+                out[0, :, columns] += reader.change(name, layer, inputs[0][0], weight)
+                return out
+
+            handles.append(module.register_forward_hook(hook))
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def _linear_maps(model, target):
+    """(module, weight (I, O), its columns in the output) of a linear map, for each layer."""
+    part, name = target.split("_")
+    if isinstance(model, LlamaForCausalLM):
+        for block in model.model.layers:
+            module = getattr(block.self_attn if part == "attn" else block.mlp, f"{name}_proj")
+            yield module, module.weight.T, slice(None)
+        return
+    for block in model.transformer.h:
+        if name in "qkv":
+            width = model.config.hidden_size
+            columns = slice("qkv".index(name) * width, ("qkv".index(name) + 1) * width)
+            yield block.attn.c_attn, block.attn.c_attn.weight[:, columns], columns
+        else:
+            modules = {"o": block.attn.c_proj, "up": block.mlp.c_fc, "down": block.mlp.c_proj}
+            yield modules[name], modules[name].weight, slice(None)
 
 
 def _masked_attention(masks, module, q, k, v, attention_mask, scaling, **kwargs):

@@ -13,7 +13,7 @@ from src.models.attention import attend_in_prompt
 from src.sampling import rng
 from src.sampling.engine import sample
 from src.sampling.memory import tokens_within
-from src.sampling.samplers import NO_DROPOUT, PROMPT, SUFFIX, Sampling, dropout_hook
+from src.sampling.samplers import NO_HOOK, PROMPT, SUFFIX, Sampling, dropout_hook
 from src.sampling.trajectories import Request, pad_right
 from src.training.losses.coconut import CoconutLoss
 from tests.conftest import random_coconut, random_colar
@@ -66,7 +66,7 @@ def test_a_mask_does_not_depend_on_the_number_of_keys():
 
 def test_without_the_flag_or_at_rate_0_nothing_is_dropped():
     assert hook_of(replace(EVERYWHERE, dropout_attention=False)).attention(0) is None
-    assert hook_of(replace(EVERYWHERE, dropout_p=0.0)) is NO_DROPOUT
+    assert hook_of(replace(EVERYWHERE, dropout_p=0.0)) is NO_HOOK
 
 
 @pytest.mark.parametrize("heads", [6, 2])

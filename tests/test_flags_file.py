@@ -126,7 +126,10 @@ def test_a_number_of_the_file_is_that_of_the_command_line(tmp_path):
         ("data_path: 3", "data_path must be of type str"),
         ("report_n: 4", "report_n must be a list"),
         ("report_n: [1, x]", "report_n[1] must be of type int"),
-        ("sampling_by: nois", "sampling_by must be one of dropout, noise, not 'nois'"),
+        (
+            "sampling_by: nois",
+            "sampling_by must be one of dropout, noise, svp, weight_noise, tokens, or several",
+        ),
         ("batch_size: 0", "--batch_size must be at least 1"),
         ("noise_std: 0.1", "--noise_std has no effect with --sampling_by dropout"),
         ("seed: [1", "not valid YAML"),

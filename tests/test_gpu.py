@@ -29,6 +29,7 @@ SAMPLINGS = {
     "noise": Sampling("noise", noise_std=0.5),
     "shared prompt": Sampling("dropout", dropout_p=0.2, dropout_prompt=False),
     "own prompts": Sampling("dropout", dropout_p=0.2, dropout_answer=True),
+    "svp, tokens": Sampling("svp+tokens", svp_alpha=0.2, top_p=0.9),
 }
 PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]  # two are padded
 

@@ -32,6 +32,7 @@ SAMPLERS = {
         "dropout", dropout_p=0.2, dropout_embedding=True, dropout_attention=True
     ),
     "dropout_shared_prompt": Sampling("dropout", dropout_p=0.3, dropout_prompt=False),
+    "svp+tokens": Sampling("svp+tokens", svp_alpha=0.5, top_p=0.9),
 }
 
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from src.models.coconut import COCONUT
 from src.models.loading import checkpoint_defaults
 from src.runs import tuning
 from src.runs.arguments import AnnotationArguments, InferenceArguments, RewardArguments
@@ -98,10 +99,15 @@ def test_a_checkpoint_that_was_not_tuned_for_the_vote_is_named(copy):
         InferenceArguments(model_id=copy, sampling_by="noise", tuned_for="vote")
 
 
+KEYS = {"noise": "noise_std", "dropout": "dropout_p", "tokens": "answer_temperature"}
+
+
 def tune(model, folder, *flags):
     shared = ("--data_path", "data/tiny_valid.json", "--limit", 6, "--n_samples", 4, "--nproc", 1)
+    samplers = ("--samplers", "dropout", "noise", "tokens")
     grids = ("--noise_stds", 0.1, 0.8, 3, "--dropout_ps", 0.05, 0.1, 0.6)
-    line = command("tune_sampler", "--model_id", model, *shared, *grids, *flags)
+    grids += ("--temperatures", 0.5, 1, 2)
+    line = command("tune_sampler", "--model_id", model, *shared, *samplers, *grids, *flags)
     return run_here([*line, "--output_dir", str(folder)])
 
 
@@ -111,7 +117,7 @@ def test_tune_sampler_writes_what_its_runs_measured(copy, tmp_path):
     result = assert_success(tune(copy, tmp_path / "tune"))
     lines = result.stdout.splitlines()
     after = json.loads((tmp_path / "model/generation_config.json").read_text())
-    for sampler, name in (("noise", "noise_std"), ("dropout", "dropout_p")):
+    for sampler, name in KEYS.items():
         for measure, suffix in (("coverage", ""), ("voting_accuracy", "_for_vote")):
             reached = {}
             for folder in (tmp_path / "tune").glob(f"{sampler}-*-seed42"):
@@ -123,12 +129,15 @@ def test_tune_sampler_writes_what_its_runs_measured(copy, tmp_path):
             level = [s for s in reached if reached[s] >= max(reached.values()) - 2 * 0.5]
             assert after[name + suffix] == (max(level) if suffix else min(level))
             assert f"{name}{suffix}: {after[name + suffix]}" in lines
-    untouched = before.keys() - {
-        f"{n}{s}" for n in ("noise_std", "dropout_p") for s in ("", "_for_vote")
-    }
+    untouched = before.keys() - {f"{n}{s}" for n in KEYS.values() for s in ("", "_for_vote")}
     assert {key: after[key] for key in untouched} == {key: before[key] for key in untouched}
     assert (tmp_path / "tune/figures/diversity-model.png").is_file()
-    assert checkpoint_defaults("coconut", copy).noise_std == after["noise_std"]
+    defaults = checkpoint_defaults("coconut", copy)
+    assert defaults.noise_std == after["noise_std"]
+    assert defaults.temperature == after["answer_temperature"]
+    model = COCONUT.from_pretrained(copy)
+    model.save_pretrained(copy)  # transformers refuses to where it takes a key for one of its own
+    assert model.defaults == defaults
 
 
 def test_a_mistake_in_a_run_is_one_line(copy, capfd):

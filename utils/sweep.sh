@@ -140,9 +140,10 @@ run_cells() {
 
 RELEASE_DROPOUT_P=0.1 # GPT-2's, where a config says nothing
 
-# sampler_flags NAME VALUE: prints the flags of a sampler. VALUE is its dropout_p or noise_std, or
-# coverage or vote: the checkpoint's own for this purpose; if empty, for coverage. dropout-release,
-# without a value: GPT-2's own dropout as in its training, which the release's best-of-N samples at.
+# sampler_flags NAME VALUE: prints the flags of a sampler. VALUE is its strength, such as dropout_p
+# or noise_std, or coverage or vote: the checkpoint's own for this purpose; if empty, for coverage.
+# dropout-release, without a value: GPT-2's own dropout as in its training, which the release's
+# best-of-N samples at.
 sampler_flags() {
   case "$1-$2" in
   dropout-release-)
@@ -153,16 +154,28 @@ sampler_flags() {
     echo "error: dropout-release:$2: takes no value" >&2
     exit 2
     ;;
-  dropout- | noise-) echo "--sampling_by $1" ;;
-  dropout-coverage | dropout-vote | noise-coverage | noise-vote)
-    echo "--sampling_by $1 --tuned_for $2"
-    ;;
-  dropout-*) echo "--sampling_by dropout --dropout_p $2" ;;
-  noise-*) echo "--sampling_by noise --noise_std $2" ;;
+  dropout-* | noise-* | svp-* | weight_noise-* | tokens-*) _strength_flags "$1" "$2" ;;
   *)
-    echo "error: $1: unknown sampler; dropout, dropout-release and noise are known" >&2
+    echo "error: $1: unknown sampler; dropout, dropout-release, noise, svp, weight_noise and" \
+      "tokens are known" >&2
     exit 2
     ;;
+  esac
+}
+
+_strength_flags() { # sampler, strength or purpose
+  local strength
+  case "$1" in
+  dropout) strength=dropout_p ;;
+  noise) strength=noise_std ;;
+  svp) strength=svp_alpha ;;
+  weight_noise) strength=weight_noise_std ;;
+  tokens) strength=temperature ;;
+  esac
+  case "$2" in
+  "") echo "--sampling_by $1" ;;
+  coverage | vote) echo "--sampling_by $1 --tuned_for $2" ;;
+  *) echo "--sampling_by $1 --$strength $2" ;;
   esac
 }
 
@@ -205,9 +218,10 @@ evaluate() {
 }
 
 # sample_cells COMMAND: a cell for every model of MODELS, benchmark of SPLITS, seed of SEEDS, and
-# value of DROPOUT_PS and of NOISE_STDS, at the largest of NS. The words coverage and vote are the
-# checkpoint's own values for these purposes (src.tune_sampler), the default: a sampler that covers
-# most does not vote best. And one greedy cell for every model and benchmark, the reference.
+# value of DROPOUT_PS and of NOISE_STDS, at the largest of NS; and of SVP_ALPHAS, WEIGHT_NOISE_STDS
+# and TEMPERATURES, which are empty by default. The words coverage and vote are the checkpoint's own
+# values for these purposes (src.tune_sampler), the default: a sampler that covers most does not
+# vote best. And one greedy cell for every model and benchmark, the reference.
 sample_cells() {
   local command=$1 model split seed p s most
   most=$(largest "$NS") || exit 2
@@ -219,12 +233,15 @@ sample_cells() {
       for seed in $SEEDS; do
         for p in $DROPOUT_PS; do _sample_cell dropout "$p"; done
         for s in $NOISE_STDS; do _sample_cell noise "$s"; done
+        for s in ${SVP_ALPHAS-}; do _sample_cell svp "$s"; done
+        for s in ${WEIGHT_NOISE_STDS-}; do _sample_cell weight_noise "$s"; done
+        for s in ${TEMPERATURES-}; do _sample_cell tokens "$s"; done
       done
     done
   done
 }
 
-_sample_cell() { # sampler, and its dropout_p or noise_std
+_sample_cell() { # sampler, and its strength
   local flags
   flags=$(sampler_flags "$1" "$2") || exit 2
   # shellcheck disable=SC2086  # NS and flags are lists

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from src.claims.setting import BEAMS, SIZES
 from src.models import architectures
-from src.runs.arguments import STRENGTHS
 from src.runs.launch import command_line, sampling_command
+from src.sampling.samplers import STRENGTHS
 from utils.config import read_yaml
 
 # The reward models of the claims: what differs from the paper's recipe.

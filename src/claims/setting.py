@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.models.loading import bundled_backbone, checkpoint_defaults, checkpoint_folder
-from src.runs.arguments import STRENGTHS
 from src.runs.finished_runs import read_json
 from src.runs.launch import run
+from src.sampling.samplers import PAPER_SAMPLERS, STRENGTHS
 from utils.errors import UserError
 from utils.files import write_json
 
@@ -52,7 +52,7 @@ class Setting:
     def chosen(self):
         """{sampler: the strength that the checkpoint has for coverage}."""
         defaults = checkpoint_defaults(self.model_type, self.model_id)
-        return {sampler: getattr(defaults, name) for sampler, name in STRENGTHS.items()}
+        return {sampler: getattr(defaults, STRENGTHS[sampler]) for sampler in PAPER_SAMPLERS}
 
     def grid(self, sampler):
         """The strengths of a sampler, from the weakest to the strongest."""

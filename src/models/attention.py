@@ -21,7 +21,7 @@ def attend(q, k, v, mask, prefix, layer, drop=None):
 
     q (R, S, H, K). k, v (R, H', T, K): the suffix, of which the last S positions of a row are the
     new ones. mask: from ``by_query``, what they do not attend to. prefix: a PrefixCache. drop:
-    drops attention weights, see samplers.NoDropout.attention.
+    drops attention weights, see samplers.base.PassHook.attention.
     """
     n_kv_head, width = k.shape[1], q.shape[-1]
     q = (q * width**-0.5).unflatten(2, (n_kv_head, -1)).transpose(1, 2)  # (R, H', S, H / H', K)
@@ -143,7 +143,7 @@ def _attend_with_lse(q, k, v, bias):
 def attend_in_prompt(q, k, v, drop=None):
     """Causal attention of prompts to themselves: q (G, L, H, K), k and v (G, H', L, K).
 
-    drop: drops attention weights, see samplers.NoDropout.attention. Returns (G, L, D).
+    drop: drops attention weights, see samplers.base.PassHook.attention. Returns (G, L, D).
     """
     q = q.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]

@@ -10,7 +10,7 @@ class CODI(LatentReasoner):
     """Published layout: as COCONUT, and with ``config.projector`` also ``projector.{1,3,4}``."""
 
     parse_answer = staticmethod(last_number)
-    paper_defaults = GenerationDefaults(noise_std=1.4)
+    paper_defaults = GenerationDefaults(noise_std=1.4, svp_alpha=0.5)
 
     def __init__(self, config):
         super().__init__(config)

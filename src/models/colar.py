@@ -40,6 +40,8 @@ class CoLaR(LatentReasoner):
         latent_length=64,
         dropout_p=0.03,
         noise_std=0.01,
+        svp_alpha=0.2,  # this and the next are nobody's; a LLaMA's weights are small
+        weight_noise_std=0.01,
         dropout_answer=True,
         dropout_embedding=False,
     )

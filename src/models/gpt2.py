@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from src.models.decoder import Decoder
+from src.models.decoder import Decoder, changed
+
+_QKV = ("attn_q", "attn_k", "attn_v")  # by their columns in c_attn
 
 
 class GPT2Decoder(Decoder):
@@ -29,41 +31,62 @@ class GPT2Decoder(Decoder):
     def residual_outputs(block):
         return block.attn.c_proj, block.mlp.c_proj
 
-    def encode_positions(self, x, positions, dropout):
-        return dropout.embedding(x + self.transformer.wpe(positions).to(x.dtype)), None
+    def encode_positions(self, x, positions, hook):
+        return hook.embedding(x + self.transformer.wpe(positions).to(x.dtype)), None
 
-    def qkv(self, block, x, rotary):
-        qkv = block.attn.c_attn(block.ln_1(x)).unflatten(-1, (3, -1, block.attn.head_dim))
+    @staticmethod
+    def weight_of(block, target):
+        if target in _QKV:
+            return block.attn.c_attn.weight.chunk(3, dim=1)[_QKV.index(target)]
+        maps = {"attn_o": block.attn.c_proj, "mlp_up": block.mlp.c_fc, "mlp_down": block.mlp.c_proj}
+        return maps[target].weight
+
+    def qkv(self, block, x, rotary, change):
+        x = block.ln_1(x)
+        qkv = block.attn.c_attn(x).unflatten(-1, (3, -1, block.attn.head_dim))
+        _change_parts(qkv, _QKV, x, change)
         return qkv[:, :, 0], qkv[:, :, 1:]
 
-    def keys_values(self, block, x, rotary):
+    def keys_values(self, block, x, rotary, change):
         if not isinstance(block.attn.c_attn, Conv1D):  # with adapters it can't be taken apart
-            return self.qkv(block, x, rotary)[1]
-        width = x.shape[-1]
-        return _part_of_qkv(block, x, width, 3 * width).unflatten(-1, (2, -1, block.attn.head_dim))
+            return self.qkv(block, x, rotary, change)[1]
+        return _parts_of_qkv(block, x, 1, 3, change)
 
-    def queries(self, block, x, rotary):
+    def queries(self, block, x, rotary, change):
         if not isinstance(block.attn.c_attn, Conv1D):
-            return self.qkv(block, x, rotary)[0]
-        return _part_of_qkv(block, x, 0, x.shape[-1]).unflatten(-1, (-1, block.attn.head_dim))
+            return self.qkv(block, x, rotary, change)[0]
+        return _parts_of_qkv(block, x, 0, 1, change)[:, :, 0]
 
-    def attention_output(self, block, out):
-        return block.attn.c_proj(out)
+    def attention_output(self, block, out, change):
+        return changed(block.attn.c_proj(out), "attn_o", out, change)
 
-    def mlp(self, block, x):
-        hidden = block.mlp.c_fc(block.ln_2(x))  # (R, S, 4 D)
+    def mlp(self, block, x, change):
+        x = block.ln_2(x)
+        hidden = changed(block.mlp.c_fc(x), "mlp_up", x, change)  # (R, S, 4 D)
         if self.config.activation_function == "gelu_new":
             hidden = F.gelu(hidden, approximate="tanh")  # the same function in one fused kernel
         else:
             hidden = block.mlp.act(hidden)
-        return block.mlp.c_proj(hidden)
+        return changed(block.mlp.c_proj(hidden), "mlp_down", hidden, change)
 
 
-def _part_of_qkv(block, x, first, last):
-    """Columns first .. last of what c_attn makes of x (G, L, D)."""
-    weight, bias = block.attn.c_attn.weight[:, first:last], block.attn.c_attn.bias[first:last]
+def _parts_of_qkv(block, x, first, last, change):
+    """Parts first .. last - 1 of queries, keys and values of x (G, L, D): (G, L, parts, H, K)."""
+    width, c_attn = x.shape[-1], block.attn.c_attn
+    columns = slice(first * width, last * width)
     x = block.ln_1(x)
-    return torch.addmm(bias, x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
+    out = torch.addmm(c_attn.bias[columns], x.flatten(0, 1), c_attn.weight[:, columns])
+    parts = out.view(*x.shape[:2], last - first, -1, block.attn.head_dim)
+    _change_parts(parts, _QKV[first:last], x, change)
+    return parts
+
+
+def _change_parts(parts, targets, x, change):
+    """Adds to parts (R, S, P, H, K), one for each of ``targets``, their changes at x (R, S, D)."""
+    for number, target in enumerate(targets if change is not None else ()):
+        more = change(target, x)
+        if more is not None:
+            parts[:, :, number].add_(more.unflatten(-1, parts.shape[3:]))
 
 
 class GPT2LanguageModel(GPT2Decoder, GPT2LMHeadModel):

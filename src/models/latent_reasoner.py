@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from src.models.architectures import combine
 from src.models.tokenizers import START, TOKENS, missing_tokens, set_token_ids
 from src.sampling.engine import sample
-from src.sampling.samplers import DETERMINISTIC, Sampling
+from src.sampling.samplers import DETERMINISTIC, STRENGTHS, Sampling
 from src.sampling.trajectories import Request
 from utils.config import typed
 
@@ -18,6 +18,9 @@ from utils.config import typed
 _LOCATION = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 _SAMPLING_FIELDS = {f.name for f in fields(Sampling)} - {"method"}
+# Of generation_config.json: transformers refuses to save its own keys beside a greedy model.
+_OTHER_KEYS = {"temperature": "answer_temperature", "top_p": "answer_top_p"}
+_FOR_VOTE = "_for_vote"
 
 
 @dataclass
@@ -35,13 +38,15 @@ class LatentGenerateOutput:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Defaults of the sampling flags. The fields are keys of a checkpoint's generation_config.json.
+    """Defaults of the sampling flags. The fields are keys of a checkpoint's generation_config.json,
+    but temperature and top_p: there they are answer_temperature and answer_top_p.
 
     latent_length: thoughts of a trajectory, or at most so many where the model decides when to stop
-    thinking. max_new_tokens: answer tokens at most. dropout_p and noise_std were chosen for
-    coverage, dropout_p_for_vote and noise_std_for_vote for the majority vote (src.tune_sampler);
-    None where nobody chose them. The others: see src.sampling.samplers.Sampling; dropout_embedding
-    is the default of annotation only.
+    thinking. max_new_tokens: answer tokens at most. Strengths were chosen for coverage, those that
+    end in _for_vote for the majority vote (src.tune_sampler); None where nobody chose them. The
+    others: see src.sampling.samplers; dropout_embedding is the default of annotation only.
+    svp_alpha and weight_noise_std are those of SVP's authors for COCONUT. top_p 0.9 is CoLaR's own;
+    it keeps out the rare tokens that spoil an answer of several tokens.
     """
 
     latent_length: int = 6
@@ -54,11 +59,22 @@ class GenerationDefaults:
     dropout_answer: bool = False
     dropout_embedding: bool = True
     dropout_mask: str = "step"
+    svp_alpha: float = 0.6
+    svp_alpha_for_vote: float | None = None
+    svp_target: str = "attn_v"
+    svp_prompt: bool = True
+    weight_noise_std: float = 0.06
+    weight_noise_std_for_vote: float | None = None
+    weight_noise_target: str = "attn_v"
+    temperature: float = 1.0
+    temperature_for_vote: float | None = None
+    top_p: float = 0.9
 
     def __post_init__(self):
         if min(self.latent_length, self.max_new_tokens) < 1:
             raise ValueError("latent_length and max_new_tokens must be at least 1")
-        given = {key: value for key, value in self._for_vote().items() if value is not None}
+        for_vote = {name: self.strength(name, "vote") for name in STRENGTHS.values()}
+        given = {key: value for key, value in for_vote.items() if value is not None}
         for values in (self.sampling(), self.sampling() | given):
             Sampling("dropout", **values)
 
@@ -67,11 +83,14 @@ class GenerationDefaults:
         return {key: value for key, value in asdict(self).items() if key in _SAMPLING_FIELDS}
 
     def strength(self, name, purpose):
-        """The value of ``dropout_p`` or ``noise_std`` for "coverage" or "vote"; None if unknown."""
-        return self._for_vote()[name] if purpose == "vote" else getattr(self, name)
+        """A strength, such as ``noise_std``, for "coverage" or "vote"; None if unknown."""
+        return getattr(self, name + _FOR_VOTE if purpose == "vote" else name)
 
-    def _for_vote(self):
-        return {"dropout_p": self.dropout_p_for_vote, "noise_std": self.noise_std_for_vote}
+
+def generation_key(name):
+    """The key of a field of GenerationDefaults in generation_config.json."""
+    base = name.removesuffix(_FOR_VOTE)
+    return _OTHER_KEYS.get(base, base) + name[len(base) :]
 
 
 class LatentReasoner:
@@ -101,10 +120,11 @@ class LatentReasoner:
         Raises UserError or ValueError naming the impossible key.
         """
         kinds = get_type_hints(GenerationDefaults)
+        keys = {field.name: generation_key(field.name) for field in fields(GenerationDefaults)}
         given = {
-            field.name: typed(values[field.name], kinds[field.name], field.name)
-            for field in fields(GenerationDefaults)
-            if values.get(field.name) is not None
+            name: typed(values[key], kinds[name], key)
+            for name, key in keys.items()
+            if values.get(key) is not None
         }
         return replace(cls.paper_defaults, **given)
 
@@ -162,14 +182,14 @@ class LatentReasoner:
         return_dict_in_generate=False,
         **sampling,
     ):
-        """N latent trajectories and greedy answers for each row of ``input_ids`` (B, L).
+        """N latent trajectories and their answers for each row of ``input_ids`` (B, L).
 
         Rows may be padded on either side under ``attention_mask``; padding never changes a number.
         ``question_ids`` (B ints, default 0 .. B - 1) and ``seed`` key the random numbers.
-        ``sampling``, for do_sample: the other fields of src.sampling.samplers.Sampling, such as
-        dropout_p. None is the checkpoint's default; dropout_embedding and dropout_attention are off
-        unless asked for. Returns the sequences (B * N, length), or a LatentGenerateOutput. Raises
-        ValueError on impossible settings, TypeError on unknown keywords.
+        For do_sample: ``sampling_by``, the method of src.sampling.samplers.Sampling; ``sampling``,
+        its other fields, such as dropout_p. None is the checkpoint's default; dropout_embedding and
+        dropout_attention are off unless asked for. Returns the sequences (B * N, length), or a
+        LatentGenerateOutput. Raises ValueError on impossible settings, TypeError on other keywords.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         question_ids = range(len(input_ids)) if question_ids is None else question_ids

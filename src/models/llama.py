@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import rotate_half
 
-from src.models.decoder import Decoder
+from src.models.decoder import Decoder, changed
 from src.sampling.samplers import MLP
 
 
@@ -27,38 +27,56 @@ class LlamaDecoder(Decoder):
     def residual_outputs(block):
         return block.self_attn.o_proj, block.mlp.down_proj
 
-    def encode_positions(self, x, positions, dropout):
-        if dropout.with_embedding:
+    def encode_positions(self, x, positions, hook):
+        if hook.with_embedding:
             raise ValueError("dropout_embedding: a LLaMA has no dropout after the embedding")
         return x, self.model.rotary_emb(x, positions)
 
-    def qkv(self, block, x, rotary):
+    @staticmethod
+    def weight_of(block, target):
+        """mlp_up is ``up_proj``; the gate's ``gate_proj`` is no target and never changed."""
+        return _projection(block, target).weight.T
+
+    def qkv(self, block, x, rotary, change):
         x = _normalized(x, block.input_layernorm)
-        return self._queries(block, x, rotary), self._keys_values(block, x, rotary)
+        return self._queries(block, x, rotary, change), self._keys_values(block, x, rotary, change)
 
-    def keys_values(self, block, x, rotary):
-        return self._keys_values(block, _normalized(x, block.input_layernorm), rotary)
+    def keys_values(self, block, x, rotary, change):
+        return self._keys_values(block, _normalized(x, block.input_layernorm), rotary, change)
 
-    def queries(self, block, x, rotary):
-        return self._queries(block, _normalized(x, block.input_layernorm), rotary)
+    def queries(self, block, x, rotary, change):
+        return self._queries(block, _normalized(x, block.input_layernorm), rotary, change)
 
-    def _queries(self, block, x, rotary):
-        q = block.self_attn.q_proj(x).unflatten(-1, (-1, block.self_attn.head_dim))
+    def _queries(self, block, x, rotary, change):
+        q = _project(block, "attn_q", x, change).unflatten(-1, (-1, block.self_attn.head_dim))
         return _rotate(q, rotary)  # (R, S, H, K)
 
-    def _keys_values(self, block, x, rotary):
-        attention = block.self_attn
+    def _keys_values(self, block, x, rotary, change):
         k, v = (
-            projection(x).unflatten(-1, (-1, attention.head_dim))
-            for projection in (attention.k_proj, attention.v_proj)
+            _project(block, target, x, change).unflatten(-1, (-1, block.self_attn.head_dim))
+            for target in ("attn_k", "attn_v")
         )
         return torch.stack((_rotate(k, rotary), v), dim=2)  # (R, S, 2, H', K)
 
-    def attention_output(self, block, out):
-        return block.self_attn.o_proj(out)
+    def attention_output(self, block, out, change):
+        return _project(block, "attn_o", out, change)
 
-    def mlp(self, block, x):
-        return block.mlp(_normalized(x, block.post_attention_layernorm))
+    def mlp(self, block, x, change):
+        x = _normalized(x, block.post_attention_layernorm)
+        if change is None:
+            return block.mlp(x)
+        gate = block.mlp.act_fn(block.mlp.gate_proj(x))
+        return _project(block, "mlp_down", gate * _project(block, "mlp_up", x, change), change)
+
+
+def _projection(block, target):
+    part, name = target.split("_")
+    module = block.self_attn if part == "attn" else block.mlp
+    return getattr(module, f"{name}_proj")
+
+
+def _project(block, target, x, change):
+    return changed(_projection(block, target)(x), target, x, change)
 
 
 def _normalized(x, norm):

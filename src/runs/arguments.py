@@ -15,8 +15,18 @@ from src.models.loading import (
 )
 from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
 from src.runs.launch import default_batch_size, default_processes
-from src.runs.run_folder import current_names
-from src.sampling.samplers import EXTRA_DROPOUTS, MASKS, SAMPLERS, Sampling
+from src.runs.run_folder import LATER_FLAGS, current_names
+from src.sampling.samplers import (
+    EXTRA_DROPOUTS,
+    MASKS,
+    PAPER_SAMPLERS,
+    SAMPLER_FLAGS,
+    SAMPLERS,
+    STRENGTHS,
+    TARGETS,
+    Sampling,
+    sampler_names,
+)
 from src.sampling.trajectories import Request
 from utils.cli import flag
 from utils.config import check_seed, typed
@@ -25,15 +35,10 @@ from utils.errors import UserError
 from utils.hub import HELP, check_push
 from utils.hub_data import SYNTAX
 
-SAMPLER_FLAGS = {
-    "dropout": ("dropout_p", "dropout_prompt", "dropout_answer", "dropout_mask", *EXTRA_DROPOUTS),
-    "noise": ("noise_std",),
-}
 _KNOWN = ", ".join(BACKBONES)
 MODEL_ID = (
     "folder or hub id of the checkpoint, default: checkpoints/<type>, or else the bundled one"
 )
-STRENGTHS = {"dropout": "dropout_p", "noise": "noise_std"}  # what tunes each sampler
 PURPOSES = ("coverage", "vote")
 OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
 PROCESSES = "processes, default: one a GPU; without GPUs one a core, at most 4"
@@ -90,7 +95,10 @@ class SamplingArguments:
     )
     max_new_tokens: int | None = flag(None, "answer tokens at most, default: the checkpoint's")
     sampling_by: str | None = flag(
-        None, "how thoughts are sampled, default dropout", SAMPLERS, ["--latent_do_sample_by"]
+        None,
+        f"what makes trajectories differ, default dropout: {', '.join(SAMPLERS)}; or several of "
+        "them joined by +, such as noise+tokens",
+        aliases=["--latent_do_sample_by"],
     )
     dropout_p: float | None = flag(None, "dropout rate, default: the checkpoint's")
     noise_std: float | None = flag(None, "sigma of the noise, default: the checkpoint's")
@@ -104,6 +112,27 @@ class SamplingArguments:
     dropout_mask: str | None = flag(None, "a fresh mask every step, or one a trajectory", MASKS)
     dropout_attention: bool | None = flag(
         None, "dropout of the attention weights too; default: false"
+    )
+    svp_alpha: float | None = flag(
+        None, "svp: relative size of the perturbation, default: the checkpoint's"
+    )
+    svp_target: str | None = flag(
+        None, "svp: the linear map of every layer whose weight is perturbed", TARGETS
+    )
+    svp_prompt: bool | None = flag(
+        None, "svp: false: all samples share one reading of the prompt, which is not perturbed"
+    )
+    weight_noise_std: float | None = flag(
+        None, "weight_noise: sigma of the noise on each entry, default: the checkpoint's"
+    )
+    weight_noise_target: str | None = flag(
+        None, "weight_noise: the linear map of every layer whose weight gets noise", TARGETS
+    )
+    temperature: float | None = flag(
+        None, "tokens: of the softmax that answer tokens are drawn from; 0: greedy"
+    )
+    top_p: float | None = flag(
+        None, "tokens: drawn from the likeliest ones that together have this probability"
     )
     seed: int = flag(42, "with question and sample index it fixes every random number")
     allow_unknown: bool = flag(
@@ -120,7 +149,7 @@ class SamplingArguments:
     architecture: ClassVar = None  # of the checkpoints that the command takes, None: any
     # Off unless asked for. Older runs lack these flags: off, they are no part of a run's name.
     off_by_default: ClassVar = EXTRA_DROPOUTS
-    # No effect on the results; tuned_for ends in a value of dropout_p or noise_std.
+    # No effect on the results; tuned_for ends in the strengths of the samplers.
     volatile: ClassVar = (
         *("batch_size", "compile", "memory_gib", "tuned_for"),
         *("allow_unknown", "overwrite", "push_to_hub"),
@@ -167,8 +196,8 @@ class SamplingArguments:
         A subclass has the flag dropout_embedding, each at its own place: run_name depends on it.
         """
         given = self.dropout_embedding
-        if do_sample and self.sampling_by is None:
-            self.sampling_by = "dropout"
+        if do_sample:
+            self.sampling_by = "+".join(sampler_names(self.sampling_by or "dropout"))
         allowed = self._flags_of_sampler() if do_sample else ()
         why = f"--sampling_by {self.sampling_by}" if do_sample else "--do_sample false"
         every = {name for flags in SAMPLER_FLAGS.values() for name in flags}
@@ -193,22 +222,25 @@ class SamplingArguments:
             self.dropout_embedding = has_it
 
     def _resolve_strength(self, allowed, why, checkpoint):
-        """Fills in dropout_p or noise_std by ``tuned_for``, which is then done with."""
+        """Fills in the samplers' strengths by ``tuned_for``, which is then done with."""
         if self.tuned_for is None:
             return
-        name = STRENGTHS.get(self.sampling_by)
-        if name not in allowed or getattr(self, name) is not None:
-            why = why if name not in allowed else f"--{name}"
+        names = [name for name in STRENGTHS.values() if name in allowed]
+        missing = [name for name in names if getattr(self, name) is None]
+        if not missing:
+            why = " and ".join(f"--{name}" for name in names) or why
             raise ValueError(f"--tuned_for has no effect with {why}: leave it out")
-        value = checkpoint.strength(name, self.tuned_for)
-        if value is None:
-            mend = "python -m src.tune_sampler chooses it"
-            raise ValueError(f"--tuned_for vote: {self.model_id} has no {name}_for_vote; {mend}")
-        setattr(self, name, value)
+        for name in missing:
+            value = checkpoint.strength(name, self.tuned_for)
+            if value is None:
+                fault = f"--tuned_for vote: {self.model_id} has no {name}_for_vote"
+                raise ValueError(f"{fault}; python -m src.tune_sampler chooses it")
+            setattr(self, name, value)
         self.tuned_for = None
 
     def _flags_of_sampler(self):
-        return SAMPLER_FLAGS.get(self.sampling_by, ())
+        names = sampler_names(self.sampling_by)
+        return tuple(flag for name in names for flag in SAMPLER_FLAGS[name])
 
     def sampling(self):
         """The Sampling of these flags."""
@@ -229,25 +261,39 @@ class SamplingArguments:
 
     @property
     def sampler_name(self):
-        """The sampler with its parameter, such as ``noise-0.8``, or ``greedy``.
+        """The samplers with their strengths, such as ``noise-0.8+tokens-1.0``, or ``greedy``.
 
         Dropout at more than the usual sites names them: ``dropout-0.1-embedding-attention``.
         """
         if self.sampling_by is None:
             return "greedy"
-        strength = str(getattr(self, STRENGTHS[self.sampling_by]))
-        on = [name.removeprefix("dropout_") for name in self.off_by_default if getattr(self, name)]
-        return "-".join([self.sampling_by, strength, *on])
+        return "+".join(map(self._with_strength, sampler_names(self.sampling_by)))
+
+    def _with_strength(self, sampler):
+        sites = self.off_by_default if sampler == "dropout" else ()
+        on = [name.removeprefix("dropout_") for name in sites if getattr(self, name)]
+        return "-".join([sampler, str(getattr(self, STRENGTHS[sampler])), *on])
+
+    def _check_thoughts_differ(self, command):
+        """Raises ValueError where the trajectories of a question have the same thoughts."""
+        if sampler_names(self.sampling_by) == ["tokens"]:
+            fault = "all trajectories of a question would have the same thoughts"
+            mend = "add another sampler, as noise+tokens"
+            raise ValueError(f"--sampling_by tokens with {command}: {fault}; {mend}")
 
     @property
     def run_name(self):
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
         model, data = Path(self.model_id).name, data_name(self.data_path)
         settings = self.result_settings().items()
-        named = {k: v for k, v in settings if k not in self.off_by_default or v}
+        named = {k: v for k, v in settings if v or not self._is_later(k, v)}
         digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:6]
         size = f"n{self.n_samples}-seed{self.seed}-{digest}"
         return f"{model}-{data}-{self.sampler_name}-{size}"
+
+    def _is_later(self, flag, value):
+        """Whether a flag that is off is one that older runs lack."""
+        return flag in self.off_by_default or (value is None and flag in LATER_FLAGS)
 
     def _named(self, folder):
         return folder.replace("{sampler}", self.sampler_name)
@@ -334,6 +380,7 @@ class AnnotationArguments(SamplingArguments):
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
             self._at_least(name, least)
         self._resolve()
+        self._check_thoughts_differ("src.annotate_data")
         self.name = self.name or self.run_name
 
     @property
@@ -372,7 +419,9 @@ class RewardArguments(SamplingArguments):
         self._resolve()
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
-        elif self.dropout_mask == "trajectory":
+        else:
+            self._check_thoughts_differ("--prm_mode beam_search")
+        if self.prm_mode == "beam_search" and self.dropout_mask == "trajectory":
             raise ValueError("--dropout_mask trajectory: beams draw at every step; leave it out")
         default = f"outputs/{Path(self.prm_id).name}-{self.run_name}"
         self.output_dir = self._named(self.output_dir or default)
@@ -452,7 +501,7 @@ class LlamaRewardArguments(RewardArguments):
 
 @dataclass
 class TuningArguments:
-    """The flags of src.tune_sampler, which chooses the strengths of both samplers.
+    """The flags of src.tune_sampler, which chooses the strengths of samplers.
 
     Raises ValueError or UserError on impossible values.
     """
@@ -462,8 +511,14 @@ class TuningArguments:
     data_path: str = flag("data/tiny_valid.json", "JSON list of question, steps, answer")
     limit: int | None = flag(None, "only the first so many questions")
     n_samples: int = flag(64, "trajectories N a question, for which the strengths are chosen")
+    samplers: list[str] = flag(
+        list(PAPER_SAMPLERS), "whose strengths are chosen, one sampler at a time", SAMPLERS
+    )
     dropout_ps: list[float] | None = flag(None, "rates, default: around the checkpoint's")
     noise_stds: list[float] | None = flag(None, "sigmas, default: around the checkpoint's")
+    svp_alphas: list[float] | None = flag(None, "alphas, default: around the checkpoint's")
+    weight_noise_stds: list[float] | None = flag(None, "sigmas, default: around the checkpoint's")
+    temperatures: list[float] | None = flag(None, "default: around the checkpoint's")
     seeds: list[int] = flag([42, 43], "measures are means over these seeds")
     batch_size: int = flag(16, "questions a batch")
     nproc: int | None = flag(None, PROCESSES)
@@ -476,8 +531,10 @@ class TuningArguments:
             raise UserError(f"--model_id {self.model_id}: no folder to write to; {mend}")
         if self.n_samples < 2:
             raise ValueError(f"--n_samples must be at least 2, not {self.n_samples}")
-        for name in ("dropout_ps", "noise_stds"):
-            values = getattr(self, name)
+        for sampler, strength in STRENGTHS.items():
+            name, values = f"{strength}s", getattr(self, f"{strength}s")
+            if values is not None and sampler not in self.samplers:
+                raise ValueError(f"--{name} has no effect without {sampler} in --samplers")
             if values is not None and len(set(values)) < 3:
                 raise ValueError(f"--{name} needs at least 3 values to choose from")
         self.nproc = self.nproc or default_processes()

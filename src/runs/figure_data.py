@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.runs.arguments import STRENGTHS
+from src.runs.run_folder import LATER_FLAGS
 from src.runs.tables import (
     choice_frame,
     chosen_answers,
@@ -15,7 +15,7 @@ from src.runs.tables import (
     reward_model_name,
     with_sampler,
 )
-from src.sampling.samplers import EXTRA_DROPOUTS
+from src.sampling.samplers import EXTRA_DROPOUTS, STRENGTHS
 from utils.answers import is_right
 from utils.datasets import data_sha256, load_dataset
 from utils.errors import UserError, warn
@@ -24,7 +24,7 @@ from utils.metrics import majority_vote, measured
 # The settings that tell one sampler from another. Runs that differ in the seed alone are averaged.
 _SAMPLER = (
     "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
-    *EXTRA_DROPOUTS, "latent_length", "max_new_tokens", "model_dtype",
+    *EXTRA_DROPOUTS, *LATER_FLAGS, "latent_length", "max_new_tokens", "model_dtype",
 )  # fmt: skip
 MOST_STEPS = 6  # longer problems are counted with these
 
@@ -109,13 +109,18 @@ def sampler_of(run):
 
 
 def strength_of(run):
-    """The parameter of a run's sampler, p or sigma."""
-    return run.settings[STRENGTHS[run.settings["sampling_by"]]]
+    """The parameter of a run's sampler, such as p or sigma; of several the first one's."""
+    return run.settings[_strengths(run)[0]]
+
+
+def _strengths(run):
+    return [STRENGTHS[name] for name in run.settings["sampling_by"].split("+")]
 
 
 def variant_of(run):
     """The sampler without its strength, (name, value) pairs with the kind, sampling_by, first."""
-    names = [name for name in _SAMPLER if name not in STRENGTHS.values()]
+    others = _strengths(run)[1:]
+    names = [name for name in _SAMPLER if name in others or name not in STRENGTHS.values()]
     return tuple((name, run.settings.get(name)) for name in names)
 
 

@@ -34,8 +34,15 @@ DIVERSITIES = {
     "distinct_answers": "distinct answers / N, %",
 }
 OUTCOMES = {"coverage": "-", "vote": "--"}
-OFFSETS = {"dropout": (-7, -7), "noise": (7, 7)}  # in points, of a strength from its point
-SYMBOLS = {"dropout": "dropout (p)", "noise": "noise (sigma)"}
+OFFSETS = {"dropout": (-7, -7)}  # in points, of a strength from its point
+OTHER_OFFSET = (7, 7)
+SYMBOLS = {
+    "dropout": "dropout (p)",
+    "noise": "noise (sigma)",
+    "svp": "SVP (alpha)",
+    "weight_noise": "weight noise (sigma)",
+    "tokens": "tokens (temperature)",
+}
 
 
 @dataclass
@@ -151,9 +158,10 @@ def _figure(model, panels):
         for axis, diversity in zip(pair, DIVERSITIES, strict=True):
             set_log_axis(axis, (1, 2, 5))
             axis.margins(x=0.08)  # room for the strengths
-            for curve in panel.curves:
+            shown = [curve for curve in panel.curves if curve.points(diversity)[:, 0].min() > 0]
+            for curve in shown:  # with the same thoughts in all trajectories there is no distance
                 _draw(axis, curve, diversity, colors[labels[curve.variant]])
-            for curve in panel.curves:
+            for curve in shown:
                 _label(axis, curve, diversity, colors[labels[curve.variant]])
             for accuracy in panel.greedy:
                 axis.axhline(accuracy, **GREEDY_LOOK)
@@ -172,7 +180,7 @@ def _labels(panels):
     for variant in variants:
         same = [dict(other) for other in variants if other[0] == variant[0]]
         differ = [(k, v) for k, v in variant if any(other[k] != v for other in same)]
-        kind = SYMBOLS[variant[0][1]]
+        kind = " + ".join(SYMBOLS[name] for name in variant[0][1].split("+"))
         labels[variant] = ", ".join([kind, *(f"{name} {value}" for name, value in differ)])
     return labels
 
@@ -186,7 +194,7 @@ def _draw(axis, curve, diversity, color):
 def _label(axis, curve, diversity, color):
     """Writes the strengths beside the points of the vote, as many as have room."""
     x, votes = curve.points(diversity)[:, 0], curve.points("vote")[:, 0]
-    offset = OFFSETS[curve.kind]
+    offset = OFFSETS.get(curve.kind, OTHER_OFFSET)
     look = {"textcoords": "offset points", "ha": "center", "va": "center", "color": color}
     low, high = axis.get_xlim()
     for k in _with_room(np.log(x) / np.log(high / low)):

@@ -11,7 +11,7 @@ from utils.records import latents_path, read_latents
 
 QUESTIONS, TRAJECTORIES = 3, 64  # at most so many questions, and trajectories of each sampler
 PROJECTIONS = ("pca", "tsne")
-MARKERS = {"dropout": "o", "noise": "^"}
+MARKERS = {"dropout": "o", "noise": "^", "svp": "s", "weight_noise": "D", "tokens": "v"}
 NUMBERED = 6  # thoughts of the greedy path that carry their number, about
 PANEL = 2.35  # inches
 PATH_LOOK = {"color": "black", "linewidth": 0.8, "marker": "o", "markersize": 3}
@@ -74,7 +74,7 @@ def map_figures(runs, projection):
 
 
 def _best_of_kinds(runs):
-    """Of the pools by dropout, and of those by noise, the one with the largest coverage."""
+    """Of the pools of each kind of sampler the one with the largest coverage."""
 
     def coverage(run):
         return run.metrics["by_n"][str(run.metrics["n_samples"])]["coverage"]["value"]
@@ -179,7 +179,12 @@ def _figure(pools, maps):
     axes = figure.subplots(len(pools), len(maps), squeeze=False)
     for row, run in enumerate(pools):
         for axis, of_question in zip(axes[row], maps, strict=True):
-            _draw(axis, of_question, of_question.clouds[row], MARKERS[run.columns["sampler"]])
+            _draw(
+                axis,
+                of_question,
+                of_question.clouds[row],
+                MARKERS[run.columns["sampler"].split("+")[0]],
+            )
             axis.set_title(f"question {of_question.idx}, {labels[sampler_of(run)]}")
     dot = {"linestyle": "none", "marker": "o"}
     entries = {f"sample, {name}": dot | {"color": c} for name, c in OUTCOME_COLORS.items()}

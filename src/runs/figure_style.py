@@ -15,7 +15,13 @@ METHOD_COLORS = {
     "beam_search": "#009E73",
 }
 # A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
-SAMPLER_HUES = {"dropout": ("#8CCBF0", "#003E66"), "noise": ("#F2B63D", "#7A2E00")}
+SAMPLER_HUES = {
+    "dropout": ("#8CCBF0", "#003E66"),
+    "noise": ("#F2B63D", "#7A2E00"),
+    "svp": ("#7FD6B6", "#00503A"),
+    "weight_noise": ("#DDAACC", "#6B1F52"),
+    "tokens": ("#BBBBBB", "#333333"),
+}
 OUTCOME_COLORS = {"right": "#0072B2", "wrong": "#E69F00"}
 GREY = "#777777"
 GREEDY_LOOK = {"color": GREY, "linestyle": ":", "zorder": 1}
@@ -114,10 +120,13 @@ def method_look(method):
 
 
 def sampler_colors(samplers):
-    """{label: colour} of samplers (kind, parameter, label): hue by kind, shade by rank."""
+    """{label: colour} of samplers (kind, parameter, label): hue by kind, shade by rank.
+
+    Several samplers, as noise+tokens, have the hue of the first.
+    """
     samplers, colors = sorted(set(samplers)), {}
     for kind, ends in SAMPLER_HUES.items():
-        labels = [label for other, _, label in samplers if other == kind]
+        labels = [label for other, _, label in samplers if other.split("+")[0] == kind]
         for rank, label in enumerate(labels):
             colors[label] = _between(*ends, (rank + 0.5) / len(labels))
     return colors

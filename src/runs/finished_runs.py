@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from src.runs.run_folder import current_names
-from src.sampling.samplers import EXTRA_DROPOUTS
+from src.sampling.samplers import EXTRA_DROPOUTS, STRENGTHS
 from utils import records
 from utils.datasets import data_name
 from utils.errors import UserError, warn
@@ -50,17 +50,20 @@ class FinishedRun:
     def _columns(self):
         settings = self.settings
         method = settings["sampling_by"]
+        names = method.split("+") if method else []
+        strengths = {STRENGTHS[sampler]: settings[STRENGTHS[sampler]] for sampler in names}
         sites = [name.removeprefix("dropout_") for name in EXTRA_DROPOUTS if settings[name]]
         return {
             "model": Path(settings["model_id"]).name,
             "benchmark": data_name(settings["data_path"]),
             "questions": self.metrics["questions"],
             "sampler": method or "greedy",
-            "dropout_p": settings["dropout_p"] if method == "dropout" else None,
+            "dropout_p": strengths.pop("dropout_p", None),
             "extra_dropout": " + ".join(sites) or None,
-            "noise_std": settings["noise_std"] if method == "noise" else None,
+            "noise_std": strengths.pop("noise_std", None),
             "seed": settings["seed"],
             "folder": str(self.folder),
+            **strengths,
         }
 
     def _model_key(self):

@@ -84,7 +84,10 @@ class Job:
         """
         asked, device = self.arguments.compile, self.processes.device
         pays = device.type == "cuda" and self.trajectories >= _COMPILED_FROM
-        wanted = asked == "on" or (asked == "auto" and pays)
+        can_compile, sampler = self.arguments.sampling().compiles, self.arguments.sampling_by
+        if asked == "on" and not can_compile:
+            raise UserError(f"--compile on: --sampling_by {sampler} does not compile; leave it out")
+        wanted = asked == "on" or (asked == "auto" and pays and can_compile)
         lacking = missing_compiler(device) if wanted else None
         if lacking and asked == "on":
             raise UserError(f"--compile on: {lacking} is missing; install it or leave the flag out")
@@ -101,6 +104,7 @@ class Job:
             check_words(prompts, self.rows, model, tokenizer, *files, args.allow_unknown)
             self.prompts = prompts
         self.set_compilation()
+        args.sampling().prepare(model)  # what this keeps counts as memory of the model
         self.limit_memory()
 
     @property

@@ -11,13 +11,20 @@ import transformers
 import yaml
 
 from src.models.loading import checkpoint_files
-from src.sampling.samplers import EXTRA_DROPOUTS
+from src.sampling.samplers import EXTRA_DROPOUTS, PAPER_SAMPLERS, SAMPLER_FLAGS
 from utils.datasets import data_sha256
 from utils.errors import UserError
 from utils.files import is_temporary, remove_temporary, sha256, write_json, write_text
 from utils.hub import push
 
 FLAGS = "flags.yaml"
+# Of samplers that older runs do not know: None where a run does not use them.
+LATER_FLAGS = tuple(
+    flag
+    for sampler, flags in SAMPLER_FLAGS.items()
+    if sampler not in PAPER_SAMPLERS
+    for flag in flags
+)
 _OWN_FILES = (FLAGS, "config.json")  # beside the outputs of the run
 
 
@@ -34,7 +41,7 @@ def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
 def current_names(settings):
     """The settings of a config.json, where runs before 2026-11-26 had other names for some.
 
-    They also lack EXTRA_DROPOUTS, which were off.
+    They also lack EXTRA_DROPOUTS, which were off, and LATER_FLAGS.
     """
     names = {"generator_type": "model_type", "generator_id": "model_id"}
     renamed = {names.get(key, key): value for key, value in settings.items()}
@@ -42,7 +49,7 @@ def current_names(settings):
         beams = (renamed.get("num_beams") or 0) * (renamed.get("num_beam_candidates") or 0)
         renamed["n_samples"] = renamed.pop("num_return_sequences") or beams
     off = False if renamed.get("sampling_by") == "dropout" else None
-    return dict.fromkeys(EXTRA_DROPOUTS, off) | renamed
+    return dict.fromkeys(LATER_FLAGS) | dict.fromkeys(EXTRA_DROPOUTS, off) | renamed
 
 
 class RunFolder:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from src.sampling.samplers import STRENGTHS
 from src.search.voting import aggregate
 from utils.answers import is_right
 from utils.files import write_text
 from utils.metrics import majority_vote, measured
 
-RUN = [
+RUN = [  # and the strengths of further samplers, where a run has them
     "model", "benchmark", "questions", "sampler", "dropout_p", "extra_dropout", "noise_std", "seed",
 ]  # fmt: skip
 SHOWN_RUN = ["model", "benchmark", "questions", "sampler", "seed"]  # parameter beside the sampler
@@ -50,7 +51,12 @@ def sampling_frame(runs):
                 row |= _interval(name, summary[name])
             row |= _interval("vote_greedy_gain", _vote_over_greedy(run, int(n), base))
             rows.append(row | {"seconds": run.metrics["speed"].get("seconds")})
-    return pd.DataFrame(rows).sort_values([*RUN, "N"], ignore_index=True)
+    frame = pd.DataFrame(rows)
+    return frame.sort_values([*RUN, *_further_strengths(frame), "N"], ignore_index=True)
+
+
+def _further_strengths(frame):
+    return [name for name in STRENGTHS.values() if name in frame and name not in RUN]
 
 
 def _interval(name, measure):
@@ -87,7 +93,8 @@ def choice_frame(runs):
     rows = [row for run in choosing for row in _choices(run, pools, greedy.get(run.model_key))]
     frame = pd.DataFrame(rows)
     frame["method"] = pd.Categorical(frame["method"], list(METHODS))  # sorts in this order
-    return frame.sort_values(["prm", *RUN[1:], "budget", "method", "N"], ignore_index=True)
+    run = ["prm", *RUN[1:], *_further_strengths(frame)]
+    return frame.sort_values([*run, "budget", "method", "N"], ignore_index=True)
 
 
 def _choices(run, pools, greedy):
@@ -212,12 +219,15 @@ def _gains(frame, name):
 def with_sampler(frame):
     """The frame with sampler and parameter in one column: ``noise_std 0.8``, or ``greedy``.
 
-    Dropout at further sites names them: ``dropout_p 0.1 + embedding + attention``.
+    Dropout at further sites names them: ``dropout_p 0.1 + embedding + attention``; several samplers
+    are ``noise_std 0.8 + temperature 1.0``.
     """
-    label = frame["sampler"].copy()
-    for name in ("dropout_p", "noise_std"):
-        given = frame[name].notna()
-        label[given] = name + " " + frame.loc[given, name].astype(str)
+    label = pd.Series("", index=frame.index)
+    for name in STRENGTHS.values():
+        given = frame.reindex(columns=[name])[name].notna()
+        more = name + " " + frame.loc[given, name].astype(str) if given.any() else ""
+        label[given] += label[given].map(lambda text: " + " if text else "") + more
+    label = label.where(label != "", frame["sampler"])
     extra = frame["extra_dropout"].notna()
     label[extra] += " + " + frame.loc[extra, "extra_dropout"].astype(str)
     return frame.assign(sampler=label)

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from src.models.latent_reasoner import generation_key
 from src.models.loading import GENERATION, checkpoint_architecture, checkpoint_defaults
-from src.runs.arguments import STRENGTHS
 from src.runs.figure_diversity import diversity_panels
 from src.runs.finished_runs import read_json
 from src.runs.launch import command_line, sampling_command
+from src.sampling.samplers import STRENGTHS
 from utils.errors import UserError, warn
 from utils.files import write_json
 
@@ -19,11 +20,12 @@ TOLERANCE = 0.5  # points of coverage or vote that do not matter
 def grids_of(arguments):
     """{sampler: its strengths}: those of the flags, or some around the checkpoint's present one."""
     present = checkpoint_defaults(arguments.model_type, arguments.model_id)
-    given = {"dropout": arguments.dropout_ps, "noise": arguments.noise_stds}
-    return {
-        sampler: sorted(given[sampler] or _grid_around(name, getattr(present, name)))
-        for sampler, name in STRENGTHS.items()
-    }
+    grids = {}
+    for sampler in arguments.samplers:
+        name = STRENGTHS[sampler]
+        given = getattr(arguments, f"{name}s")
+        grids[sampler] = sorted(given or _grid_around(name, getattr(present, name)))
+    return grids
 
 
 def _grid_around(name, value):
@@ -83,7 +85,7 @@ def table_of(curves, greedy):
     lines = [f"greedy {greedy:.1f}"]
     for curve in curves:
         for k, strength in enumerate(curve.strengths):
-            cells = [f"{STRENGTHS[curve.kind]} {strength}".ljust(18)]
+            cells = [f"{STRENGTHS[curve.kind]} {strength}".ljust(22)]
             for measure in SUFFIXES:
                 mark = "*" if strength == best_strength(curve, measure) else " "
                 value, low, high = curve.points(measure)[k]
@@ -100,7 +102,7 @@ def choices_of(curves):
             name, strength = STRENGTHS[curve.kind] + suffix, best_strength(curve, measure)
             if strength in (curve.strengths[0], curve.strengths[-1]):
                 warn(f"{name}: {strength} lies at an end of the grid, try values beyond it")
-            choices[name] = strength
+            choices[generation_key(name)] = strength
     return choices
 
 

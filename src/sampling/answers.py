@@ -1,4 +1,4 @@
-"""Greedy answers of many rows, decoded together (continuous batching, Orca: Yu et al., OSDI 2022).
+"""Answers of many rows, decoded together (continuous batching, Orca: Yu et al., OSDI 2022).
 
 Finished rows leave the batch, and the rows of the next State enter once half of the room is free.
 
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from src.sampling.compilation import run_step
-from src.sampling.logits import next_tokens
-from src.sampling.samplers import dropout_hook
 from src.sampling.state import State
 
 COMPACT_BELOW = 0.75  # Finished rows are dropped when the share of unfinished ones is below this.
@@ -89,8 +87,8 @@ class _Batch:
     def enter(self, state):
         """Adds the rows of a State, after the pass over what their answers start with."""
         x, positions = answer_start(self.model, state)
-        state = state.fork()
-        hidden = read_answer(self.model, self.request.sampling, state, x, positions)[:, -1]
+        state, sampling = state.fork(), self.request.sampling
+        hidden = read_answer(self.model, sampling, state, x, positions, at_start=True)[:, -1]
         number = self.entered + state.all_rows
         self.entered += len(number)
         new = self.written.new_empty(len(number), self.limit + 1)
@@ -98,7 +96,8 @@ class _Batch:
         self.counts = torch.cat((self.counts, torch.zeros_like(number)))
         alive, none = torch.ones_like(number, dtype=torch.bool), torch.zeros_like(number)
         new = _Rows(state, number, none, positions[:, -1], none, alive)
-        self._write(new, next_tokens(self.model, hidden))
+        steps = steps_of(positions[:, -1], state.prompt_lengths)
+        self._write(new, sampling.next_tokens(self.model, hidden, state.rng_keys, steps))
         if self.unfinished:
             old = self.rows.select(self.rows.alive.nonzero()[:, 0])
             self.rows = None  # its memory is free before the two are joined
@@ -158,10 +157,15 @@ def answer_start(model, state):
     return x, torch.stack((position - 1, position), dim=1)
 
 
-def read_answer(model, sampling, state, x, positions):
-    """Hidden states (R, S, D) at inputs x (R, S, D) of the answer, at positions (R, S)."""
-    dropout = _dropout(sampling, state.rng_keys, state.prompt_lengths, positions)
-    return model.extend(x, positions, state.prefix, state.suffix, dropout)
+def read_answer(model, sampling, state, x, positions, at_start=False):
+    """Hidden states (R, S, D) at inputs x (R, S, D) of the answer, at positions (R, S).
+
+    at_start: x are those of ``answer_start``.
+    """
+    steps = steps_of(positions, state.prompt_lengths[:, None])
+    num_thoughts = state.num_thoughts if at_start and state.thought is not None else None
+    hook = sampling.answer_hook(model, state.rng_keys, steps, num_thoughts)
+    return model.extend(x, positions, state.prefix, state.suffix, hook)
 
 
 def answer_step(model, sampling, token, position, rng_keys, prompt_lengths, prefix, window, mask):
@@ -170,12 +174,13 @@ def answer_step(model, sampling, token, position, rng_keys, prompt_lengths, pref
     window, mask: as SuffixCache.open gives them. Nothing waits for the device here, and nothing
     depends on a value.
     """
-    positions = position[:, None]  # (R, 1)
-    dropout = _dropout(sampling, rng_keys, prompt_lengths, positions)
+    steps = steps_of(position, prompt_lengths)  # (R,)
+    hook = sampling.answer_hook(model, rng_keys, steps[:, None])
     x = model.embed(token)[:, None]  # (R, 1, D)
-    return next_tokens(model, model.step(x, positions, prefix, window, mask, dropout)[:, 0])
+    hidden = model.step(x, position[:, None], prefix, window, mask, hook)[:, 0]  # (R, D)
+    return sampling.next_tokens(model, hidden, rng_keys, steps)
 
 
-def _dropout(sampling, rng_keys, prompt_lengths, positions):
-    steps = positions - (prompt_lengths[:, None] - 1)
-    return dropout_hook(sampling, rng_keys, steps, active=sampling.dropout_answer)
+def steps_of(positions, prompt_lengths):
+    """Steps, as in src.sampling.samplers, of positions."""
+    return positions - (prompt_lengths - 1)

@@ -1,14 +1,16 @@
 """The sampling engine: N latent trajectories and their answers for each question of a batch.
 
 Whatever the samples of a question share is computed once and kept once: with noise, or with
-``dropout_prompt=False``, its prompt. Rows are (question, sample) pairs; a question's rows are
-adjacent.
+``dropout_prompt=False``, its prompt; where only answer tokens are sampled, its thoughts. Rows are
+(question, sample) pairs; a question's rows are adjacent.
 
 A backbone offers ``embed``, ``prefill``, ``extend``, ``to_thought``, ``lm_head`` and ``new_cache``
 (src/models). One with ``stops_itself`` decides when to stop thinking, by its end token, at the
 latest after ``latent_length`` thoughts; the row then waits, unread, for the rest of its batch.
 Q questions, N samples, R = Q * N rows, G prompts in the cache (Q or R), T thoughts, D model width.
 """
+
+from dataclasses import replace
 
 import torch
 
@@ -17,14 +19,13 @@ from src.sampling.answers import COMPACT_BELOW, PASSES, decode_states
 from src.sampling.compilation import run_step
 from src.sampling.logits import next_tokens
 from src.sampling.memory import in_turns, rows_in_flight, tokens_within
-from src.sampling.samplers import add_noise, dropout_hook
 from src.sampling.state import State
 from src.sampling.trajectories import Trajectories, pad_right
 
 
 @torch.inference_mode()
 def sample(model, request):
-    """Samples ``n_samples`` trajectories for each prompt and decodes their answers greedily.
+    """Samples ``n_samples`` trajectories for each prompt and decodes their answers.
 
     Sample n of question q under seed s is the same whatever else is in the request. Rows that do
     not fit in memory wait; they start as others finish.
@@ -57,10 +58,21 @@ def _think_all(model, parts, thoughts):
 def think(model, request):
     """The latent phase: the State before the answer, and the thoughts (R, T, D), 0 if missing."""
     request.check(model.config.max_position_embeddings)
+    if request.n_samples > 1 and not request.sampling.varies_thoughts:
+        return _think_once(model, request)
     state = start(model, request)
     first = state.thought
     thoughts = continue_thinking(model, request, state, 1)
     return state, torch.stack([first, *thoughts], dim=1)
+
+
+def _think_once(model, request):
+    """``think`` where the samples of a question differ in nothing before their answers."""
+    state, thoughts = think(model, replace(request, n_samples=1))
+    rows = state.all_rows.repeat_interleave(request.n_samples)  # (R,)
+    state = state.select(rows)
+    state.rng_keys = _row_keys(request, model.device)
+    return state, thoughts[rows]
 
 
 def decode(model, request, state, thoughts):
@@ -86,12 +98,13 @@ def _by_question(rows, shape):
 
 def start(model, request):
     """The State of all R rows at their first thought."""
-    rng_keys = _row_keys(request, model.device)
+    rng_keys, sampling = _row_keys(request, model.device), request.sampling
+    sampling.prepare(model)
     hidden, prefix, prompt_lengths = _read_prompts(model, request, rng_keys)
     # The end-of-thinking token is read, the last answer token is not.
     positions = request.latent_length + request.max_new_tokens
     suffix = model.new_cache(len(rng_keys), positions)
-    thought = add_noise(request.sampling, model.to_thought(hidden), rng_keys, 1)  # (R, D)
+    thought = sampling.next_thought(model.to_thought(hidden), rng_keys, 1)  # (R, D)
     num_thoughts = torch.ones_like(prompt_lengths)
     return State(thought, rng_keys, prompt_lengths, num_thoughts, prefix, suffix)
 
@@ -113,17 +126,16 @@ def _read_prompts(model, request, rng_keys):
 
 
 def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
-    """Every row reads its prompt under masks of its own: (R, D), PrefixCache of R groups.
+    """Every row reads its prompt under hooks of its own: (R, D), PrefixCache of R groups.
 
-    What the rows of a question share, up to their first mask, is computed once. They are read in
-    chunks, so that memory is bounded.
+    What the rows of a question share, up to their first dropout mask, is computed once. They are
+    read in chunks, so that memory is bounded.
     """
     questions = torch.arange(len(ids), device=ids.device).repeat_interleave(request.n_samples)
     longest = ids.shape[1]
     positions = torch.arange(longest, device=ids.device)  # (L,)
     sampling, embeddings = request.sampling, model.embed(ids)  # (Q, L, D)
-    masked_early = sampling.dropout_embedding or sampling.dropout_attention
-    shares_start = not masked_early and len(model.blocks) > 1
+    shares_start = not sampling.changes_prompt_start and len(model.blocks) > 1
     shared = model.start_prompts(embeddings) if shares_start else embeddings
     keys = longest if sampling.dropout_attention else 0
     chunk = max(1, tokens_within(model, keys) // longest)
@@ -132,8 +144,8 @@ def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
         of_rows = questions[rows]
         x = shared.select(of_rows) if shares_start else shared[of_rows]  # (r, L, D)
         steps = positions - (row_lengths[rows, None] - 1)  # (r, L)
-        dropout = dropout_hook(sampling, rng_keys[rows], steps)
-        hidden, part = model.prefill(x, row_lengths[rows], dropout)
+        hook = sampling.pass_hook(model, rng_keys[rows], steps)
+        hidden, part = model.prefill(x, row_lengths[rows], hook)
         prefix = prefix or part.allocate(part, row_lengths, longest)
         prefix.write(first, part)
         states.append(hidden)
@@ -206,10 +218,10 @@ def thought_step(model, sampling, thought, steps, rng_keys, prompt_lengths, pref
 
     thought (R, D), its number ``steps`` (R,); window, mask: as SuffixCache.open gives them.
     """
-    dropout = dropout_hook(sampling, rng_keys, steps[:, None])
+    hook = sampling.pass_hook(model, rng_keys, steps[:, None])
     positions = (prompt_lengths + steps - 1)[:, None]  # (R, 1)
-    hidden = model.step(thought[:, None], positions, prefix, window, mask, dropout)[:, 0]  # (R, D)
-    return hidden, add_noise(sampling, model.to_thought(hidden), rng_keys, steps + 1)
+    hidden = model.step(thought[:, None], positions, prefix, window, mask, hook)[:, 0]  # (R, D)
+    return hidden, sampling.next_thought(model.to_thought(hidden), rng_keys, steps + 1)
 
 
 def _unfinished(alive):

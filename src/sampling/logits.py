@@ -7,10 +7,22 @@ from src.sampling.memory import logits_within
 
 def next_tokens(model, hidden):
     """The likeliest next tokens (R,) at hidden states (R, D)."""
-    chunks = hidden.split(logits_within(model))
-    if len(chunks) == 1:
-        return model.lm_head(hidden).argmax(-1)
-    return torch.cat([model.lm_head(chunk).argmax(-1) for chunk in chunks])
+    return in_chunks(model, _likeliest, hidden)
+
+
+def _likeliest(logits):
+    return logits.argmax(-1)
+
+
+def in_chunks(model, choose, hidden, *of_rows, logit_bytes=None):
+    """choose(logits (r, V), *of_rows (r,)), tokens (r,), for hidden states (R, D) in chunks.
+
+    logit_bytes: see ``logits_within``.
+    """
+    size = logits_within(model, logit_bytes)
+    chunks = [x.split(size) for x in (hidden, *of_rows)]
+    tokens = [choose(model.lm_head(states), *rest) for states, *rest in zip(*chunks, strict=True)]
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
 
 
 def token_log_probs(model, weight, hidden, ids):

@@ -90,7 +90,7 @@ def _work_bytes(model):
 def rows_in_flight(model, request):
     """How many rows of a request the model may hold at once, at least 1.
 
-    Where every sample reads the prompt under masks of its own, a row holds a prompt, too.
+    Where every sample reads the prompt on its own, a row holds a prompt, too.
     """
     longest = max(map(len, request.prompts))
     positions, new = request.latent_length + request.max_new_tokens, 2
@@ -131,9 +131,12 @@ def tokens_within(model, keys=0):
     return max(1, int(work / per_token))
 
 
-def logits_within(model):
-    """How many rows of logits, in float32 with their softmax, are computed at once; at least 1."""
-    row = model.config.vocab_size * (model.dtype.itemsize + 4 + 4)
+def logits_within(model, logit_bytes=None):
+    """How many rows of logits are computed at once; at least 1.
+
+    logit_bytes: what is in memory of a logit, default: itself, in float32, with its softmax.
+    """
+    row = model.config.vocab_size * (logit_bytes or model.dtype.itemsize + 4 + 4)
     return max(1, int(_LOGITS_SHARE * _work_bytes(model) / row))
 
 

@@ -66,6 +66,12 @@ def dropped(keys, site, width, p):
     return bits < min(round(p * 65536), 65535) - 32768
 
 
+def uniform(keys, site):
+    """A number in (0, 1) for each key (...), float64, uniform."""
+    words = _words(keys, site, 1)[..., 0]
+    return ((words >> 12).bitwise_and_((1 << 52) - 1).double() + 0.5) / 2**52
+
+
 def normal(keys, site, width):
     """Standard normal numbers (..., width), float32, by Box and Muller in double precision."""
     words = _words(keys, site, -(-width // 2))

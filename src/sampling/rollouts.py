@@ -122,8 +122,8 @@ def _plan(request, num_thoughts, length, n_rollouts, room):
     chunks = []
     for step in range(1, int(num_thoughts.max()) + 1):
         rows = (num_thoughts >= step).nonzero()[:, 0]  # (R',)
-        # Without dropout nothing is random after the last thought: one rollout tells all.
-        random = step < length or request.sampling.uses_dropout
+        # With noise nothing is random after the last thought: one rollout tells all.
+        random = step < length or request.sampling.varies_rollouts
         count = n_rollouts if random else 1
         numbers = torch.arange(count, device=rows.device).repeat(len(rows))
         rows, size = rows.repeat_interleave(count), max(1, room // 2)

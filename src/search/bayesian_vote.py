@@ -86,7 +86,8 @@ class LikelihoodPool:
         """The State after the end-of-thinking token, and the hidden states (R, D) there."""
         x, positions = answer_start(self.model, state)
         state = state.select(state.all_rows, extra=x.shape[1])
-        return state, read_answer(self.model, request.sampling, state, x, positions)[:, -1]
+        hidden = read_answer(self.model, request.sampling, state, x, positions, at_start=True)
+        return state, hidden[:, -1]
 
     def likelihoods(self):
         """The AnswerLikelihoods of each question."""

@@ -13,7 +13,6 @@ import torch
 
 from src.sampling.engine import decode, ends_thinking, read_thought, start
 from src.sampling.memory import question_parts, rows_in_flight, rows_within
-from src.sampling.samplers import add_noise
 from src.sampling.trajectories import Trajectories, cat_steps
 from src.search.prefix_scorer import PrefixScorer
 from utils.metrics import trajectory_score
@@ -49,8 +48,9 @@ def beam_search(model, reward_model, request, num_beams, num_proposals, score_by
     n_samples of the request is ignored. score_by: "sum" or "mean" of the rewards of a beam's
     thoughts. Where the model decides when to stop thinking, a beam that has ended stays, as one
     proposal, until better ones displace it. One dropout mask for a whole trajectory has no meaning
-    here: a beam changes its slot, and with it its random numbers, at every step. As many questions
-    are searched at once as memory allows.
+    here: a beam changes its slot, and with it its random numbers, at every step. A perturbed weight
+    (svp, weight_noise) is the slot's, too: a beam continues under that of its new slot. As many
+    questions are searched at once as memory allows.
     """
     request = replace(request, n_samples=num_beams * num_proposals)
     longest, slots = max(map(len, request.prompts)), request.n_samples
@@ -100,7 +100,7 @@ class _Search:
             self.ended = self.ended | ends_thinking(self.model, hidden)
             self.duplicate = _duplicates(self.ended, self.num_proposals)
         thought = self.model.to_thought(hidden)
-        thought = add_noise(self.request.sampling, thought, self.rng_keys, step)  # (R, D)
+        thought = self.request.sampling.next_thought(thought, self.rng_keys, step)  # (R, D)
         state = self.state
         state.thought = thought
         state.num_thoughts = torch.where(self.ended, state.num_thoughts, step)
@@ -112,11 +112,11 @@ class _Search:
     def _read_beams(self, parents, step):
         """Copies each beam into its slots; the hidden states (R, D) at its thought number ``step``.
 
-        With dropout each slot reads the thought under masks of its own; otherwise a beam reads it
-        once.
+        With dropout or a perturbed weight each slot reads the thought on its own; otherwise a beam
+        reads it once.
         """
         sampling, alive = self.request.sampling, int((~self.ended).sum())
-        if sampling.uses_dropout:
+        if sampling.varies_passes:
             self._branch(parents)
             self.num_forward_passes += alive * self.num_proposals
             return read_thought(self.model, sampling, self.state, step)[0]

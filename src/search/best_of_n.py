@@ -54,8 +54,10 @@ def _grow_pool(model, request, sizes, counters, parse, reward_model):
                 with timed(counter, "reward_seconds"):
                     eos = model.config.eos_token_id
                     rewards.append(score_trajectories(reward_model, part.prompts, parts[-1], eos))
-        num_forward_passes = int((parts[-1].num_thoughts + model.stops_itself).sum())
-        counter.update(latent_steps=num_forward_passes)
+        passes = parts[-1].num_thoughts + model.stops_itself  # (Q, n)
+        if not request.sampling.varies_thoughts:  # they are computed once for all samples
+            passes = passes[:, :1]
+        counter.update(latent_steps=int(passes.sum()))
         count_answers(counter, parts[-1])
     fields = {}
     if rewards:

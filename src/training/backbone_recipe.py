@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from src.models import BACKBONES, architectures
-from src.models.latent_reasoner import GenerationDefaults
+from src.models.latent_reasoner import GenerationDefaults, generation_key
 from src.models.precision import resolve_precision
 from src.training.curriculum import Stage
 from src.training.losses import BACKBONE_LOSSES
@@ -147,6 +147,7 @@ class Recipe:
         if self.model_type == COT:
             raise ValueError("generation has no effect for model_type: cot; leave it out")
         BACKBONES[self.model_type].generation_defaults(self.generation)
-        unknown = self.generation.keys() - {field.name for field in fields(GenerationDefaults)}
+        known = {generation_key(field.name) for field in fields(GenerationDefaults)}
+        unknown = self.generation.keys() - known
         if unknown:
             raise ValueError(f"generation: unknown key {sorted(unknown)[0]}")
