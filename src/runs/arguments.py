@@ -15,7 +15,7 @@ from src.models.loading import (
 )
 from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
 from src.runs.launch import default_batch_size, default_processes
-from src.runs.run_folder import current_names
+from src.runs.run_folder import LATER_FLAGS, current_names
 from src.sampling.samplers import EXTRA_DROPOUTS, MASKS, SAMPLERS, Sampling
 from src.sampling.trajectories import Request
 from utils.cli import flag
@@ -37,10 +37,17 @@ STRENGTHS = {"dropout": "dropout_p", "noise": "noise_std"}  # what tunes each sa
 PURPOSES = ("coverage", "vote")
 OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
 PROCESSES = "processes, default: one a GPU; without GPUs one a core, at most 4"
+SIGNALS = "also choose by the greedy answer, confidence in answers, agreement of thoughts"
 PRM_MODES = ("best_of_n", "beam_search")
 SCORES = ("sum", "mean")
 MODE_DEFAULTS = {
-    "best_of_n": {"n_samples": 64, "bayesian_vote": True, "report_n": None, "pool": None},
+    "best_of_n": {
+        "n_samples": 64,
+        "bayesian_vote": True,
+        "signals": False,
+        "report_n": None,
+        "pool": None,
+    },
     "beam_search": {"num_beams": 4, "num_beam_candidates": 4},
 }
 
@@ -244,7 +251,8 @@ class SamplingArguments:
         """Deterministic: model, data, sampler, and a digest of all that determines the samples."""
         model, data = Path(self.model_id).name, data_name(self.data_path)
         settings = self.result_settings().items()
-        named = {k: v for k, v in settings if k not in self.off_by_default or v}
+        unnamed = (*self.off_by_default, *LATER_FLAGS)
+        named = {k: v for k, v in settings if k not in unnamed or v}
         digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:6]
         size = f"n{self.n_samples}-seed{self.seed}-{digest}"
         return f"{model}-{data}-{self.sampler_name}-{size}"
@@ -283,6 +291,7 @@ class InferenceArguments(SamplingArguments):
     report_n: list[int] = flag(None, "sizes N to report, default 1 4 16 64 up to n_samples")
     do_sample: bool = flag(True, "false: one deterministic trajectory a question")
     bayesian_vote: bool = flag(False, "true: also vote by the mean probability of each answer")
+    signals: bool = flag(False, f"true: {SIGNALS}")
     dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
     save_latents: bool = flag(False, "true: also write the thoughts, latents/*.safetensors")
@@ -352,6 +361,7 @@ class RewardArguments(SamplingArguments):
     report_n: list[int] = flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
     pool: str | None = flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true")
     bayesian_vote: bool | None = flag(None, "best_of_n: also the Bayesian vote, default true")
+    signals: bool | None = flag(None, f"best_of_n: {SIGNALS}, default false")
     num_beams: int | None = flag(None, "beam_search: beams B, default 4; then n_samples is B x C")
     num_beam_candidates: int | None = flag(None, "beam_search: proposals C of each, default 4")
     dropout_embedding: bool | None = _dropout_embedding("false")

@@ -21,12 +21,14 @@ from src.search.beam_search import beam_search
 from src.search.best_of_n import (
     count_answers,
     rewards_of_thoughts,
+    sample_greedy,
     sample_pool,
     score_pools,
     score_trajectories,
 )
+from src.search.choosers import trajectory_scores
 from src.search.diversity import thought_distances
-from src.search.voting import measure, measure_beams, trajectory_scores
+from src.search.voting import measure, measure_beams
 from utils import records
 from utils.answers import is_right
 from utils.errors import UserError
@@ -184,10 +186,14 @@ def _sample_pool(evaluation, batch, sizes, reward_model=None):
     def parse(ids):
         return model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
 
-    parse = parse if evaluation.arguments.bayesian_vote else None
-    request = evaluation.request(batch)
-    pool = sample_pool(model, request, sizes, evaluation.counters, parse, reward_model)
+    signals, request = evaluation.arguments.signals, evaluation.request(batch)
+    pool = sample_pool(
+        *(model, request, sizes, evaluation.counters),
+        *(parse if evaluation.arguments.bayesian_vote else None, reward_model, signals),
+    )
     trajectories, fields = pool
+    if signals:
+        fields["greedy"] = sample_greedy(model, request, parse, evaluation.counters[sizes[0]])
     if request.n_samples > 1:
         distances = thought_distances(trajectories.thoughts, trajectories.num_thoughts)
         fields["thought_distance"] = distances

@@ -12,7 +12,7 @@ from utils.errors import UserError, warn
 # Settings in which beams may differ from the pool that they are compared with.
 _CHOICE = {
     "prm_id", "prm_mode", "n_samples", "pool", "bayesian_vote", "num_beams", "num_beam_candidates",
-    "score_by",
+    "score_by", "signals",
 }  # fmt: skip
 # Settings that a run shares with the greedy run that it is compared with.
 _SAME_MODEL = ("model_dtype", "limit", "latent_length", "max_new_tokens")

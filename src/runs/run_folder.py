@@ -18,6 +18,7 @@ from utils.files import is_temporary, remove_temporary, sha256, write_json, writ
 from utils.hub import push
 
 FLAGS = "flags.yaml"
+LATER_FLAGS = ("signals",)  # which older runs lack; off, they are no part of a run's name
 _OWN_FILES = (FLAGS, "config.json")  # beside the outputs of the run
 
 
@@ -34,7 +35,7 @@ def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
 def current_names(settings):
     """The settings of a config.json, where runs before 2026-11-26 had other names for some.
 
-    They also lack EXTRA_DROPOUTS, which were off.
+    They also lack EXTRA_DROPOUTS and LATER_FLAGS, which were off.
     """
     names = {"generator_type": "model_type", "generator_id": "model_id"}
     renamed = {names.get(key, key): value for key, value in settings.items()}
@@ -42,7 +43,8 @@ def current_names(settings):
         beams = (renamed.get("num_beams") or 0) * (renamed.get("num_beam_candidates") or 0)
         renamed["n_samples"] = renamed.pop("num_return_sequences") or beams
     off = False if renamed.get("sampling_by") == "dropout" else None
-    return dict.fromkeys(EXTRA_DROPOUTS, off) | renamed
+    later = dict.fromkeys(LATER_FLAGS, None if renamed.get("prm_mode") == "beam_search" else False)
+    return dict.fromkeys(EXTRA_DROPOUTS, off) | later | renamed
 
 
 class RunFolder:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from src.search.choosers import CHOOSERS, PARTS
 from src.search.voting import aggregate
 from utils.answers import is_right
 from utils.files import write_text
@@ -20,16 +21,9 @@ RUN = [
 SHOWN_RUN = ["model", "benchmark", "questions", "sampler", "seed"]  # parameter beside the sampler
 MEASURES = ["coverage", "voting_accuracy", "mean_accuracy", "unparsable"]
 SHOWN = {"coverage": "coverage", "voting_accuracy": "vote"}
-# What each method needs beside the sampling of its pool, by the counters of src.search.best_of_n.
-METHODS = {
-    "majority": (),
-    "best_of_n": ("reward",),
-    "weighted_vote": ("reward",),
-    "bayesian_vote": ("candidate",),
-    "bayesian_geometric": ("candidate",),
-    "reward_bayesian": ("reward", "candidate"),
-    "beam_search": ("reward",),
-}
+# What each method needs beside the sampling of its pool, of src.search.choosers.PARTS.
+METHODS = {name: chooser.parts for name, chooser in CHOOSERS.items() if name != "greedy"}
+METHODS |= {"beam_search": ("reward",)}
 SHOWN_POOL = ["prm", *SHOWN_RUN[1:], "N"]
 COST = ["trajectories", "latent_passes", "answer_tokens", "ms"]
 GAINS = {"gain": "gain over vote", "greedy_gain": "gain over greedy"}
@@ -95,7 +89,7 @@ def _choices(run, pools, greedy):
     shared = {"prm": reward_model_name(run.settings)} | run.columns
     for n, summary in run.metrics["by_n"].items():
         spent = run.metrics["speed"].get("per_question", {}).get(n, {})
-        over_greedy = _gains_over_greedy(run, int(n), greedy)
+        over_greedy = _gains_over_greedy(run, int(n), _greedy_base(run, greedy))
         for method in METHODS:
             measure = summary.get("voting_accuracy" if method == "majority" else method)
             if measure is None or (n == "1" and method not in ("majority", "beam_search")):
@@ -130,11 +124,19 @@ def _gain_over_vote(run, pool, n):
     return paired_difference(run.records, answers, _votes(pool, n))
 
 
-def _gains_over_greedy(run, n, greedy):
-    """{method: its paired difference to one greedy trajectory}; empty without a greedy run."""
-    if greedy is None:
+def _greedy_base(run, greedy):
+    """The greedy answers {idx: number} of a greedy run, or else of the run's records; or None."""
+    if greedy is not None:
+        return greedy_answers(greedy)
+    if all("greedy" in record for record in run.records.values()):
+        return {i: record["greedy"] for i, record in run.records.items()}
+    return None
+
+
+def _gains_over_greedy(run, n, base):
+    """{method: its paired difference to greedy answers ``base``}; empty where that is None."""
+    if base is None:
         return {}
-    base = greedy_answers(greedy)
     if run.beams:
         votes = {i: record["vote"] for i, record in run.records.items()}
         return {"beam_search": paired_difference(run.records, votes, base)}
@@ -161,14 +163,16 @@ def _cost(spent, parts):
     """The cost of a question for a method that needs ``parts``; empty for a saved pool."""
     if "trajectories" not in spent:
         return {}
-    idle = [part for part in ("reward", "candidate") if part not in parts]
-    seconds = spent["seconds"] - sum(spent.get(f"{part}_seconds", 0) for part in idle)
-    read = spent.get("candidate_tokens", 0) if "candidate" in parts else 0
+    idle = sum(spent.get(f"{part}_seconds", 0) for part in PARTS if part not in parts)
+
+    def total(name):
+        return round(spent.get(name, 0) + sum(spent.get(f"{part}_{name}", 0) for part in parts))
+
     return {
-        "trajectories": round(spent["trajectories"]),
-        "latent_passes": round(spent["latent_steps"]),
-        "answer_tokens": round(spent.get("tokens", 0) + read),
-        "ms": round(1000 * seconds, 1),
+        "trajectories": total("trajectories"),
+        "latent_passes": total("latent_steps"),
+        "answer_tokens": total("tokens"),
+        "ms": round(1000 * (spent["seconds"] - idle), 1),
     }
 
 
@@ -265,7 +269,7 @@ def _by_pool(frame):
     pool = [*SHOWN_POOL, "budget", "folder"]
     table = frame[pool].assign(method=frame["method"].astype(str), cell=cells)
     table = table.set_index([*pool, "method"])["cell"].unstack("method", sort=False)
-    table = table.reindex(columns=list(METHODS))
+    table = table.reindex(columns=[method for method in METHODS if method in table])
     table["coverage"] = frame.groupby(pool, sort=False)["coverage"].first()
     return _markdown(table.reset_index().drop(columns=["budget", "folder"]))
 
