@@ -292,6 +292,11 @@ class InferenceArguments(SamplingArguments):
     do_sample: bool = flag(True, "false: one deterministic trajectory a question")
     bayesian_vote: bool = flag(False, "true: also vote by the mean probability of each answer")
     signals: bool = flag(False, f"true: {SIGNALS}")
+    stop_error: float | None = flag(
+        None,
+        "stop a question once its vote is decided, but for this probability, such as 0.05; then "
+        "n_samples is the most",
+    )
     dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
     save_latents: bool = flag(False, "true: also write the thoughts, latents/*.safetensors")
@@ -306,9 +311,23 @@ class InferenceArguments(SamplingArguments):
         if not self.do_sample and self.n_samples > 1:
             equal = f"--do_sample false gives {self.n_samples} equal trajectories"
             raise ValueError(f"{equal}: leave out --n_samples")
+        self._check_stop()
         self._resolve(self.do_sample)
-        self.report_n = report_sizes(self.report_n, self.n_samples)
+        if self.stop_error is None:
+            self.report_n = report_sizes(self.report_n, self.n_samples)
         self.output_dir = self._named(self.output_dir or f"outputs/{self.run_name}")
+
+    def _check_stop(self):
+        """Of pools of different sizes only the vote is measured."""
+        if self.stop_error is None:
+            return
+        if not 0 < self.stop_error < 1:
+            raise ValueError(f"--stop_error must lie between 0 and 1, not {self.stop_error}")
+        for name in ("report_n", "bayesian_vote", "signals", "save_latents"):
+            if getattr(self, name):
+                raise ValueError(f"--{name} has no effect with --stop_error: leave it out")
+        if self.n_samples < 2:
+            raise ValueError("--stop_error has no effect with one trajectory: leave it out")
 
 
 @dataclass

@@ -44,6 +44,11 @@ class FinishedRun:
             raise UserError(f"{folder}/{records.NAME}: records are missing; run its command again")
 
     @property
+    def stopped(self):
+        """Whether its pools stopped when they were decided, so that they differ in size."""
+        return self.settings.get("stop_error") is not None
+
+    @property
     def greedy(self):
         return self.settings.get("sampling_by") is None
 

@@ -28,11 +28,11 @@ def _print_choices(n, summary):
 
 
 def _print_adaptive(metrics):
-    """A line for each error rate at which the vote could have stopped."""
-    for error, measures in metrics.get("adaptive", {}).items():
-        samples = f"{measures['samples']['value']:.1f} of {metrics['n_samples']} trajectories"
-        accuracy = f"vote {_cell(measures['accuracy'])}, gain {_cell(measures['gain'])}"
-        print(f"Stopped when decided, error {error}: {samples}, {accuracy}")
+    """What stopping at a common error rate would have saved; nothing for small pools."""
+    adaptive, n = metrics.get("adaptive", {}).get("0.05"), metrics["n_samples"]
+    if adaptive and adaptive["samples"]["value"] < n:
+        samples = f"{adaptive['samples']['value']:.1f} of {n} trajectories"
+        print(f"With --stop_error 0.05: {samples}, vote {_cell(adaptive['accuracy'])}")
 
 
 def print_stopped_report(metrics, folder):

@@ -18,7 +18,10 @@ from utils.files import is_temporary, remove_temporary, sha256, write_json, writ
 from utils.hub import push
 
 FLAGS = "flags.yaml"
-LATER_FLAGS = ("signals",)  # which older runs lack; off, they are no part of a run's name
+LATER_FLAGS = (
+    "signals",
+    "stop_error",
+)  # which older runs lack; off, they are no part of a run's name
 _OWN_FILES = (FLAGS, "config.json")  # beside the outputs of the run
 
 
@@ -43,7 +46,8 @@ def current_names(settings):
         beams = (renamed.get("num_beams") or 0) * (renamed.get("num_beam_candidates") or 0)
         renamed["n_samples"] = renamed.pop("num_return_sequences") or beams
     off = False if renamed.get("sampling_by") == "dropout" else None
-    later = dict.fromkeys(LATER_FLAGS, None if renamed.get("prm_mode") == "beam_search" else False)
+    later = {"signals": None if renamed.get("prm_mode") == "beam_search" else False}
+    later["stop_error"] = None
     return dict.fromkeys(EXTRA_DROPOUTS, off) | later | renamed
 
 

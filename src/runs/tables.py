@@ -24,6 +24,7 @@ SHOWN = {"coverage": "coverage", "voting_accuracy": "vote"}
 # What each method needs beside the sampling of its pool, of src.search.choosers.PARTS.
 METHODS = {name: chooser.parts for name, chooser in CHOOSERS.items() if name != "greedy"}
 METHODS |= {"beam_search": ("reward",)}
+NOT_MEASURED = dict.fromkeys(("value", "low", "high"), float("nan"))
 SHOWN_POOL = ["prm", *SHOWN_RUN[1:], "N"]
 COST = ["trajectories", "latent_passes", "answer_tokens", "ms"]
 GAINS = {"gain": "gain over vote", "greedy_gain": "gain over greedy"}
@@ -34,6 +35,7 @@ def sampling_frame(runs):
     """A row for each N of each sampling run: its measures, with the ends of their intervals.
 
     ``vote_greedy_gain`` is the paired difference of the vote to greedy; empty without a greedy run.
+    A run with --stop_error also has its ``stop_error`` and ``samples``, the mean number of samples.
     """
     rows, greedy = [], greedy_runs(runs)
     for run in runs:
@@ -41,7 +43,10 @@ def sampling_frame(runs):
         for n, summary in run.metrics["by_n"].items():
             row = run.columns | {"N": int(n)}
             for name in MEASURES:
-                row |= _interval(name, summary[name])
+                row |= _interval(name, summary.get(name, NOT_MEASURED))
+            if run.stopped:
+                row |= {"stop_error": run.settings["stop_error"]}
+                row |= _interval("samples", summary["samples"])
             row |= _interval("vote_greedy_gain", _vote_over_greedy(run, int(n), base))
             rows.append(row | {"seconds": run.metrics["speed"].get("seconds")})
     return pd.DataFrame(rows).sort_values([*RUN, "N"], ignore_index=True)
@@ -59,7 +64,7 @@ def greedy_runs(runs):
 def _vote_over_greedy(run, n, greedy):
     """The paired difference of the vote of N trajectories to greedy, NaN without a greedy run."""
     if greedy is None:
-        return dict.fromkeys(("value", "low", "high"), float("nan"))
+        return NOT_MEASURED
     return paired_difference(run.records, _votes(run, n), greedy_answers(greedy))
 
 
@@ -201,9 +206,10 @@ def _markdown(table):
 
 
 def _with_half(frame, name):
-    """``78.5 ±2.6``: a measure and half of its interval."""
+    """``78.5 ±2.6``: a measure and half of its interval; nothing where it was not measured."""
     half = (frame[f"{name}_high"] - frame[f"{name}_low"]) / 2
-    return frame[name].map("{:.1f}".format) + half.map(" ±{:.1f}".format)
+    cells = frame[name].map("{:.1f}".format) + half.map(" ±{:.1f}".format)
+    return cells.where(frame[name].notna(), "")
 
 
 def _gains(frame, name):
@@ -216,7 +222,8 @@ def _gains(frame, name):
 def with_sampler(frame):
     """The frame with sampler and parameter in one column: ``noise_std 0.8``, or ``greedy``.
 
-    Dropout at further sites names them: ``dropout_p 0.1 + embedding + attention``.
+    Dropout at further sites names them: ``dropout_p 0.1 + embedding + attention``. A run whose
+    questions stopped names its rate: ``noise_std 0.8, stop_error 0.05``.
     """
     label = frame["sampler"].copy()
     for name in ("dropout_p", "noise_std"):
@@ -224,6 +231,9 @@ def with_sampler(frame):
         label[given] = name + " " + frame.loc[given, name].astype(str)
     extra = frame["extra_dropout"].notna()
     label[extra] += " + " + frame.loc[extra, "extra_dropout"].astype(str)
+    if "stop_error" in frame:
+        stopped = frame["stop_error"].notna()
+        label[stopped] += ", stop_error " + frame.loc[stopped, "stop_error"].astype(str)
     return frame.assign(sampler=label)
 
 
@@ -242,6 +252,9 @@ def _by_run(frame):
     if largest["vote_greedy_gain"].notna().any():
         gains = _gains(largest, "vote_greedy_gain")
         table[f"vote over greedy @{frame['N'].max()}"] = gains
+    if "samples" in frame:
+        samples = frame.groupby(run, sort=False)["samples"].first()
+        table["mean samples"] = samples.map("{:.1f}".format, na_action="ignore")
     seconds = frame.groupby(run, sort=False)["seconds"].first()
     table["seconds"] = seconds.map("{:.10g}".format, na_action="ignore")
     return _markdown(table.reset_index().drop(columns="folder"))

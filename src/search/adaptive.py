@@ -46,10 +46,10 @@ def checkpoints(n_samples, error):
     """The sizes at which a pool of at most N is looked at, the last is N.
 
     The first is the smallest at which a unanimous vote is decided; each next one is a quarter
-    larger.
+    larger: few rounds of sampling, and few samples too many.
     """
     sizes = [1]
-    while sizes[0] < n_samples and evidence(sizes[0], 0) < threshold(1, error):
+    while sizes[0] <= n_samples // 2 and evidence(sizes[0], 0) < threshold(1, error):
         sizes[0] += 1
     while sizes[-1] < n_samples:
         sizes.append(min(n_samples, sizes[-1] + max(1, sizes[-1] // 4)))
@@ -72,10 +72,7 @@ def decided(predictions, n_samples, error):
 
 
 def stopped_size(predictions, error):
-    """At how many of N predictions sampling stops: the first checkpoint where it is decided, or N.
-
-    Raises ValueError where error is not between 0 and 1.
-    """
+    """After how many of N predictions sampling stops."""
     n_samples = len(predictions)
     for size in checkpoints(n_samples, error):
         if decided(predictions[:size], n_samples, error):

@@ -22,6 +22,7 @@ from src.sampling.engine import sample
 from src.sampling.memory import question_parts, rows_in_flight, rows_within, sample_parts
 from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Trajectories, concatenate_lists, pad_right
+from src.search.adaptive import checkpoints, decided
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.confidence import ConfidencePool
 from src.search.diversity import agreement_sizes, agreements
@@ -69,7 +70,7 @@ def _grow_pool(model, request, sizes, counters, readers, reward_model):
                 with timed(counter, "reward_seconds"):
                     eos = model.config.eos_token_id
                     rewards.append(score_trajectories(reward_model, part.prompts, parts[-1], eos))
-        _count(model, counter, parts[-1])
+        count_trajectories(model, counter, parts[-1])
     fields = {}
     if rewards:
         fields = {key: concatenate_lists([part[key] for part in rewards]) for key in rewards[0]}
@@ -121,6 +122,36 @@ class _Agreement:
         }
 
 
+def sample_until_decided(model, request, error, parse, counter):
+    """The answers of Q questions, token ids each, as many as their votes need.
+
+    All are sampled in rounds from one checkpoint to the next, without those that are decided; at
+    most n_samples of the request. parse(ids): the number in an answer, or None. What it costs is
+    added to ``counter``.
+    """
+    answers, numbers = ([[] for _ in request.prompts] for _ in range(2))
+    open_questions, first = list(range(len(request.prompts))), 0
+    for size in checkpoints(request.n_samples, error):
+        round_ = replace(
+            request,
+            prompts=[request.prompts[q] for q in open_questions],
+            question_ids=[request.question_ids[q] for q in open_questions],
+            first_sample=first,
+            n_samples=size - first,
+        )
+        with timed_apart(model, counter):
+            trajectories = sample(model, round_)
+        count_trajectories(model, counter, trajectories)
+        for q, new in zip(open_questions, trajectories.tokens, strict=True):
+            answers[q] += new
+            numbers[q] += map(parse, new)
+        is_open = [q for q in open_questions if not decided(numbers[q], request.n_samples, error)]
+        open_questions, first = is_open, size
+        if not open_questions:
+            break
+    return answers
+
+
 def sample_greedy(model, request, parse, counter):
     """The numbers in the greedy answers of Q questions, None where there is none.
 
@@ -130,12 +161,12 @@ def sample_greedy(model, request, parse, counter):
     greedy = replace(request, n_samples=1, first_sample=0, sampling=DETERMINISTIC)
     with timed_apart(model, counter), timed(counter, "greedy_seconds"):
         trajectories = sample(model, greedy)
-        _count(model, spent, trajectories)
+        count_trajectories(model, spent, trajectories)
     counter.update({f"greedy_{name}": number for name, number in spent.items()})
     return [parse(answers[0]) for answers in trajectories.tokens]
 
 
-def _count(model, counter, trajectories):
+def count_trajectories(model, counter, trajectories):
     """Adds the forward passes and answers of trajectories to a counter."""
     counter.update(latent_steps=int((trajectories.num_thoughts + model.stops_itself).sum()))
     count_answers(counter, trajectories)
