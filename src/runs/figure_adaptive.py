@@ -23,7 +23,7 @@ from src.runs.figure_style import (
     greedy_entry,
     panel_grid,
     sampler_colors,
-    set_log_axis,
+    set_size_axis,
 )
 from src.search.adaptive import ERRORS, stopped_size
 from utils.answers import is_right
@@ -119,31 +119,35 @@ def adaptive_figures(runs):
 def _figure(model, panels, colors):
     """Accuracy of the vote against the mean number of trajectories, a panel a benchmark.
 
-    Only the vote of a fixed N has a band: the other's would hide it.
+    Only the vote of a fixed N has a band: the other's would hide it. One sampler is in the title.
     """
-    figure, axes = panel_grid(f"{model}, majority vote", "questions, %", len(panels))
+    shown = {curve.sampler[-1] for panel in panels for curve in panel.curves}
+    labels = [label for label in colors if label in shown]
+    only = f", {labels[0]}" if len(labels) == 1 else ""
+    figure, axes = panel_grid(f"{model}{only}, majority vote", "questions, %", len(panels))
     for axis, panel in zip(axes, panels, strict=True):
         axis.set_title(panel.title)
         for curve in panel.curves:
             _draw(axis, curve, colors[curve.sampler[-1]])
         for accuracy in panel.greedy:
             axis.axhline(accuracy, **GREEDY_LOOK)
-        set_log_axis(axis, (1, 2, 4, 8))
+        set_size_axis(axis, [int(n) for n in panel.curves[0].fixed[:, 0]])
         axis.set_xlabel("trajectories a question, mean")
-    draw_legend(figure, _entries(panels, colors), columns=2)
+    samplers = {label: {"color": colors[label]} for label in labels} if len(labels) > 1 else {}
+    draw_legend(figure, samplers | _entries(panels), columns=2)
     return figure
 
 
-def _entries(panels, colors):
-    """The legend's entries: {label: how its line looks}."""
-    curves = [curve for panel in panels for curve in panel.curves]
-    shown = {curve.sampler[-1] for curve in curves}
-    entries = {label: {"color": colors[label]} for label in colors if label in shown}
-    entries["N for every question, 95 % band"] = {"color": GREY, **FIXED_LOOK}
-    rates = f"error {ERRORS[0]} (right) to {ERRORS[-1]} (left)"
-    entries[f"stopped when decided, {rates}"] = {"color": GREY, **ADAPTIVE_LOOK}
-    if any(len(curve.live) for curve in curves):
-        entries["runs with --stop_error"] = {"color": GREY, **LIVE_LOOK}
+def _entries(panels):
+    """The legend's entries of the ways to stop: {label: how its line looks}."""
+    rates = f"error {ERRORS[-1]} (left) to {ERRORS[0]} (right)"
+    looks = {
+        "N for every question, 95 % band": FIXED_LOOK,
+        f"stopped when decided, {rates}": ADAPTIVE_LOOK,
+    }
+    if any(len(curve.live) for panel in panels for curve in panel.curves):
+        looks["runs with --stop_error"] = LIVE_LOOK
+    entries = {label: {"color": GREY, **look} for label, look in looks.items()}
     return entries | greedy_entry(panels)
 
 

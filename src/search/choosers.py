@@ -18,10 +18,10 @@ PARTS = {
     "reward": ("scores",),
     "candidate": ("candidates", "log_probs"),
     "greedy": ("greedy",),
-    "confidence": ("answer_log_probs", "answer_lengths", "self_certainties"),
+    "confidence": ("answer_log_probs", "self_certainties"),
     "agreement": ("centroid_distances", "log_densities"),
 }
-GREEDY_SHARE = 1 / 4  # of n votes, the weight of the greedy answer
+GREEDY_SHARE = 1 / 2  # its weight for each sample, chosen on data/tiny_valid.json
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,17 @@ def _greedy(pool):
 
 
 def _greedy_voter(pool):
-    """The vote of n samples and the greedy answer, whose weight is GREEDY_SHARE n, but at least 1.
+    """The vote of n samples and the greedy answer, which weighs as much as half of them.
 
-    The greedy answer wins ties. It costs n + 1 trajectories.
+    So another answer is taken only where it leads over the greedy one by more than n / 2 votes.
+    It costs n + 1 trajectories.
     """
-    weights = [max(1, GREEDY_SHARE * pool.n), *[1] * pool.n]
-    return weighted_vote([pool.record["greedy"], *pool.predictions], weights)
+    votes = [pool.record["greedy"], *pool.predictions]  # the first wins a tie
+    return weighted_vote(votes, [GREEDY_SHARE * pool.n, *[1] * pool.n])
 
 
 def _log_prob_vote(pool):
-    """Each vote counts p(answer | its own trajectory)."""
+    """Each vote counts p(answer | its own trajectory), end-of-text included."""
     return weighted_vote(pool.predictions, np.exp(pool.first("answer_log_probs")))
 
 
@@ -130,31 +131,29 @@ def _log_prob_best(pool):
     return best_of_n(pool.predictions, pool.first("answer_log_probs"))
 
 
-def _self_certainty_vote(pool):
-    """Borda vote by self-certainty: the r-th surest of n answers counts n - r + 1 votes.
+def _borda_vote(pool, values):
+    """The trajectory with the largest of n values has n votes, the last one vote.
 
-    Kang et al. 2025, arXiv 2502.18581, with their exponent 1.
+    Kang et al. 2025, arXiv 2502.18581, with exponent 1. Of equal values the first is the largest.
     """
-    return weighted_vote(pool.predictions, _borda(pool.first("self_certainties")))
-
-
-def _borda(values):
-    """n for the largest of n values, of equal ones the first, down to 1 for the smallest."""
     order = np.argsort(-np.asarray(values), kind="stable")
-    weights = np.empty(len(order))
-    weights[order] = np.arange(len(order), 0, -1)
-    return weights
+    weights = np.empty(pool.n)
+    weights[order] = np.arange(pool.n, 0, -1)
+    return weighted_vote(pool.predictions, weights)
+
+
+def _self_certainty_vote(pool):
+    return _borda_vote(pool, pool.first("self_certainties"))
 
 
 def _agreement_vote(pool):
-    """Each vote counts 1 / distance of its thoughts to the centroid of all n."""
-    distances = np.asarray(pool.record["centroid_distances"][str(pool.n)])
-    return weighted_vote(pool.predictions, 1 / np.maximum(distances, 1e-9))
+    """By nearness of the thoughts to the centroid, see src.search.diversity.agreements."""
+    return _borda_vote(pool, np.negative(pool.record["centroid_distances"][str(pool.n)]))
 
 
 def _density_vote(pool):
-    """Each vote counts the density of thoughts there, see src.search.diversity.agreements."""
-    return weighted_vote(pool.predictions, softmax(pool.record["log_densities"][str(pool.n)]))
+    """By the density of thoughts there, see src.search.diversity.agreements."""
+    return _borda_vote(pool, pool.record["log_densities"][str(pool.n)])
 
 
 @dataclass(frozen=True)

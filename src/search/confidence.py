@@ -42,7 +42,6 @@ class ConfidencePool:
         self.tokens_read += int(lengths.sum())
         fields = {
             "answer_log_probs": rounded(log_probs),
-            "answer_lengths": lengths.tolist(),
             "self_certainties": rounded(certainties / lengths),
         }
         self.parts.append(fields)
@@ -63,9 +62,9 @@ class ConfidencePool:
     def fields(self):
         """{key: for each question a list of N values}.
 
-        "answer_log_probs": log p(answer, end-of-text | trajectory). "answer_lengths": its tokens.
-        "self_certainties": the mean over them of the divergence KL(uniform || p(token | before)),
-        Kang et al. 2025, arXiv 2502.18581.
+        "answer_log_probs": log p(answer, end-of-text | trajectory). "self_certainties": the mean
+        over these tokens of the divergence KL(uniform || p(token | before)), Kang et al. 2025,
+        arXiv 2502.18581.
         """
         keys = self.parts[0]
         return {key: concatenate_lists([part[key] for part in self.parts]) for key in keys}
