@@ -2,7 +2,10 @@
 
 import torch
 
+from src.sampling.trajectories import thought_mask
 from utils.metrics import powers_of_two
+
+EXACT = "donot_use_mm_for_euclid_dist"  # by products of matrices, small distances lose digits
 
 
 def thought_distances(thoughts, num_thoughts):
@@ -54,18 +57,16 @@ def _four_digits(values):
 
 def _agreement(thoughts, lengths):
     """Distances to the centroid and log densities (n,) of one question: (n, T, D), (n,)."""
-    exist = (torch.arange(thoughts.shape[1], device=lengths.device) < lengths[:, None]).double()
-    from_centroid = torch.zeros_like(exist)  # (n, T)
-    distances = exist.new_zeros(len(exist), len(exist))
-    for t, mask in enumerate(exist.T[: int(lengths.max())]):  # mask (n,)
-        at_t = thoughts[:, t].double() * mask[:, None]  # (n, D)
-        centroid = at_t.sum(0) / mask.sum()
-        from_centroid[:, t] = (at_t - centroid).norm(dim=1)
-        distances += torch.cdist(at_t, at_t, compute_mode="donot_use_mm_for_euclid_dist") * (
-            mask[:, None] * mask
-        )
-    distances /= exist @ exist.T  # mean over the thoughts that both have
-    return (from_centroid * exist).sum(1) / lengths, _log_densities(distances)
+    exist = thought_mask(lengths, int(lengths.max()))  # (n, T')
+    from_centroid = thoughts.new_zeros(len(exist), dtype=torch.float64)  # sums over t
+    distances = from_centroid.new_zeros(len(exist), len(exist))
+    for t in range(exist.shape[1]):
+        rows = exist[:, t].nonzero()[:, 0]
+        at_t = thoughts[rows, t].double()  # (n', D)
+        from_centroid[rows] += (at_t - at_t.mean(0)).norm(dim=1)
+        distances[rows[:, None], rows] += torch.cdist(at_t, at_t, compute_mode=EXACT)
+    both = torch.minimum(lengths[:, None], lengths)  # thoughts that two trajectories have
+    return from_centroid / lengths, _log_densities(distances / both)
 
 
 def _log_densities(distances):
