@@ -131,29 +131,36 @@ def _log_prob_best(pool):
     return best_of_n(pool.predictions, pool.first("answer_log_probs"))
 
 
-def _borda_vote(pool, values):
-    """The trajectory with the largest of n values has n votes, the last one vote.
+def _borda(values):
+    """n votes for the trajectory with the largest of n values, down to one vote: (n,).
 
     Kang et al. 2025, arXiv 2502.18581, with exponent 1. Of equal values the first is the largest.
     """
     order = np.argsort(-np.asarray(values), kind="stable")
-    weights = np.empty(pool.n)
-    weights[order] = np.arange(pool.n, 0, -1)
-    return weighted_vote(pool.predictions, weights)
+    votes = np.empty(len(order))
+    votes[order] = np.arange(len(order), 0, -1)
+    return votes
 
 
 def _self_certainty_vote(pool):
-    return _borda_vote(pool, pool.first("self_certainties"))
+    return weighted_vote(pool.predictions, _borda(pool.first("self_certainties")))
+
+
+def _certain_bayesian(pool):
+    """The mean of p(answer | trajectory) under the weights of self_certainty_vote."""
+    weights = _borda(pool.first("self_certainties"))
+    return _most_probable(pool.candidates, weights @ np.exp(pool.log_probs))
 
 
 def _agreement_vote(pool):
     """By nearness of the thoughts to the centroid, see src.search.diversity.agreements."""
-    return _borda_vote(pool, np.negative(pool.record["centroid_distances"][str(pool.n)]))
+    nearness = np.negative(pool.record["centroid_distances"][str(pool.n)])
+    return weighted_vote(pool.predictions, _borda(nearness))
 
 
 def _density_vote(pool):
     """By the density of thoughts there, see src.search.diversity.agreements."""
-    return _borda_vote(pool, pool.record["log_densities"][str(pool.n)])
+    return weighted_vote(pool.predictions, _borda(pool.record["log_densities"][str(pool.n)]))
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ CHOOSERS = {  # tables have this order
     "log_prob_vote": Chooser(_log_prob_vote, ("confidence",)),
     "log_prob_best": Chooser(_log_prob_best, ("confidence",)),
     "self_certainty_vote": Chooser(_self_certainty_vote, ("confidence",)),
+    "certain_bayesian": Chooser(_certain_bayesian, ("candidate", "confidence")),
     "agreement_vote": Chooser(_agreement_vote, ("agreement",)),
     "density_vote": Chooser(_density_vote, ("agreement",)),
 }
