@@ -1,17 +1,18 @@
 """Adaptive N: when the vote on a question is decided, so that no more trajectories are needed.
 
-Answers are independent draws; the vote of infinitely many is the mode, the likeliest number (those
-that can't be parsed take no part). ``decided`` stops at an answer, the leader, when it has evidence
-of more than a threshold against every other one; ``error`` bounds the probability that it ever
-stops so at an answer that is not the mode, whatever the distribution and however often one looks.
+Answers are independent draws; what the vote of more and more of them tends to is the mode, the
+likeliest number. ``decided`` tests whether the leader of the vote is the mode. ``error`` bounds the
+probability that sampling ever stops by this test at an answer that is not the mode, whatever the
+distribution of answers, and however often one looks. (Sampling also stops where the remaining votes
+can't change the vote of N; then it is this vote, right or wrong.)
 
-The evidence against "the rival is at least as likely as the leader", after a votes for the leader
-and b for the rival, is their likelihood, averaged over a uniform share of the leader between 1/2
-and 1, over that of equal shares. Where the rival is as likely, it is a supermartingale, so that it
-exceeds x times its start with probability 1/x at most (Ville's inequality; the prior-posterior
-ratio of Jain et al. 2022, arXiv 2109.05047, for one side). An answer enters with its first vote, at
-evidence of at most 3/2. The k-th answer to appear gets the share 1 / (k (k + 1)) of the error: the
-shares sum to 1 however many answers there are. So the threshold is 3/2 k (k + 1) / error.
+The evidence of a votes for the leader against b for a rival is a ratio of likelihoods: that of a
+leader whose share of the two is uniform between 1/2 and 1, over that of equal shares. Where in
+truth the rival is as likely as the leader, it is a supermartingale: it ever exceeds x times its
+start with probability 1/x at most (Ville's inequality; a one-sided form of the test of Jain et al.
+2022, arXiv 2109.05047). An answer starts with its first vote, at evidence of at most 3/2. The k-th
+answer to appear gets the share 1 / (k (k + 1)) of the error; these shares sum to 1, so that the
+number of answers need not be known. So the threshold is 3/2 k (k + 1) / error.
 """
 
 from collections import Counter
