@@ -6,7 +6,7 @@ import pytest
 
 from src.runs.arguments import InferenceArguments, RewardArguments
 from src.search.voting import aggregate, measure
-from tests.commands import assert_success, infer_command, outputs, run_here, samples_of
+from tests.commands import assert_success, command, infer_command, outputs, run_here, samples_of
 
 DATA = ("--data_path", "data/tiny_valid.json", "--limit", 6)
 NEW = (
@@ -61,6 +61,7 @@ def run(tmp_path_factory):
     """The folders of a pool with all signals, and of the greedy answers."""
     folder = tmp_path_factory.mktemp("runs")
     signals = ("--sampling_by", "noise", "--n_samples", 6, "--signals", "true")
+    signals += ("--save_latents", "true")
     for name, flags in (("pool", signals), ("greedy", ("--do_sample", "false"))):
         line = infer_command(*DATA, *flags, "--output_dir", folder / name)
         result = assert_success(run_here(line))
@@ -82,6 +83,13 @@ def test_one_pool_gives_all_choosers(run):
     stdout = (run / "pool.txt").read_text()
     assert all(f"{name}  " in stdout for name in NEW)
     assert "gain" not in (run / "greedy.txt").read_text()
+
+
+def test_a_reward_model_scores_the_same_pool(run, tmp_path):
+    flags = ("--pool", run / "pool", "--output_dir", tmp_path / "x")
+    assert_success(run_here(command("infer_gpt2_rm", *flags)))
+    by_n, of_pool = (outputs(path)[1]["by_n"]["6"] for path in (tmp_path / "x", run / "pool"))
+    assert of_pool.items() <= by_n.items() and "best_of_n_gain_over_greedy" in by_n
 
 
 def test_the_cost_of_each_signal_is_counted(run):
