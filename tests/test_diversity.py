@@ -1,6 +1,7 @@
 """How far apart trajectories are: against plain loops, and the same however they were sampled."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from src.sampling.engine import sample
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
-from src.search.diversity import thought_distances
+from src.search.diversity import agreement_sizes, agreements, thought_distances
 
 pytestmark = pytest.mark.quick
 NOISE = Sampling("noise", noise_std=0.5)
@@ -45,6 +46,30 @@ def test_thoughts_of_different_number_equal_the_definition():
     missing = torch.arange(9) >= lengths[..., None]
     thoughts[missing] = float("nan")
     assert thought_distances(thoughts, lengths) == pytest.approx(expected, rel=1e-3)
+
+
+def test_agreement_equals_its_definition():
+    """Distance to the centroid, and a kernel density with the median distance as its width."""
+    torch.manual_seed(0)
+    thoughts, lengths = torch.randn(2, 5, 4, 3).double() * 3, torch.randint(1, 5, (2, 5))
+    thoughts[torch.arange(4) >= lengths[..., None]] = float("nan")  # these do not exist
+    centroid_distances, log_densities = agreements(thoughts, lengths)
+    for q, (pool, counts) in enumerate(zip(thoughts, lengths.tolist(), strict=True)):
+        centroids = [pool[[k for k in range(5) if counts[k] > t], t].mean(0) for t in range(4)]
+        pairs = [
+            [plain_distance(pool[[n, m]], [counts[n], counts[m]]) for m in range(5) if m != n]
+            for n in range(5)
+        ]
+        width = sorted(itertools.chain(*pairs))[9]  # of 20, the lower of the two in the middle
+        for n, count in enumerate(counts):
+            from_centroids = [(pool[n, t] - centroids[t]).norm().item() for t in range(count)]
+            distance = sum(from_centroids) / count
+            assert centroid_distances[q][n] == pytest.approx(distance, rel=1e-3)
+            kernels = [math.exp(-((distance / width) ** 2) / 2) for distance in pairs[n]]
+            assert log_densities[q][n] == pytest.approx(math.log(sum(kernels) / 4), rel=1e-3)
+    # Equal trajectories are in the centre, at the largest density.
+    assert agreements(torch.ones(1, 3, 4, 5), torch.full((1, 3), 4)) == [[[0.0] * 3], [[0.0] * 3]]
+    assert agreement_sizes(1) == [] and agreement_sizes(6) == [2, 4, 6]
 
 
 def test_distances_do_not_depend_on_the_batch(backbone):

@@ -6,7 +6,8 @@ import pytest
 from src.runs.figure_latent_rm import BINS, QUARTILES, reward_panel
 from src.runs.figure_style import METHOD_COLORS, OUTCOME_COLORS
 from src.runs.figures import draw
-from src.search.voting import aggregate, trajectory_scores
+from src.search.choosers import trajectory_scores
+from src.search.voting import aggregate
 from tests.plotted import band, choosing, colored, record, write_run
 from utils.metrics import measured, pairwise_auc, softmax
 

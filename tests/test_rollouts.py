@@ -1,6 +1,7 @@
 """Rollouts, answer likelihoods and beam search against plain ways to compute them."""
 
 from dataclasses import replace
+from itertools import chain, product
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request, thought_mask
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.beam_search import beam_search
+from src.search.confidence import ConfidencePool
 from tests.conftest import RANDOM, random_reward_model
 from tests.reference import (
     continue_one,
@@ -149,6 +151,16 @@ def sample_with_likelihoods(model, request):
     return trajectories, pool.likelihoods()
 
 
+def sample_with_confidence(model, request):
+    """What a ConfidencePool of a request holds: {key: for each question a list}."""
+    trajectories, state = sample_with_state(model, request)
+    pool = ConfidencePool(model)
+    pool.add(request, state, trajectories)
+    answers = zip(chain(*trajectories.tokens), chain(*trajectories.finished), strict=True)
+    assert pool.tokens_read == sum(len(ids) + finished for ids, finished in answers)
+    return pool.fields()
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("answer", [False, True])
 def test_answer_likelihoods_do_not_depend_on_the_batch_or_the_memory(
@@ -158,14 +170,22 @@ def test_answer_likelihoods_do_not_depend_on_the_batch_or_the_memory(
     if name != "noise":
         sampling = replace(sampling, dropout_answer=answer)
     trajectories, likelihoods = sample_with_likelihoods(model, request(sampling))
+    confidence = sample_with_confidence(model, request(sampling))
     assert trajectories.tokens == sample(model, request(sampling)).tokens
     monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)  # a row at a time
     for q, whole in enumerate(likelihoods):
-        numbers = [parse(ids) for ids in trajectories.tokens[q] if ids]
-        assert whole.answers == list(dict.fromkeys(numbers))
+        numbers = [parse(ids) for ids in trajectories.tokens[q]]
+        assert whole.answers == list(dict.fromkeys(filter(None, numbers)))
         one_question = request(sampling, questions=slice(q, q + 1))
         _, (alone,) = sample_with_likelihoods(model, one_question)
         torch.testing.assert_close(alone.log_probs, whole.log_probs, rtol=1e-4, atol=1e-4)
+        for key, (values,) in sample_with_confidence(model, one_question).items():
+            assert values == pytest.approx(confidence[key][q], abs=2e-4)
+        # The first trajectory's text stands for its number, so that both reread the same answer.
+        firsts = [numbers.index(number) for number in whole.answers]
+        own = [whole.log_probs[n, k].item() for k, n in enumerate(firsts)]
+        read = [confidence["answer_log_probs"][q][n] for n in firsts]
+        assert read == pytest.approx(own, abs=2e-4)
 
 
 def test_answer_likelihoods_equal_a_plain_forward_over_the_whole_text(backbone):
@@ -180,19 +200,35 @@ def test_answer_likelihoods_equal_a_plain_forward_over_the_whole_text(backbone):
             for n in range(3):
                 length = int(trajectories.num_thoughts[q, n])
                 thoughts = trajectories.thoughts[q, n, :length]
-                plain = plain_log_prob(model, PROMPTS[q], thoughts, text)
+                plain = plain_log_probs(model, PROMPTS[q], thoughts, text)  # (A, V)
+                plain = plain.gather(1, torch.tensor(text)[:, None]).sum()
                 torch.testing.assert_close(
                     of_question.log_probs[n, k], plain.float(), rtol=1e-3, atol=1e-3
                 )
 
 
+def test_self_certainty_is_the_divergence_of_the_uniform_distribution(backbone):
+    """Kang et al. 2025: the mean over tokens of KL(uniform || p), by a plain forward pass."""
+    model = backbone[0]
+    trajectories = sample(model, request(NOISE))
+    confidence = sample_with_confidence(model, request(NOISE))
+    for q, n in product(range(3), range(3)):
+        length = int(trajectories.num_thoughts[q, n])
+        end_of_text = [model.config.eos_token_id] * trajectories.finished[q][n]
+        text = trajectories.tokens[q][n] + end_of_text
+        plain = plain_log_probs(model, PROMPTS[q], trajectories.thoughts[q, n, :length], text)
+        uniform = torch.full_like(plain, 1 / plain.shape[1])
+        divergence = (uniform * (uniform.log() - plain)).sum(1).mean()
+        assert confidence["self_certainties"][q][n] == pytest.approx(divergence.item(), abs=1e-3)
+
+
 @torch.no_grad()
-def plain_log_prob(model, prompt, thoughts, text):
-    """log p(text | prompt, thoughts), by one forward pass of the Hugging Face model."""
+def plain_log_probs(model, prompt, thoughts, text):
+    """log p (A, V) of every word at each token of a text, by one pass of Hugging Face's model."""
     answer = [model.config.end_latent_token_id, *text[:-1]]
     parts = (model.embed(torch.tensor(prompt)), thoughts, model.embed(torch.tensor(answer)))
     logits = model(inputs_embeds=torch.cat(parts)[None]).logits[0, -len(text) :]
-    return logits.log_softmax(-1).gather(1, torch.tensor(text)[:, None]).sum()
+    return logits.log_softmax(-1)
 
 
 def test_answer_likelihoods_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):

@@ -8,6 +8,7 @@ import pytest
 
 from src.runs.finished_runs import finished_runs
 from src.runs.tables import SUMMARY_LINES, choice_frame, collect, summary
+from src.search.choosers import CHOOSERS
 from tests.commands import assert_success, command, edit_json, run_here
 from utils import records
 from utils.metrics import summarize, trajectory_score
@@ -17,7 +18,7 @@ NOISE = ("--sampling_by", "noise")
 BEAMS = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 2)
 
 
-BEST = ("--num_return_sequences", 4, "--report_n", 1, 2, 4)
+BEST = ("--num_return_sequences", 4, "--report_n", 1, 2, 4, "--signals", "true")
 RUNS = {
     "greedy": ("infer_gpt2", *DATA, "--do_sample", "false"),
     "sampled": ("infer_gpt2", *DATA, *NOISE, "--n_samples", 4),
@@ -67,15 +68,7 @@ def test_collect_results_tables_every_finished_run_and_warns_of_damaged_ones(fol
     assert "records are missing" in warnings[1]
     sampled, chosen = (pd.read_csv(folder / f"{name}.csv") for name in ("results", "choices"))
     assert set(sampled["sampler"]) == {"greedy", "noise"}
-    assert set(chosen["method"]) == {
-        "majority",
-        "best_of_n",
-        "weighted_vote",
-        "bayesian_vote",
-        "bayesian_geometric",
-        "reward_bayesian",
-        "beam_search",
-    }
+    assert set(chosen["method"]) == set(CHOOSERS) - {"greedy"} | {"beam_search"}
     assert sorted(set(chosen["N"])) == ["1", "2", "2 x 2", "4"]
     for name in ("results.md", "choices.md", "accuracy.md"):
         assert str(folder / name) in result.stdout
@@ -175,6 +168,14 @@ def test_costs_grow_with_n_and_with_what_a_method_needs(folder):
     assert 0 < times[0] < times[1] < times[2]
     ms = frame[frame["N"] == "4"].set_index("method")["ms"]
     assert ms["majority"] < ms["best_of_n"] < ms["reward_bayesian"]
+    assert ms["majority"] < ms["self_certainty_vote"] < ms["certain_bayesian"]
+    assert ms["majority"] < min(ms["greedy_voter"], ms["agreement_vote"])
+    spent = frame[frame["N"] == "4"].set_index("method")
+    assert spent.loc[["density_vote", "greedy_voter"], "trajectories"].tolist() == [4, 5]
+    assert spent.loc[["density_vote", "greedy_voter"], "latent_passes"].tolist() == [24, 30]
+    tokens = spent["answer_tokens"]
+    read = [tokens[name] - tokens["majority"] for name in ("log_prob_vote", "bayesian_vote")]
+    assert tokens["certain_bayesian"] - tokens["majority"] == pytest.approx(sum(read), abs=1)
 
 
 def test_the_summary_names_what_differs_and_leaves_out_lines_beyond_its_limit(folder):
@@ -195,12 +196,17 @@ def test_the_summary_names_what_differs_and_leaves_out_lines_beyond_its_limit(fo
 
 
 def test_a_pool_that_grows_equals_one_sampled_at_once(folder, tmp_path):
-    line = ("infer_gpt2_rm", *DATA, *NOISE, "--num_return_sequences", 4, "--report_n", 4)
+    line = ("infer_gpt2_rm", *DATA, *NOISE, "--n_samples", 4, "--report_n", 4, "--signals", "true")
     assert_success(run_here(command(*line, "--output_dir", tmp_path / "once")))
     grown, once = (records.read(path) for path in (folder / "best", tmp_path / "once"))
     for i, record in once.items():
-        for key in ("texts", "predictions", "candidates", "vote"):
+        for key in ("texts", "predictions", "candidates", "vote", "greedy"):
             assert record[key] == grown[i][key]
+        for key in ("centroid_distances", "log_densities"):
+            for n, values in record[key].items():
+                assert values == pytest.approx(grown[i][key][n], rel=2e-3)
+        for key in ("answer_log_probs", "self_certainties"):
+            assert record[key] == pytest.approx(grown[i][key], abs=2e-3)
         for key in ("scores", "answer_scores", "log_probs"):
             for one, other in zip(record[key], grown[i][key], strict=True):
                 assert one == pytest.approx(other, abs=2e-3)

@@ -18,6 +18,11 @@ _PARTS = "samples.rank*.jsonl"
 PATTERNS = (NAME, _PARTS)
 
 
+def rounded(values):
+    """Nested lists of a matrix, to 4 decimals."""
+    return [[round(x, 4) for x in row] for row in values.tolist()]
+
+
 def parts(folder):
     """The files that hold records: samples.jsonl and the other processes' parts, if there."""
     folder = Path(folder)

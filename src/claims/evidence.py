@@ -9,7 +9,7 @@ from src.claims.plan import BATCHES, PARTS, SHIPPED, SWEPT
 from src.runs.finished_runs import FinishedRun, read_json
 from src.runs.run_folder import git_commit
 from src.runs.tables import chosen_answers
-from src.search.voting import trajectory_scores
+from src.search.choosers import trajectory_scores
 from utils.answers import is_right
 from utils.metrics import distinct_share, majority_vote, pairwise_auc, pass_at_k
 

@@ -42,10 +42,17 @@ MODEL_ID = (
 PURPOSES = ("coverage", "vote")
 OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
 PROCESSES = "processes, default: one a GPU; without GPUs one a core, at most 4"
+SIGNALS = "also choose by the greedy answer, confidence in answers, agreement of thoughts"
 PRM_MODES = ("best_of_n", "beam_search")
 SCORES = ("sum", "mean")
 MODE_DEFAULTS = {
-    "best_of_n": {"n_samples": 64, "bayesian_vote": True, "report_n": None, "pool": None},
+    "best_of_n": {
+        "n_samples": 64,
+        "bayesian_vote": True,
+        "signals": False,
+        "report_n": None,
+        "pool": None,
+    },
     "beam_search": {"num_beams": 4, "num_beam_candidates": 4},
 }
 
@@ -293,7 +300,8 @@ class SamplingArguments:
 
     def _is_later(self, flag, value):
         """Whether a flag that is off is one that older runs lack."""
-        return flag in self.off_by_default or (value is None and flag in LATER_FLAGS)
+        names = (*self.off_by_default, "signals")
+        return flag in names or (value is None and flag in LATER_FLAGS)
 
     def _named(self, folder):
         return folder.replace("{sampler}", self.sampler_name)
@@ -329,6 +337,12 @@ class InferenceArguments(SamplingArguments):
     report_n: list[int] = flag(None, "sizes N to report, default 1 4 16 64 up to n_samples")
     do_sample: bool = flag(True, "false: one deterministic trajectory a question")
     bayesian_vote: bool = flag(False, "true: also vote by the mean probability of each answer")
+    signals: bool = flag(False, f"true: {SIGNALS}")
+    stop_error: float | None = flag(
+        None,
+        "stop a question once its vote is decided, but for this probability, such as 0.05; then "
+        "n_samples is the most",
+    )
     dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
     save_latents: bool = flag(False, "true: also write the thoughts, latents/*.safetensors")
@@ -343,9 +357,23 @@ class InferenceArguments(SamplingArguments):
         if not self.do_sample and self.n_samples > 1:
             equal = f"--do_sample false gives {self.n_samples} equal trajectories"
             raise ValueError(f"{equal}: leave out --n_samples")
+        self._check_stop()
         self._resolve(self.do_sample)
-        self.report_n = report_sizes(self.report_n, self.n_samples)
+        if self.stop_error is None:
+            self.report_n = report_sizes(self.report_n, self.n_samples)
         self.output_dir = self._named(self.output_dir or f"outputs/{self.run_name}")
+
+    def _check_stop(self):
+        """Of pools of different sizes only the vote is measured."""
+        if self.stop_error is None:
+            return
+        if not 0 < self.stop_error < 1:
+            raise ValueError(f"--stop_error must lie between 0 and 1, not {self.stop_error}")
+        for name in ("report_n", "bayesian_vote", "signals", "save_latents"):
+            if getattr(self, name):
+                raise ValueError(f"--{name} has no effect with --stop_error: leave it out")
+        if self.n_samples < 2:
+            raise ValueError("--stop_error has no effect with one trajectory: leave it out")
 
 
 @dataclass
@@ -399,6 +427,7 @@ class RewardArguments(SamplingArguments):
     report_n: list[int] = flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
     pool: str | None = flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true")
     bayesian_vote: bool | None = flag(None, "best_of_n: also the Bayesian vote, default true")
+    signals: bool | None = flag(None, f"best_of_n: {SIGNALS}, default false")
     num_beams: int | None = flag(None, "beam_search: beams B, default 4; then n_samples is B x C")
     num_beam_candidates: int | None = flag(None, "beam_search: proposals C of each, default 4")
     dropout_embedding: bool | None = _dropout_embedding("false")

@@ -15,18 +15,21 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from src.models.loading import checkpoint_files
 from src.runs.job import Job
-from src.runs.report import print_report, print_reward_report
+from src.runs.report import print_report, print_reward_report, print_stopped_report
 from src.sampling.compilation import timed_apart
 from src.search.beam_search import beam_search
 from src.search.best_of_n import (
     count_answers,
     rewards_of_thoughts,
+    sample_greedy,
     sample_pool,
+    sample_until_decided,
     score_pools,
     score_trajectories,
 )
+from src.search.choosers import trajectory_scores
 from src.search.diversity import thought_distances
-from src.search.voting import measure, measure_beams, trajectory_scores
+from src.search.voting import measure, measure_beams, measure_stopped
 from utils import records
 from utils.answers import is_right
 from utils.errors import UserError
@@ -44,7 +47,6 @@ class Evaluation(Job):
     """
 
     outputs = (*records.PATTERNS, "latents/*.safetensors", "metrics.json")
-    mode = "sample"  # a key of MODES
 
     def __init__(self, arguments, processes, loader):
         super().__init__(arguments, processes, loader)
@@ -55,6 +57,11 @@ class Evaluation(Job):
         self.counters = defaultdict(Counter)
         self.computed = 0  # questions of this process and session, those done before included
         self.answered = self.voted = self.covered = 0  # new ones
+
+    @property
+    def mode(self):
+        """A key of MODES."""
+        return "sample" if self.arguments.stop_error is None else "stopped"
 
     def fingerprint(self):
         return super().fingerprint() | {"records_format": RECORDS_FORMAT}
@@ -110,10 +117,13 @@ class Evaluation(Job):
         return metrics
 
     def measure(self, all_records):
+        if self.mode == "stopped":
+            return measure_stopped(all_records, self.arguments.n_samples)
         return measure(all_records, self.arguments.report_n)
 
     def report(self, metrics):
-        print_report(metrics, self.folder)
+        tell = print_stopped_report if self.mode == "stopped" else print_report
+        tell(metrics, self.folder)
 
 
 class RewardEvaluation(Evaluation):
@@ -178,16 +188,34 @@ def sample_and_score(evaluation, batch):
     return _new_records(evaluation, batch, *pool)
 
 
-def _sample_pool(evaluation, batch, sizes, reward_model=None):
+def sample_until_all_decided(evaluation, batch):
+    """Records of pools that stopped when their votes were decided."""
+    arguments, (model, tokenizer) = evaluation.arguments, evaluation.backbone()
+    answers = sample_until_decided(
+        *(model, evaluation.request(batch), arguments.stop_error, _parser(evaluation)),
+        evaluation.counters[arguments.n_samples],
+    )
+    pairs = zip(batch, answers, strict=True)
+    texts = {i: tokenizer.batch_decode(ids, skip_special_tokens=True) for i, ids in pairs}
+    return [_record(i, evaluation.rows[i], texts[i], model.parse_answer) for i in batch]
+
+
+def _parser(evaluation):
+    """parse(ids): the number in an answer's token ids, or None."""
     model, tokenizer = evaluation.backbone()
+    return lambda ids: model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
 
-    def parse(ids):
-        return model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
 
-    parse = parse if evaluation.arguments.bayesian_vote else None
-    request = evaluation.request(batch)
-    pool = sample_pool(model, request, sizes, evaluation.counters, parse, reward_model)
+def _sample_pool(evaluation, batch, sizes, reward_model=None):
+    (model, _), arguments = evaluation.backbone(), evaluation.arguments
+    request, parse = evaluation.request(batch), _parser(evaluation)
+    pool = sample_pool(
+        *(model, request, sizes, evaluation.counters),
+        *(parse if arguments.bayesian_vote else None, reward_model, arguments.signals),
+    )
     trajectories, fields = pool
+    if arguments.signals:
+        fields["greedy"] = sample_greedy(model, request, parse, evaluation.counters[sizes[0]])
     if request.n_samples > 1:
         distances = thought_distances(trajectories.thoughts, trajectories.num_thoughts)
         fields["thought_distance"] = distances
@@ -241,6 +269,7 @@ def score_saved_pool(evaluation, batch):
 
 MODES = {
     "sample": sample_and_vote,
+    "stopped": sample_until_all_decided,
     "best_of_n": sample_and_score,
     "beam_search": search_beams,
     "saved_pool": score_saved_pool,

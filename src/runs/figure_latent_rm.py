@@ -16,7 +16,7 @@ from src.runs.figure_style import (
     method_look,
     panel_grid,
 )
-from src.search.voting import trajectory_scores
+from src.search.choosers import trajectory_scores
 from utils.answers import is_right
 from utils.metrics import is_mixed, measured, question_auc, softmax, trajectory_score, weighted_vote
 

@@ -98,6 +98,14 @@ def set_log_axis(axis, ticks):
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
+def set_size_axis(axis, sizes):
+    """A log x axis with ticks at sizes of pools: as many as have room, with the largest."""
+    axis.set_xscale("log", base=2)
+    shown = sizes[:: -math.ceil(len(sizes) / 6)]
+    axis.set_xticks(shown, [str(n) for n in shown])
+    axis.minorticks_off()
+
+
 def draw_legend(figure, entries, columns=4):
     """One legend below the panels. entries: {label: how its line looks}."""
     from matplotlib.lines import Line2D

@@ -1,15 +1,15 @@
 """All figures of finished runs.
 
-Here are those of coverage, cost and gains; figure_data.py has their numbers. figure_diversity.py,
-figure_maps.py, figure_latent_rm.py and figure_training.py have the others with their numbers,
-figure_style.py what they share. A figure is a matplotlib Figure without window or global state, so
-no display is needed.
+Here are those of coverage, cost and gains; figure_data.py has their numbers. figure_adaptive.py,
+figure_diversity.py, figure_maps.py, figure_latent_rm.py and figure_training.py have the others with
+their numbers, figure_style.py what they share. A figure is a matplotlib Figure without window or
+global state, so no display is needed.
 """
 
-import math
 import re
 from pathlib import Path
 
+from src.runs.figure_adaptive import adaptive_figures
 from src.runs.figure_data import (
     MOST_STEPS,
     best_methods,
@@ -37,6 +37,7 @@ from src.runs.figure_style import (
     panel_grid,
     sampler_colors,
     set_log_axis,
+    set_size_axis,
 )
 from src.runs.figure_training import training_figures
 from utils.errors import UserError
@@ -45,7 +46,7 @@ from utils.files import atomic_path
 BEST_METHODS = 2  # that are shown beside the vote where room is short
 COSTS = ("generator's latent forward passes a question", "milliseconds a question")
 FORMATS = ("png", "pdf")
-KINDS = ("coverage", "cost", "gains", "latent_rm", "diversity", "map")
+KINDS = ("coverage", "adaptive", "cost", "gains", "latent_rm", "diversity", "map")
 
 
 def plot(runs, folder, projection="pca", kinds=KINDS, histories=None):
@@ -80,15 +81,16 @@ def draw(runs, projection="pca", kinds=KINDS):
     runs = sorted(runs, key=lambda run: run.columns["benchmark"])
     draws = {
         "coverage": _coverage_figures,
+        "adaptive": adaptive_figures,
         "cost": lambda runs: _comparison_figures("cost", cost_panel, cost_figure, runs),
         "gains": lambda runs: _comparison_figures("gains", gain_panel, gain_figure, runs),
         "latent_rm": latent_rm_figures,
         "diversity": diversity_figures,
         "map": lambda runs: map_figures(runs, projection),
     }
-    figures = {}
+    figures, whole = {}, [run for run in runs if not run.stopped]
     for kind in kinds:
-        for name, figure in draws[kind](runs):
+        for name, figure in draws[kind](runs if kind == "adaptive" else whole):
             figures[_free_name(name, figures)] = figure
     return figures
 
@@ -148,7 +150,8 @@ def coverage_figure(model, panels, colors):
             draw_curve(axis, curve.sizes, curve.vote, color, "--")
         for accuracy in panel.greedy:
             axis.axhline(accuracy, **GREEDY_LOOK)
-        _axis_of_sizes(axis, sorted({n for curve in panel.curves for n in curve.sizes}))
+        set_size_axis(axis, sorted({n for curve in panel.curves for n in curve.sizes}))
+        axis.set_xlabel("trajectories N")
     if only:
         _name_lines(axes[-1], panels[-1], colors[only])
     else:
@@ -157,14 +160,6 @@ def coverage_figure(model, panels, colors):
         looks = {name: {"color": c, "linestyle": s} for name, (c, s) in entries.items()}
         draw_legend(figure, looks | greedy_entry(panels))
     return figure
-
-
-def _axis_of_sizes(axis, sizes):
-    axis.set_xscale("log", base=2)
-    shown = sizes[:: -math.ceil(len(sizes) / 6)]  # as many as have room, with the largest
-    axis.set_xticks(shown, [str(n) for n in shown])
-    axis.minorticks_off()
-    axis.set_xlabel("trajectories N")
 
 
 def _name_lines(axis, panel, color):

@@ -12,7 +12,7 @@ from utils.errors import UserError, warn
 # Settings in which beams may differ from the pool that they are compared with.
 _CHOICE = {
     "prm_id", "prm_mode", "n_samples", "pool", "bayesian_vote", "num_beams", "num_beam_candidates",
-    "score_by",
+    "score_by", "signals",
 }  # fmt: skip
 # Settings that a run shares with the greedy run that it is compared with.
 _SAME_MODEL = ("model_dtype", "limit", "latent_length", "max_new_tokens")
@@ -42,6 +42,11 @@ class FinishedRun:
             raise UserError(f"{fault}; remove the folder or run again") from None
         if len(self.records) != self.metrics["questions"]:
             raise UserError(f"{folder}/{records.NAME}: records are missing; run its command again")
+
+    @property
+    def stopped(self):
+        """Whether its pools stopped when they were decided, so that they differ in size."""
+        return self.settings.get("stop_error") is not None
 
     @property
     def greedy(self):

@@ -18,12 +18,16 @@ from utils.files import is_temporary, remove_temporary, sha256, write_json, writ
 from utils.hub import push
 
 FLAGS = "flags.yaml"
-# Of samplers that older runs do not know: None where a run does not use them.
-LATER_FLAGS = tuple(
-    flag
-    for sampler, flags in SAMPLER_FLAGS.items()
-    if sampler not in PAPER_SAMPLERS
-    for flag in flags
+# Which older runs lack. Those of samplers are None where a run does not use them.
+LATER_FLAGS = (
+    *(
+        flag
+        for sampler, flags in SAMPLER_FLAGS.items()
+        if sampler not in PAPER_SAMPLERS
+        for flag in flags
+    ),
+    "signals",
+    "stop_error",
 )
 _OWN_FILES = (FLAGS, "config.json")  # beside the outputs of the run
 
@@ -49,7 +53,9 @@ def current_names(settings):
         beams = (renamed.get("num_beams") or 0) * (renamed.get("num_beam_candidates") or 0)
         renamed["n_samples"] = renamed.pop("num_return_sequences") or beams
     off = False if renamed.get("sampling_by") == "dropout" else None
-    return dict.fromkeys(LATER_FLAGS) | dict.fromkeys(EXTRA_DROPOUTS, off) | renamed
+    later = dict.fromkeys(LATER_FLAGS)
+    later["signals"] = None if renamed.get("prm_mode") == "beam_search" else False
+    return later | dict.fromkeys(EXTRA_DROPOUTS, off) | renamed
 
 
 class RunFolder:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from src.sampling.samplers import STRENGTHS
+from src.search.choosers import CHOOSERS, PARTS
 from src.search.voting import aggregate
 from utils.answers import is_right
 from utils.files import write_text
@@ -21,16 +22,10 @@ RUN = [  # and the strengths of further samplers, where a run has them
 SHOWN_RUN = ["model", "benchmark", "questions", "sampler", "seed"]  # parameter beside the sampler
 MEASURES = ["coverage", "voting_accuracy", "mean_accuracy", "unparsable"]
 SHOWN = {"coverage": "coverage", "voting_accuracy": "vote"}
-# What each method needs beside the sampling of its pool, by the counters of src.search.best_of_n.
-METHODS = {
-    "majority": (),
-    "best_of_n": ("reward",),
-    "weighted_vote": ("reward",),
-    "bayesian_vote": ("candidate",),
-    "bayesian_geometric": ("candidate",),
-    "reward_bayesian": ("reward", "candidate"),
-    "beam_search": ("reward",),
-}
+# What each method needs beside the sampling of its pool, of src.search.choosers.PARTS.
+METHODS = {name: chooser.parts for name, chooser in CHOOSERS.items() if name != "greedy"}
+METHODS |= {"beam_search": ("reward",)}
+NOT_MEASURED = dict.fromkeys(("value", "low", "high"), float("nan"))
 SHOWN_POOL = ["prm", *SHOWN_RUN[1:], "N"]
 COST = ["trajectories", "latent_passes", "answer_tokens", "ms"]
 GAINS = {"gain": "gain over vote", "greedy_gain": "gain over greedy"}
@@ -41,6 +36,7 @@ def sampling_frame(runs):
     """A row for each N of each sampling run: its measures, with the ends of their intervals.
 
     ``vote_greedy_gain`` is the paired difference of the vote to greedy; empty without a greedy run.
+    A run with --stop_error also has its ``stop_error`` and ``samples``, the mean number of samples.
     """
     rows, greedy = [], greedy_runs(runs)
     for run in runs:
@@ -48,7 +44,10 @@ def sampling_frame(runs):
         for n, summary in run.metrics["by_n"].items():
             row = run.columns | {"N": int(n)}
             for name in MEASURES:
-                row |= _interval(name, summary[name])
+                row |= _interval(name, summary.get(name, NOT_MEASURED))
+            if run.stopped:
+                row |= {"stop_error": run.settings["stop_error"]}
+                row |= _interval("samples", summary["samples"])
             row |= _interval("vote_greedy_gain", _vote_over_greedy(run, int(n), base))
             rows.append(row | {"seconds": run.metrics["speed"].get("seconds")})
     frame = pd.DataFrame(rows)
@@ -71,7 +70,7 @@ def greedy_runs(runs):
 def _vote_over_greedy(run, n, greedy):
     """The paired difference of the vote of N trajectories to greedy, NaN without a greedy run."""
     if greedy is None:
-        return dict.fromkeys(("value", "low", "high"), float("nan"))
+        return NOT_MEASURED
     return paired_difference(run.records, _votes(run, n), greedy_answers(greedy))
 
 
@@ -102,7 +101,7 @@ def _choices(run, pools, greedy):
     shared = {"prm": reward_model_name(run.settings)} | run.columns
     for n, summary in run.metrics["by_n"].items():
         spent = run.metrics["speed"].get("per_question", {}).get(n, {})
-        over_greedy = _gains_over_greedy(run, int(n), greedy)
+        over_greedy = _gains_over_greedy(run, int(n), _greedy_base(run, greedy))
         for method in METHODS:
             measure = summary.get("voting_accuracy" if method == "majority" else method)
             if measure is None or (n == "1" and method not in ("majority", "beam_search")):
@@ -137,11 +136,19 @@ def _gain_over_vote(run, pool, n):
     return paired_difference(run.records, answers, _votes(pool, n))
 
 
-def _gains_over_greedy(run, n, greedy):
-    """{method: its paired difference to one greedy trajectory}; empty without a greedy run."""
-    if greedy is None:
+def _greedy_base(run, greedy):
+    """The greedy answers {idx: number} of a greedy run, or else of the run's records; or None."""
+    if greedy is not None:
+        return greedy_answers(greedy)
+    if all("greedy" in record for record in run.records.values()):
+        return {i: record["greedy"] for i, record in run.records.items()}
+    return None
+
+
+def _gains_over_greedy(run, n, base):
+    """{method: its paired difference to greedy answers ``base``}; empty where that is None."""
+    if base is None:
         return {}
-    base = greedy_answers(greedy)
     if run.beams:
         votes = {i: record["vote"] for i, record in run.records.items()}
         return {"beam_search": paired_difference(run.records, votes, base)}
@@ -168,14 +175,16 @@ def _cost(spent, parts):
     """The cost of a question for a method that needs ``parts``; empty for a saved pool."""
     if "trajectories" not in spent:
         return {}
-    idle = [part for part in ("reward", "candidate") if part not in parts]
-    seconds = spent["seconds"] - sum(spent.get(f"{part}_seconds", 0) for part in idle)
-    read = spent.get("candidate_tokens", 0) if "candidate" in parts else 0
+    idle = sum(spent.get(f"{part}_seconds", 0) for part in PARTS if part not in parts)
+
+    def total(name):
+        return round(spent.get(name, 0) + sum(spent.get(f"{part}_{name}", 0) for part in parts))
+
     return {
-        "trajectories": round(spent["trajectories"]),
-        "latent_passes": round(spent["latent_steps"]),
-        "answer_tokens": round(spent.get("tokens", 0) + read),
-        "ms": round(1000 * seconds, 1),
+        "trajectories": total("trajectories"),
+        "latent_passes": total("latent_steps"),
+        "answer_tokens": total("tokens"),
+        "ms": round(1000 * (spent["seconds"] - idle), 1),
     }
 
 
@@ -204,9 +213,10 @@ def _markdown(table):
 
 
 def _with_half(frame, name):
-    """``78.5 ±2.6``: a measure and half of its interval."""
+    """``78.5 ±2.6``: a measure and half of its interval; nothing where it was not measured."""
     half = (frame[f"{name}_high"] - frame[f"{name}_low"]) / 2
-    return frame[name].map("{:.1f}".format) + half.map(" ±{:.1f}".format)
+    cells = frame[name].map("{:.1f}".format) + half.map(" ±{:.1f}".format)
+    return cells.where(frame[name].notna(), "")
 
 
 def _gains(frame, name):
@@ -220,7 +230,8 @@ def with_sampler(frame):
     """The frame with sampler and parameter in one column: ``noise_std 0.8``, or ``greedy``.
 
     Dropout at further sites names them: ``dropout_p 0.1 + embedding + attention``; several samplers
-    are ``noise_std 0.8 + temperature 1.0``.
+    are ``noise_std 0.8 + temperature 1.0``. A run whose questions stopped names its rate:
+    ``noise_std 0.8, stop_error 0.05``.
     """
     label = pd.Series("", index=frame.index)
     for name in STRENGTHS.values():
@@ -230,6 +241,9 @@ def with_sampler(frame):
     label = label.where(label != "", frame["sampler"])
     extra = frame["extra_dropout"].notna()
     label[extra] += " + " + frame.loc[extra, "extra_dropout"].astype(str)
+    if "stop_error" in frame:
+        stopped = frame["stop_error"].notna()
+        label[stopped] += ", stop_error " + frame.loc[stopped, "stop_error"].astype(str)
     return frame.assign(sampler=label)
 
 
@@ -248,6 +262,9 @@ def _by_run(frame):
     if largest["vote_greedy_gain"].notna().any():
         gains = _gains(largest, "vote_greedy_gain")
         table[f"vote over greedy @{frame['N'].max()}"] = gains
+    if "samples" in frame:
+        samples = frame.groupby(run, sort=False)["samples"].first()
+        table["mean samples"] = samples.map("{:.1f}".format, na_action="ignore")
     seconds = frame.groupby(run, sort=False)["seconds"].first()
     table["seconds"] = seconds.map("{:.10g}".format, na_action="ignore")
     return _markdown(table.reset_index().drop(columns="folder"))
@@ -275,7 +292,7 @@ def _by_pool(frame):
     pool = [*SHOWN_POOL, "budget", "folder"]
     table = frame[pool].assign(method=frame["method"].astype(str), cell=cells)
     table = table.set_index([*pool, "method"])["cell"].unstack("method", sort=False)
-    table = table.reindex(columns=list(METHODS))
+    table = table.reindex(columns=[method for method in METHODS if method in table])
     table["coverage"] = frame.groupby(pool, sort=False)["coverage"].first()
     return _markdown(table.reset_index().drop(columns=["budget", "folder"]))
 

@@ -17,6 +17,7 @@ from src.sampling.logits import token_log_probs
 from src.sampling.memory import rows_in_flight, rows_within
 from src.sampling.state import State
 from src.sampling.trajectories import Request, pad_right
+from utils.records import rounded
 
 
 @dataclass
@@ -97,6 +98,14 @@ class LikelihoodPool:
             )
             for q, texts in enumerate(self.texts)
         ]
+
+    def fields(self):
+        """{key: a value for each question}: "candidates", and "log_probs" (N, K)."""
+        of_questions = self.likelihoods()
+        return {
+            "candidates": [question.answers for question in of_questions],
+            "log_probs": [rounded(question.log_probs) for question in of_questions],
+        }
 
     def _new_texts(self, texts, answers, finished):
         """{number: token ids} of the answers that are not in ``texts``."""

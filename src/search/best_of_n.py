@@ -3,11 +3,14 @@
 A pool grows through sizes, so that what each size costs is measured. Its counters are {size:
 Counter} of the step by which it grew to that size: ``trajectories``; ``latent_steps``, forward
 passes that yield a thought; ``tokens``, answer tokens written; ``candidate_tokens``, answer tokens
-read for the Bayesian vote; ``seconds``, and of them ``candidate_seconds`` and ``reward_seconds``.
+read for the Bayesian vote; ``confidence_tokens``, those read for log-probabilities of answers and
+self-certainty; ``greedy_trajectories``, ``greedy_latent_steps``, ``greedy_tokens`` of the greedy
+answer; ``seconds``, and of them ``PART_seconds`` of each part of src.search.choosers.PARTS.
 
 Shapes: Q questions, N trajectories of each, T thoughts, A answer tokens, D model width.
 """
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,76 +20,159 @@ from torch.nn.utils.rnn import pad_sequence
 from src.sampling.compilation import timed_apart
 from src.sampling.engine import sample
 from src.sampling.memory import question_parts, rows_in_flight, rows_within, sample_parts
+from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Trajectories, concatenate_lists, pad_right
+from src.search.adaptive import checkpoints, decided
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
+from src.search.confidence import ConfidencePool
+from src.search.diversity import agreement_sizes, agreements
 from utils.progress import timed
+from utils.records import rounded
 
 
-def sample_pool(model, request, sizes, counters, parse=None, reward_model=None):
+def sample_pool(model, request, sizes, counters, parse=None, reward_model=None, signals=False):
     """A pool of the largest of ``sizes`` for each question, and what its records hold beside it.
 
     parse(ids): the number in an answer's token ids; given, the pool has answer likelihoods.
-    reward_model: given, the pool has rewards. Returns Trajectories and {key: a value for each
-    question}, with the keys of ``score_pools``, and "candidates" with "log_probs".
+    reward_model: given, the pool has rewards. signals: whether it has what the choosers without
+    training read, but for the greedy answer (``sample_greedy``). Returns Trajectories and {key: a
+    value for each question}, with the keys of ``score_pools``, of ConfidencePool, "candidates" with
+    "log_probs", and "centroid_distances" and "log_densities", {size: n values}.
     """
     request, rows = replace(request, n_samples=sizes[-1]), len(request.prompts) * sizes[-1]
-    if parse:  # the state of a pool stays in memory while it grows
+    if parse or signals:  # the state of a pool stays in memory while it grows
         rows = rows_in_flight(model, request)
-    pools = [
-        _grow_pool(model, part, sizes, counters, parse, reward_model)
-        for _, part in question_parts(request, rows)
-    ]
+    pools = []
+    for _, part in question_parts(request, rows):
+        readers = {}
+        if parse:
+            readers["candidate"] = LikelihoodPool(model, parse, len(part.prompts))
+        if signals:
+            readers["confidence"] = ConfidencePool(model)
+        pools.append(_grow_pool(model, part, sizes, counters, readers, reward_model))
     trajectories, fields = zip(*pools, strict=True)
     joined = {key: [value for part in fields for value in part[key]] for key in fields[0]}
     return Trajectories.join(trajectories), joined
 
 
-def _grow_pool(model, request, sizes, counters, parse, reward_model):
+def _grow_pool(model, request, sizes, counters, readers, reward_model):
     """``sample_pool`` of questions whose pools fit into memory together."""
-    likelihoods = LikelihoodPool(model, parse, len(request.prompts)) if parse else None
-    parts, rewards = [], []
+    parts, rewards, agreement = [], [], _Agreement(request)
     for first, size in pairwise([0, *sizes]):
         part = replace(request, first_sample=first, n_samples=size - first)
         counter = counters[size]
         with timed_apart(model, counter):
-            parts.append(_sample(model, part, likelihoods, counter))
+            parts.append(_sample(model, part, readers, counter))
+            if "confidence" in readers:
+                with timed(counter, "agreement_seconds"):
+                    agreement.add(parts[-1])
             if reward_model is not None:
                 with timed(counter, "reward_seconds"):
                     eos = model.config.eos_token_id
                     rewards.append(score_trajectories(reward_model, part.prompts, parts[-1], eos))
-        passes = parts[-1].num_thoughts + model.stops_itself  # (Q, n)
-        if not request.sampling.varies_thoughts:  # they are computed once for all samples
-            passes = passes[:, :1]
-        counter.update(latent_steps=int(passes.sum()))
-        count_answers(counter, parts[-1])
+        count_trajectories(model, request, counter, parts[-1])
     fields = {}
     if rewards:
         fields = {key: concatenate_lists([part[key] for part in rewards]) for key in rewards[0]}
-    if likelihoods is not None:
-        fields |= _likelihood_fields(likelihoods)
+    for reader in readers.values():
+        fields |= reader.fields()
+    if "confidence" in readers:
+        fields |= agreement.fields()
     return Trajectories.concatenate(parts), fields
 
 
-def _sample(model, request, likelihoods, counter):
-    """Further Trajectories of a pool, which are added to ``likelihoods`` where there are any."""
-    if likelihoods is None:
+def _sample(model, request, readers, counter):
+    """Further Trajectories of a pool, which are added to ``readers``, {part: a pool}."""
+    if not readers:
         return sample(model, request)
-    parts, before = [], likelihoods.tokens_read
+    parts = []
     for part in sample_parts(request, rows_in_flight(model, request)):
         trajectories, state = sample_with_state(model, part)
-        with timed(counter, "candidate_seconds"):
-            likelihoods.add(part, state, trajectories)
+        for name, reader in readers.items():
+            before = reader.tokens_read
+            with timed(counter, f"{name}_seconds"):
+                reader.add(part, state, trajectories)
+            counter[f"{name}_tokens"] += reader.tokens_read - before
         parts.append(trajectories)
-    counter.update(candidate_tokens=likelihoods.tokens_read - before)
     return Trajectories.concatenate(parts)
 
 
-def _likelihood_fields(likelihoods):
-    of_questions = likelihoods.likelihoods()
-    return {
-        "candidates": [question.answers for question in of_questions],
-        "log_probs": [rounded(question.log_probs) for question in of_questions],  # (N, K) each
-    }
+class _Agreement:
+    """What ``agreements`` gives of a growing pool, for each of ``agreement_sizes``."""
+
+    def __init__(self, request):
+        self.todo, self.pool = agreement_sizes(request.n_samples), None
+        self.of_sizes = {}
+
+    def add(self, trajectories):
+        """Adds further Trajectories."""
+        parts = [part for part in (self.pool, trajectories) if part is not None]
+        self.pool = Trajectories.concatenate(parts)
+        thoughts, num_thoughts = self.pool.thoughts, self.pool.num_thoughts
+        while self.todo and self.todo[0] <= num_thoughts.shape[1]:
+            n = self.todo.pop(0)
+            self.of_sizes[str(n)] = agreements(thoughts[:, :n], num_thoughts[:, :n])
+
+    def fields(self):
+        """{key: for each question {size n: n values}}"""
+        questions = range(len(self.pool.tokens))
+        return {
+            key: [{n: pair[k][q] for n, pair in self.of_sizes.items()} for q in questions]
+            for k, key in enumerate(("centroid_distances", "log_densities"))
+        }
+
+
+def sample_until_decided(model, request, error, parse, counter):
+    """The answers of Q questions, token ids each, as many as their votes need.
+
+    All are sampled in rounds from one checkpoint to the next, without those that are decided; at
+    most n_samples of the request. parse(ids): the number in an answer, or None. What it costs is
+    added to ``counter``.
+    """
+    answers, numbers = ([[] for _ in request.prompts] for _ in range(2))
+    open_questions, first = list(range(len(request.prompts))), 0
+    for size in checkpoints(request.n_samples, error):
+        round_ = replace(
+            request,
+            prompts=[request.prompts[q] for q in open_questions],
+            question_ids=[request.question_ids[q] for q in open_questions],
+            first_sample=first,
+            n_samples=size - first,
+        )
+        with timed_apart(model, counter):
+            trajectories = sample(model, round_)
+        count_trajectories(model, counter, trajectories)
+        for q, new in zip(open_questions, trajectories.tokens, strict=True):
+            answers[q] += new
+            numbers[q] += map(parse, new)
+        is_open = [q for q in open_questions if not decided(numbers[q], request.n_samples, error)]
+        open_questions, first = is_open, size
+        if not open_questions:
+            break
+    return answers
+
+
+def sample_greedy(model, request, parse, counter):
+    """The numbers in the greedy answers of Q questions, None where there is none.
+
+    One deterministic trajectory a question, counted in ``counter`` under names with ``greedy_``.
+    """
+    spent = Counter()
+    greedy = replace(request, n_samples=1, first_sample=0, sampling=DETERMINISTIC)
+    with timed_apart(model, counter), timed(counter, "greedy_seconds"):
+        trajectories = sample(model, greedy)
+        count_trajectories(model, spent, trajectories)
+    counter.update({f"greedy_{name}": number for name, number in spent.items()})
+    return [parse(answers[0]) for answers in trajectories.tokens]
+
+
+def count_trajectories(model, request, counter, trajectories):
+    """Adds the forward passes and answers of a request's trajectories to a counter."""
+    passes = trajectories.num_thoughts + model.stops_itself  # (Q, n)
+    if not request.sampling.varies_thoughts:  # they are computed once for all samples
+        passes = passes[:, :1]
+    counter.update(latent_steps=int(passes.sum()))
+    count_answers(counter, trajectories)
 
 
 def count_answers(counter, trajectories):
@@ -141,8 +227,3 @@ def rewards_of_thoughts(rewards, num_thoughts):
         [row[:n] for row, n in zip(rounded(of_question), lengths, strict=True)]
         for of_question, lengths in zip(rewards, num_thoughts.tolist(), strict=True)
     ]
-
-
-def rounded(values):
-    """Nested lists of a matrix, to 4 decimals."""
-    return [[round(x, 4) for x in row] for row in values.tolist()]

@@ -1,78 +1,91 @@
-"""From a pool of answers to one: aggregators, their accuracy, their gain over the vote."""
+"""Which answer each chooser takes, their accuracy, their gain over the vote and over greedy."""
 
 import numpy as np
 
+from src.search.adaptive import ERRORS, stopped_size
+from src.search.choosers import CHOOSERS, Pool
 from utils.answers import is_right
-from utils.metrics import (
-    best_of_n,
-    majority_vote,
-    measured,
-    softmax,
-    summarize,
-    trajectory_score,
-    weighted_vote,
-)
-
-
-def trajectory_scores(record, score_by):
-    """The scores of a record's N trajectories, a list (utils.metrics.trajectory_score)."""
-    answers = record.get("answer_scores") or [0.0] * len(record["scores"])
-    return [
-        trajectory_score(sum(rewards), len(rewards), score_by, answer)
-        for rewards, answer in zip(record["scores"], answers, strict=True)
-    ]
+from utils.metrics import majority_vote, measured, summarize
 
 
 def aggregate(record, n, score_by="sum"):
-    """{aggregator: answer} of a record's first n trajectories; an answer is a number or None.
+    """{chooser: answer} of a record's first n trajectories; an answer is a number or None.
 
-    What the record holds decides which aggregators there are. predictions (N numbers or None) give
-    majority. scores (a list of its thoughts' rewards for each trajectory) and answer_scores (N)
-    give best_of_n and weighted_vote, after You et al., arXiv 2510.07745, section 4. log_probs
-    (N, K) of the K candidates give bayesian_vote, the largest mean over trajectories of
-    p(answer | trajectory), and its geometric form; with scores also reward_bayesian, the mean
-    under the weights of weighted_vote.
+    What the record holds decides which of CHOOSERS there are.
     """
-    predictions = record["predictions"][:n]
-    answers, weights = {"majority": majority_vote(predictions)}, None
-    if "scores" in record:
-        scores = trajectory_scores(record, score_by)[:n]
-        weights = softmax(scores)  # (n,)
-        answers["best_of_n"] = best_of_n(predictions, scores)
-        answers["weighted_vote"] = weighted_vote(predictions, weights)
-    if "log_probs" in record:
-        numbers = [number for number in record["candidates"] if number in predictions]  # K'
-        log_probs = np.asarray(record["log_probs"], dtype=np.float64)[:n, : len(numbers)]  # (n, K')
-        uniform = np.full(n, 1 / n)
-        answers["bayesian_vote"] = _most_probable(numbers, uniform @ np.exp(log_probs))
-        answers["bayesian_geometric"] = _most_probable(numbers, uniform @ log_probs)
-        if weights is not None:
-            answers["reward_bayesian"] = _most_probable(numbers, weights @ np.exp(log_probs))
-    return answers
-
-
-def _most_probable(numbers, values):
-    return numbers[int(np.argmax(values))] if numbers else None
+    pool = Pool(record, n, score_by)
+    return {
+        name: chooser.choose(pool)
+        for name, chooser in CHOOSERS.items()
+        if all(map(pool.has, chooser.parts))
+    }
 
 
 def measure(records, report_n, score_by="sum"):
     """{"n_samples", "by_n": {N: {measure: {"value", "low", "high"}}}} in percent.
 
-    Beside the measures of utils.metrics these are the accuracy of every aggregator and
-    ``<name>_gain``, its paired difference to the majority vote, with a bootstrap interval. Also
+    Beside the measures of utils.metrics these are the accuracy of every chooser and
+    ``<name>_gain``, its paired difference to the majority vote, with a bootstrap interval; where
+    the greedy answers are recorded, also ``<name>_gain_over_greedy``, the vote's included. Also
     "thought_distance" (src.search.diversity) of the whole pools, no percentage, where all records
-    have it; those of runs before 2026-11-26 may not.
+    have it; those of runs before 2026-11-26 may not. Also "adaptive", see ``_measure_adaptive``.
     """
     pools = [(record["predictions"], record["answer"]) for record in records]
     by_n = summarize(pools, report_n)
     for n in report_n:
         answers = [aggregate(record, n, score_by) for record in records]
         hits = {name: _hits([chosen[name] for chosen in answers], records) for name in answers[0]}
-        majority = hits.pop("majority")
-        for name, values in hits.items():
-            by_n[str(n)][name] = measured(values)
-            by_n[str(n)][f"{name}_gain"] = measured(values - majority)
-    return {"n_samples": max(report_n)} | _distance(records) | {"by_n": by_n}
+        by_n[str(n)] |= _choices(hits)
+    largest = max(report_n)
+    measures = {"n_samples": largest} | _distance(records) | {"by_n": by_n}
+    return measures | (_measure_adaptive(records, largest) if largest > 1 else {})
+
+
+def _choices(hits):
+    """The measures of choosers, from {name: whether it is right (Q,)}."""
+    measures, majority, greedy = {}, hits["majority"], hits.get("greedy")
+    for name, values in hits.items():
+        if name != "majority":
+            measures[name] = measured(values)
+            measures[f"{name}_gain"] = measured(values - majority)
+        if greedy is not None and name != "greedy":
+            measures[f"{name}_gain_over_greedy"] = measured(values - greedy)
+    return measures
+
+
+def _measure_adaptive(records, n):
+    """{"adaptive": {error rate: {"accuracy", "gain", "samples"}}} of pools of n trajectories.
+
+    accuracy: of the vote that stops once it is decided (src.search.adaptive), in percent. gain: its
+    paired difference to the vote of n. samples: the mean number of trajectories.
+    """
+    pools = [record["predictions"][:n] for record in records]
+    vote, by_error = _hits([majority_vote(pool) for pool in pools], records), {}
+    for error in ERRORS:
+        sizes = [stopped_size(pool, error) for pool in pools]
+        stopped = [majority_vote(pool[:k]) for pool, k in zip(pools, sizes, strict=True)]
+        hits = _hits(stopped, records)
+        by_error[str(error)] = {
+            "accuracy": measured(hits),
+            "gain": measured(hits - vote),
+            "samples": measured(sizes, scale=1),
+        }
+    return {"adaptive": by_error}
+
+
+def measure_stopped(records, n_samples):
+    """The same form for pools that stopped when they were decided, of at most N trajectories.
+
+    Only measures that do not need N trajectories of every question: the vote's accuracy, the mean
+    number of "samples" (no percentage), and the unparsable answers' share of all.
+    """
+    pools = [record["predictions"] for record in records]
+    measures = {
+        "voting_accuracy": measured(_hits([record["vote"] for record in records], records)),
+        "samples": measured([len(pool) for pool in pools], scale=1),
+        "unparsable": measured([np.mean([p is None for p in pool]) for pool in pools]),
+    }
+    return {"n_samples": n_samples, "by_n": {str(n_samples): measures}}
 
 
 def _distance(records):
