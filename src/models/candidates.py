@@ -95,13 +95,13 @@ def candidates_of(predictions, answer_ids, distances, greedy_number, greedy_ids)
     )
 
 
-def greedy_distances(thoughts, num_thoughts, greedy, num_greedy):
+def greedy_distances(thoughts, num_thoughts, greedy):
     """Distances (N,) of trajectories' thoughts (N, T, D) from a greedy trajectory's (T', D).
 
     The mean, over the steps that both have, of the Euclidean distance. num_thoughts (N,).
     """
     steps = min(thoughts.shape[1], greedy.shape[0])
-    both = thought_mask(num_thoughts.clamp(max=num_greedy), steps)  # (N, S)
+    both = thought_mask(num_thoughts, steps)  # (N, S)
     apart = (thoughts[:, :steps] - greedy[:steps]).float().norm(dim=-1)  # (N, S)
     return (apart * both).sum(1) / both.sum(1)
 

@@ -27,6 +27,8 @@ class LatentRM:
     after the thoughts; the reward is the classifier's at the answer's last token.
     """
 
+    judges_pools = False  # a PoolJudge does
+
     def add_heads(self):
         """Adds the classifier, and CODI's projector between a hidden state and it."""
         self.projector = new_projector(self.config)

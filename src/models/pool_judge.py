@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from src.models.candidates import Candidates, read_candidates
+from src.models.candidates import Candidates, candidates_of, greedy_distances, read_candidates
 
 FEATURES = 6  # see PoolJudge._features
 _THOUGHTS = 64  # later thoughts share the last position embedding; so do later answer tokens
@@ -44,6 +44,7 @@ class PoolJudge(PreTrainedModel):
     """Scores (Q, K) of candidates; the highest one is the judge's answer."""
 
     config_class = PoolJudgeConfig
+    judges_pools = True  # a LatentRM scores trajectories
 
     def __init__(self, config):
         super().__init__(config)
@@ -99,20 +100,24 @@ class PoolJudge(PreTrainedModel):
         return torch.cat((of_pool, log_probs[..., None]), dim=-1)
 
     @torch.inference_mode()
-    def judge(self, generator, prompts, greedy, pools):
+    def judge(self, generator, prompts, greedy, trajectories, parse):
         """The judge's view of Q questions' pools, a list of {"answers": numbers, "scores": floats}.
 
         generator: whose states are read. prompts: Q lists of token ids. greedy: the Trajectories of
-        the questions' greedy trajectories. pools: Q Candidates, see ``candidates_of``.
+        the questions' greedy trajectories. parse(ids): the number in an answer, or None. Also
+        returns how many token positions were read.
         """
+        eos = generator.config.eos_token_id
+        pools = [_candidates(greedy, trajectories, q, parse, eos) for q in range(len(prompts))]
         candidates = Candidates.stack(pools).to(self.device)
         thoughts, num_thoughts = greedy.thoughts[:, 0], greedy.num_thoughts[:, 0]
         reading = read_candidates(generator, prompts, thoughts, num_thoughts, candidates)
         scores = self(reading, candidates).tolist()
-        return [
+        judged = [
             {"answers": numbers, "scores": [round(x, 4) for x in of_question[: len(numbers)]]}
             for numbers, of_question in zip(candidates.numbers, scores, strict=True)
         ]
+        return judged, int(reading.valid.sum())
 
     def _read(self, reading):
         """What the generator's states say of each candidate, (R, W)."""
@@ -125,6 +130,21 @@ class PoolJudge(PreTrainedModel):
         last = reading.valid.sum(1) - 1  # (R,)
         last = x.take_along_dim(last[:, None, None], dim=1)[:, 0]  # (R, W)
         return self.summary(torch.cat((mean, last), dim=-1))
+
+
+def _candidates(greedy, trajectories, q, parse, eos):
+    """The Candidates of question number q."""
+    thoughts, num_thoughts = trajectories.thoughts[q], trajectories.num_thoughts[q]
+    of_greedy = greedy.thoughts[q, 0, : int(greedy.num_thoughts[q, 0])]  # (T', D)
+    distances = greedy_distances(thoughts, num_thoughts.to(thoughts.device), of_greedy)  # (N,)
+    answers = zip(trajectories.tokens[q], trajectories.finished[q], strict=True)
+    return candidates_of(
+        [parse(ids) for ids in trajectories.tokens[q]],
+        [ids + [eos] * finished for ids, finished in answers],
+        distances.cpu(),
+        parse(greedy.tokens[q][0]),
+        greedy.tokens[q][0] + [eos] * greedy.finished[q][0],
+    )
 
 
 def _encoder(config):

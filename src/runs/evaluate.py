@@ -17,11 +17,11 @@ from src.models.loading import checkpoint_files
 from src.runs.job import Job
 from src.runs.report import print_report, print_reward_report, print_stopped_report
 from src.sampling.compilation import timed_apart
+from src.sampling.trajectories import Trajectories
 from src.search.beam_search import beam_search
 from src.search.best_of_n import (
     count_answers,
     rewards_of_thoughts,
-    sample_greedy,
     sample_pool,
     sample_until_decided,
     score_pools,
@@ -29,6 +29,7 @@ from src.search.best_of_n import (
 )
 from src.search.choosers import trajectory_scores
 from src.search.diversity import thought_distances
+from src.search.greedy import greedy_fields, judge_pools, think_greedily
 from src.search.voting import measure, measure_beams, measure_stopped
 from utils import records
 from utils.answers import is_right
@@ -154,7 +155,14 @@ class RewardEvaluation(Evaluation):
         self.limit_memory()
 
     def models(self):
-        return [*super().models(), self.reward_model()]
+        """Those that share the memory; a pool judge is small."""
+        reward_model = self.reward_model()
+        if not reward_model.judges_pools:
+            return [*super().models(), reward_model]
+        if self.mode not in ("best_of_n", "saved_pool"):
+            fault = f"judges whole pools, it can't guide --prm_mode {self.mode}"
+            raise UserError(f"--prm_id {self.arguments.prm_id}: {fault}; choose a LatentRM")
+        return super().models()
 
     def reward_model(self):
         """The LatentRM, after a check that it suits the backbone."""
@@ -209,17 +217,34 @@ def _parser(evaluation):
 def _sample_pool(evaluation, batch, sizes, reward_model=None):
     (model, _), arguments = evaluation.backbone(), evaluation.arguments
     request, parse = evaluation.request(batch), _parser(evaluation)
+    judges = reward_model is not None and reward_model.judges_pools
     pool = sample_pool(
         *(model, request, sizes, evaluation.counters),
-        *(parse if arguments.bayesian_vote else None, reward_model, arguments.signals),
+        *(parse if arguments.bayesian_vote else None, None if judges else reward_model),
+        arguments.signals,
     )
     trajectories, fields = pool
-    if arguments.signals:
-        fields["greedy"] = sample_greedy(model, request, parse, evaluation.counters[sizes[0]])
+    fields |= _greedy_views(
+        evaluation, request, trajectories, sizes, reward_model if judges else None
+    )
     if request.n_samples > 1:
         distances = thought_distances(trajectories.thoughts, trajectories.num_thoughts)
         fields["thought_distance"] = distances
     return trajectories, fields
+
+
+def _greedy_views(evaluation, request, trajectories, sizes, judge):
+    """What the greedy trajectories say of pools: {key: a value for each question}."""
+    (model, _), signals = evaluation.backbone(), evaluation.arguments.signals
+    fields, counters, parse = {}, evaluation.counters, _parser(evaluation)
+    if signals or judge is not None:
+        greedy = think_greedily(model, request, counters[sizes[0]])
+    if signals:
+        fields |= greedy_fields(model, greedy, trajectories, parse, counters[sizes[0]])
+    if judge is not None:
+        pools = (greedy, trajectories, sizes)
+        fields["judged"] = judge_pools(judge, model, *pools, parse, counters)
+    return fields
 
 
 def search_beams(evaluation, batch):
@@ -255,16 +280,33 @@ def score_saved_pool(evaluation, batch):
         latents = records.read_latents(path)
         if latents["corrects"].tolist() != record["correct"]:
             raise UserError(f"{path}: does not belong to samples.jsonl; sample the pool again")
-        with timed(counter, "seconds"), timed(counter, "reward_seconds"):
-            fields = score_pools(
-                evaluation.reward_model(),
-                [evaluation.prompts[i].tolist()],
-                latents["latent_embeds"][None],
-                latents["latent_lengths"][None],
-                [latents["answer_ids"]],
-            )
+        if evaluation.reward_model().judges_pools:
+            fields = _judge_saved(evaluation, i, latents)
+        else:
+            with timed(counter, "seconds"), timed(counter, "reward_seconds"):
+                fields = score_pools(
+                    evaluation.reward_model(),
+                    [evaluation.prompts[i].tolist()],
+                    latents["latent_embeds"][None],
+                    latents["latent_lengths"][None],
+                    [latents["answer_ids"]],
+                )
         new.append(record | {key: values[0] for key, values in fields.items()})
     return new
+
+
+def _judge_saved(evaluation, i, latents):
+    """The judge's views of the pool of question i, of which ``latents`` were saved."""
+    model, _ = evaluation.backbone()
+    ids, eos = latents["answer_ids"], model.config.eos_token_id
+    finished = (ids == eos).any(1)  # (N,)
+    tokens = [[t for t in row if t not in (-1, eos)] for row in ids.tolist()]
+    pool = (latents["latent_embeds"][None], latents["latent_lengths"][None])
+    trajectories = Trajectories(*pool, [tokens], [finished.tolist()])
+    sizes, counters = evaluation.arguments.report_n, evaluation.counters
+    greedy = think_greedily(model, evaluation.request([i]), counters[sizes[0]])
+    judge, parse = evaluation.reward_model(), _parser(evaluation)
+    return {"judged": judge_pools(judge, model, greedy, trajectories, sizes, parse, counters)}
 
 
 MODES = {

@@ -78,6 +78,15 @@ class Trajectories:
     tokens: list
     finished: list
 
+    def first(self, n):
+        """The first n trajectories of each question."""
+        return Trajectories(
+            self.thoughts[:, :n],
+            self.num_thoughts[:, :n],
+            [of_question[:n] for of_question in self.tokens],
+            [of_question[:n] for of_question in self.finished],
+        )
+
     def thoughts_of(self, q):
         """Thoughts (N, T', D) of question number q, T' those of its longest trajectory."""
         return self.thoughts[q, :, : int(self.num_thoughts[q].max())]

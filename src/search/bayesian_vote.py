@@ -73,7 +73,7 @@ class LikelihoodPool:
         """Adds further trajectories, with the State that ``sample_with_state`` gave."""
         part = _Part(request, *self._read_start(request, state), [[] for _ in self.texts])
         given = zip(self.texts, trajectories.tokens, trajectories.finished, strict=True)
-        new = [self._new_texts(*of_question) for of_question in given]
+        new = [self.new_texts(*of_question) for of_question in given]
         for earlier in self.parts:  # these need the new answers only
             self._score(earlier, new)
         self.texts = [texts | more for texts, more in zip(self.texts, new, strict=True)]
@@ -82,6 +82,17 @@ class LikelihoodPool:
         if in_memory + len(part.state) > rows_in_flight(self.model, request):
             part.state = part.hidden = None
         self.parts.append(part)
+
+    @torch.inference_mode()
+    def of_texts(self, request, state, texts):
+        """log p of given answers under other trajectories, which do not join the pool.
+
+        texts: {number: token ids with end-of-text} of each question. Returns an (n, K) tensor for
+        each question.
+        """
+        part = _Part(request, *self._read_start(request, state), [[] for _ in texts])
+        self._score(part, texts)
+        return [torch.cat(of_question, 1) for of_question in part.log_probs]
 
     def _read_start(self, request, state):
         """The State after the end-of-thinking token, and the hidden states (R, D) there."""
@@ -107,7 +118,7 @@ class LikelihoodPool:
             "log_probs": [rounded(question.log_probs) for question in of_questions],
         }
 
-    def _new_texts(self, texts, answers, finished):
+    def new_texts(self, texts, answers, finished):
         """{number: token ids} of the answers that are not in ``texts``."""
         new = {}
         for ids, done in zip(answers, finished, strict=True):

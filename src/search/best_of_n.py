@@ -5,12 +5,12 @@ Counter} of the step by which it grew to that size: ``trajectories``; ``latent_s
 passes that yield a thought; ``tokens``, answer tokens written; ``candidate_tokens``, answer tokens
 read for the Bayesian vote; ``confidence_tokens``, those read for log-probabilities of answers and
 self-certainty; ``greedy_trajectories``, ``greedy_latent_steps``, ``greedy_tokens`` of the greedy
-answer; ``seconds``, and of them ``PART_seconds`` of each part of src.search.choosers.PARTS.
+answer; ``rerank_tokens`` and ``judge_tokens``, read of its pool's answers; ``seconds``, and of them
+``PART_seconds`` of each part of src.search.choosers.PARTS.
 
 Shapes: Q questions, N trajectories of each, T thoughts, A answer tokens, D model width.
 """
 
-from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,7 +20,6 @@ from torch.nn.utils.rnn import pad_sequence
 from src.sampling.compilation import timed_apart
 from src.sampling.engine import sample
 from src.sampling.memory import question_parts, rows_in_flight, rows_within, sample_parts
-from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Trajectories, concatenate_lists, pad_right
 from src.search.adaptive import checkpoints, decided
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
@@ -35,9 +34,9 @@ def sample_pool(model, request, sizes, counters, parse=None, reward_model=None, 
 
     parse(ids): the number in an answer's token ids; given, the pool has answer likelihoods.
     reward_model: given, the pool has rewards. signals: whether it has what the choosers without
-    training read, but for the greedy answer (``sample_greedy``). Returns Trajectories and {key: a
-    value for each question}, with the keys of ``score_pools``, of ConfidencePool, "candidates" with
-    "log_probs", and "centroid_distances" and "log_densities", {size: n values}.
+    training read, but for the greedy trajectory (src.search.greedy). Returns Trajectories and {key:
+    a value for each question}, with the keys of ``score_pools``, of ConfidencePool, "candidates"
+    with "log_probs", and "centroid_distances" and "log_densities", {size: n values}.
     """
     request, rows = replace(request, n_samples=sizes[-1]), len(request.prompts) * sizes[-1]
     if parse or signals:  # the state of a pool stays in memory while it grows
@@ -141,7 +140,7 @@ def sample_until_decided(model, request, error, parse, counter):
         )
         with timed_apart(model, counter):
             trajectories = sample(model, round_)
-        count_trajectories(model, counter, trajectories)
+        count_trajectories(model, request, counter, trajectories)
         for q, new in zip(open_questions, trajectories.tokens, strict=True):
             answers[q] += new
             numbers[q] += map(parse, new)
@@ -150,20 +149,6 @@ def sample_until_decided(model, request, error, parse, counter):
         if not open_questions:
             break
     return answers
-
-
-def sample_greedy(model, request, parse, counter):
-    """The numbers in the greedy answers of Q questions, None where there is none.
-
-    One deterministic trajectory a question, counted in ``counter`` under names with ``greedy_``.
-    """
-    spent = Counter()
-    greedy = replace(request, n_samples=1, first_sample=0, sampling=DETERMINISTIC)
-    with timed_apart(model, counter), timed(counter, "greedy_seconds"):
-        trajectories = sample(model, greedy)
-        count_trajectories(model, spent, trajectories)
-    counter.update({f"greedy_{name}": number for name, number in spent.items()})
-    return [parse(answers[0]) for answers in trajectories.tokens]
 
 
 def count_trajectories(model, request, counter, trajectories):

@@ -18,6 +18,8 @@ PARTS = {
     "reward": ("scores",),
     "candidate": ("candidates", "log_probs"),
     "greedy": ("greedy",),
+    "rerank": ("rerank_candidates", "rerank_log_probs"),
+    "judge": ("judged",),
     "confidence": ("answer_log_probs", "self_certainties"),
     "agreement": ("centroid_distances", "log_densities"),
 }
@@ -122,6 +124,21 @@ def _greedy_voter(pool):
     return weighted_vote(votes, [GREEDY_SHARE * pool.n, *[1] * pool.n])
 
 
+def _greedy_rerank(pool):
+    """The most probable one after the greedy thoughts, of the n answers and the greedy one."""
+    known = zip(pool.record["rerank_candidates"], pool.record["rerank_log_probs"], strict=True)
+    given = {*pool.predictions, pool.record["greedy"]}
+    log_probs = {number: log_prob for number, log_prob in known if number in given}
+    return max(log_probs, key=log_probs.get, default=None)
+
+
+def _pool_judge(pool):
+    """The highest score of a PoolJudge (src.models.pool_judge), the greedy answer included."""
+    judged = pool.record["judged"][str(pool.n)]
+    scores = dict(zip(judged["answers"], judged["scores"], strict=True))
+    return max(scores, key=scores.get, default=None)
+
+
 def _log_prob_vote(pool):
     """Each vote counts p(answer | its own trajectory), end-of-text included."""
     return weighted_vote(pool.predictions, np.exp(pool.first("answer_log_probs")))
@@ -180,6 +197,8 @@ CHOOSERS = {  # tables have this order
     "reward_bayesian": Chooser(_reward_bayesian, ("reward", "candidate")),
     "greedy": Chooser(_greedy, ("greedy",)),
     "greedy_voter": Chooser(_greedy_voter, ("greedy",)),
+    "greedy_rerank": Chooser(_greedy_rerank, ("greedy", "rerank")),
+    "pool_judge": Chooser(_pool_judge, ("judge",)),
     "log_prob_vote": Chooser(_log_prob_vote, ("confidence",)),
     "log_prob_best": Chooser(_log_prob_best, ("confidence",)),
     "self_certainty_vote": Chooser(_self_certainty_vote, ("confidence",)),

@@ -102,9 +102,8 @@ class CandidateDataset(Dataset):
         return question["input_ids"][0].tolist(), thoughts, found, corrects
 
     def _candidates(self, question, size, thoughts, greedy_ids):
-        distances = greedy_distances(
-            question["latent_embeds"], question["latent_lengths"], thoughts, len(thoughts)
-        )
+        sampled = (question["latent_embeds"], question["latent_lengths"])
+        distances = greedy_distances(*sampled, thoughts)
         predictions = [None if x != x else x for x in question["predictions"].tolist()]  # NaN
         ids = [[t for t in row if t >= 0] for row in question["answer_ids"].tolist()]
         parts = (predictions[:size], ids[:size], distances[:size])

@@ -1,0 +1,81 @@
+"""What a question's greedy trajectory says of the answers in its pool.
+
+Sampled trajectories propose answers, and the greedy one, which thinks without perturbation, says
+how probable each of them is. Its own answer is one more candidate.
+
+Shapes: Q questions, K candidates of a question.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from src.sampling.compilation import timed_apart
+from src.sampling.samplers import DETERMINISTIC
+from src.sampling.state import State
+from src.sampling.trajectories import Request, Trajectories
+from src.search.bayesian_vote import LikelihoodPool, sample_with_state
+from src.search.best_of_n import count_trajectories
+from utils.progress import timed
+
+
+@dataclass
+class Greedy:
+    """The greedy trajectories of Q questions, and their State before the answers."""
+
+    request: Request
+    state: State
+    trajectories: Trajectories
+
+
+def think_greedily(model, request, counter):
+    """The Greedy of a request's questions, counted in ``counter`` under names with ``greedy_``."""
+    spent = Counter()
+    request = replace(request, n_samples=1, first_sample=0, sampling=DETERMINISTIC)
+    with timed_apart(model, counter), timed(counter, "greedy_seconds"):
+        trajectories, state = sample_with_state(model, request)
+        count_trajectories(model, request, spent, trajectories)
+    counter.update({f"greedy_{name}": number for name, number in spent.items()})
+    return Greedy(request, state, trajectories)
+
+
+def greedy_fields(model, greedy, trajectories, parse, counter):
+    """{key: a value for each question} of pools of Trajectories.
+
+    "greedy": the number in the greedy answer, or None. "rerank_candidates": the K numbers in the
+    pool's answers and the greedy one. "rerank_log_probs": log p(text of the candidate, end-of-text
+    | greedy thoughts), K floats; the text is that of the first trajectory with this number.
+    parse(ids): the number in an answer. ``counter`` gets "rerank_tokens" and "rerank_seconds".
+    """
+    numbers = [parse(answers[0]) for answers in greedy.trajectories.tokens]
+    with timed_apart(model, counter), timed(counter, "rerank_seconds"):
+        reader = LikelihoodPool(model, parse, len(numbers))
+        texts = [{} for _ in numbers]
+        for part in (greedy.trajectories, trajectories):
+            for q, answers in enumerate(zip(part.tokens, part.finished, strict=True)):
+                texts[q] |= reader.new_texts(texts[q], *answers)
+        log_probs = reader.of_texts(greedy.request, greedy.state, texts)
+    counter["rerank_tokens"] += reader.tokens_read
+    return {
+        "greedy": numbers,
+        "rerank_candidates": [list(of_question) for of_question in texts],
+        "rerank_log_probs": [[round(x, 4) for x in found[0].tolist()] for found in log_probs],
+    }
+
+
+def judge_pools(judge, model, greedy, trajectories, sizes, parse, counters):
+    """{size: the judge's view of the first so many trajectories} of each question, for ``sizes``.
+
+    judge: a PoolJudge (src.models.pool_judge), whose ``judge`` gives the views. The counter of a
+    size gets by how much its "judge_tokens" and "judge_seconds" exceed those of the size before.
+    """
+    views, before = [{} for _ in greedy.request.prompts], Counter()
+    for size in sizes:
+        spent = Counter()
+        with timed_apart(model, counters[size]), timed(spent, "judge_seconds"):
+            pool = (greedy.trajectories, trajectories.first(size))
+            judged, spent["judge_tokens"] = judge.judge(model, greedy.request.prompts, *pool, parse)
+        counters[size].update({name: spent[name] - before[name] for name in spent})
+        before = spent
+        for view, of_question in zip(views, judged, strict=True):
+            view[str(size)] = of_question
+    return views
