@@ -101,6 +101,22 @@ class LatentRM:
         states = hidden.take_along_dim(before[..., None], dim=2)  # (Q, N, A, D)
         return hidden[:, :, : latent_embeds.shape[2]], states
 
+    def append_answers(self, thoughts, num_thoughts, answers):
+        """Inputs (R, T + 1 + A, D) that continue R rows: thoughts, end-of-thinking token, answers.
+
+        thoughts (R, T, D), of which num_thoughts (R,) exist; answers (R, A), padded with -1.
+        """
+        end = torch.full_like(answers[:, :1], self.config.end_latent_token_id)
+        tokens = self.embed(torch.cat((end, answers.clamp(min=0)), dim=1))  # (R, 1 + A, D)
+        return insert_after_thoughts(thoughts, tokens, num_thoughts)
+
+    def answer_rewards(self, hidden, num_thoughts, answers):
+        """The answers' rewards (R,), from hidden states (R, T + 1 + A, D) at ``append_answers``."""
+        before = torch.arange(answers.shape[1], device=hidden.device)
+        before = num_thoughts[:, None] + before  # (R, A)
+        states = hidden.take_along_dim(before[..., None], dim=1)  # (R, A, D)
+        return self.answer_log_probs(states, answers)
+
     def _embed_answers(self, answers):
         """Inputs (R, A, D): the end-of-thinking token, then answers (R, A) but their last token.
 

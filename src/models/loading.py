@@ -15,6 +15,7 @@ from src.models.architectures import class_name
 from src.models.latent_rm import LATENT_RMS
 from src.models.precision import DTYPES
 from src.models.tokenizers import missing_tokens
+from utils.config import read_yaml
 from utils.errors import UserError, warn
 from utils.files import sha256
 
@@ -22,6 +23,7 @@ _WEIGHTS = "*.safetensors"
 _FILES = [_WEIGHTS, "*.safetensors.index.json", "config.json", "*token*.json"]
 _FILES += ["vocab.json", "merges.txt"]
 GENERATION = "generation_config.json"
+_RECIPE = "recipe.yaml"
 
 
 def default_backbone(model_type):
@@ -63,7 +65,7 @@ def checkpoint_folder(kind, model_id):
             raise _not_found(kind, given, "no config.json there")
         return path
     try:
-        return Path(snapshot_download(model_id, allow_patterns=[*_FILES, GENERATION]))
+        return Path(snapshot_download(model_id, allow_patterns=[*_FILES, GENERATION, _RECIPE]))
     except Exception as error:  # the hub's errors share no base class
         reason = f"no such folder, and not to be had from the hub ({type(error).__name__})"
         raise _not_found(kind, given, reason) from None
@@ -104,6 +106,16 @@ def checkpoint_defaults(model_type, model_id):
         return backbone.generation_defaults(values)
     except (UserError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: {error}; correct it or remove the key") from None
+
+
+def gives_probabilities(prm_id):
+    """Whether sigmoid(r_t) of a LatentRM is a probability: its recipe.yaml has a BCE loss of r_t.
+
+    Raises UserError when the checkpoint is missing or the recipe can't be read.
+    """
+    path = checkpoint_folder("rm", prm_id) / _RECIPE
+    recipe = read_yaml(path) if path.is_file() else {}
+    return bool(dict(recipe.get("loss") or {}).get("bce")) and not recipe.get("cumulative")
 
 
 def checkpoint_architecture(model_type, model_id):

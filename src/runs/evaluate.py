@@ -1,4 +1,4 @@
-"""Evaluation on a data file: sampling and voting, best-of-N, beam search.
+"""Evaluation on a data file: sampling and voting, best-of-N, searches.
 
 MODES has a function for each way to answer a batch of questions: function(evaluation, batch)
 returns their records.
@@ -20,13 +20,16 @@ from src.sampling.compilation import timed_apart
 from src.search.beam_search import beam_search
 from src.search.best_of_n import (
     count_answers,
+    num_scored,
     rewards_of_thoughts,
     sample_pool,
     score_pools,
     score_trajectories,
 )
 from src.search.diversity import thought_distances
-from src.search.voting import measure, measure_beams, trajectory_scores
+from src.search.guides import ANSWER_GUIDES, RewardGuide
+from src.search.lookahead import ANSWER
+from src.search.voting import measure, measure_search, trajectory_scores
 from utils import records
 from utils.answers import is_right
 from utils.errors import UserError
@@ -109,6 +112,11 @@ class Evaluation(Job):
         write_json(path, metrics)
         return metrics
 
+    def parse(self, ids):
+        """The number in an answer's token ids, or None."""
+        model, tokenizer = self.backbone()
+        return model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
+
     def measure(self, all_records):
         return measure(all_records, self.arguments.report_n)
 
@@ -131,30 +139,47 @@ class RewardEvaluation(Evaluation):
         return "saved_pool" if self.arguments.pool else self.arguments.prm_mode
 
     def fingerprint(self):
+        if self.arguments.prm_id is None:
+            return super().fingerprint()
         files = checkpoint_files("rm", self.arguments.prm_id)
         return super().fingerprint() | {"prm_sha256": sha256(files)}
 
     def prepare(self):
         if self.mode != "saved_pool":
             super().prepare()
+            self._check_lookahead()
             return
         if self.prompts is None:  # those of the pool, whose files are thus found to be there
             paths = [records.latents_path(self.arguments.pool, i) for i in range(len(self.pool))]
             self.prompts = [records.read_latents(path)["input_ids"].numpy() for path in paths]
         self.limit_memory()
 
+    def _check_lookahead(self):
+        args = self.arguments
+        if args.lookahead == ANSWER and args.prm_id and not self.reward_model().scores_answer:
+            mend = "choose a number of thoughts"
+            raise UserError(f"--lookahead {ANSWER}: {args.prm_id} does not score answers; {mend}")
+
     def models(self):
-        return [*super().models(), self.reward_model()]
+        models = super().models()
+        return models if self.arguments.prm_id is None else [*models, self.reward_model()]
 
     def reward_model(self):
         """The LatentRM, after a check that it suits the backbone."""
         self.backbone()
         return self.loader.reward_model(self.arguments.prm_id, self.arguments.model_dtype)
 
+    def guide(self, plan):
+        """What judges the prefixes of a search."""
+        if self.arguments.guide == "rm":
+            return RewardGuide(self.reward_model(), plan.lookahead)
+        return ANSWER_GUIDES[self.arguments.guide](self.backbone()[0], self.parse)
+
     def measure(self, all_records):
-        if self.mode == "beam_search":
-            return measure_beams(all_records, self.arguments.num_beams)
-        return measure(all_records, self.arguments.report_n, self.arguments.score_by)
+        args = self.arguments
+        if args.searches:
+            return measure_search(all_records, args.prm_mode, args.score_by)
+        return measure(all_records, args.report_n, args.score_by)
 
     def report(self, metrics):
         print_reward_report(metrics, self.folder)
@@ -179,13 +204,8 @@ def sample_and_score(evaluation, batch):
 
 
 def _sample_pool(evaluation, batch, sizes, reward_model=None):
-    model, tokenizer = evaluation.backbone()
-
-    def parse(ids):
-        return model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
-
-    parse = parse if evaluation.arguments.bayesian_vote else None
-    request = evaluation.request(batch)
+    model, request = evaluation.backbone()[0], evaluation.request(batch)
+    parse = evaluation.parse if evaluation.arguments.bayesian_vote else None
     pool = sample_pool(model, request, sizes, evaluation.counters, parse, reward_model)
     trajectories, fields = pool
     if request.n_samples > 1:
@@ -195,22 +215,21 @@ def _sample_pool(evaluation, batch, sizes, reward_model=None):
 
 
 def search_beams(evaluation, batch):
-    """Records of the surviving beams; the vote is the answer of the best one."""
+    """Records of what a search returns; the vote is the answer of the best of it."""
     arguments, (model, _) = evaluation.arguments, evaluation.backbone()
-    reward_model, request = evaluation.reward_model(), evaluation.request(batch)
-    num_beams, num_proposals = arguments.num_beams, arguments.num_beam_candidates
-    counter = evaluation.counters[num_beams]
+    request, plan = evaluation.request(batch), arguments.plan()
+    counter = evaluation.counters[plan.num_survivors]
     with timed_apart(model, counter):
-        beams = beam_search(
-            model, reward_model, request, num_beams, num_proposals, arguments.score_by
-        )
+        beams = beam_search(model, evaluation.guide(plan), request, plan)
         trajectories = beams.trajectories
-        if reward_model.scores_answer:  # the search has scored the thoughts, not the answers
-            eos = model.config.eos_token_id
+        if arguments.guide == "rm" and evaluation.reward_model().scores_answer:
+            # The search keeps the rewards of thoughts, not those of answers.
+            eos, reward_model = model.config.eos_token_id, evaluation.reward_model()
             fields = score_trajectories(reward_model, request.prompts, trajectories, eos)
+            counter.update(reward_steps=num_scored(reward_model, trajectories))
         else:
             fields = {"scores": rewards_of_thoughts(beams.rewards, trajectories.num_thoughts)}
-    counter.update(latent_steps=beams.num_forward_passes)
+    counter.update(beams.counts)
     count_answers(counter, trajectories)
     new = _new_records(evaluation, batch, trajectories, fields)
     for record in new:
@@ -243,6 +262,7 @@ MODES = {
     "sample": sample_and_vote,
     "best_of_n": sample_and_score,
     "beam_search": search_beams,
+    "dvts": search_beams,
     "saved_pool": score_saved_pool,
 }
 

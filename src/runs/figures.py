@@ -28,6 +28,7 @@ from src.runs.figure_style import (
     GREY,
     METHOD_COLORS,
     STYLE,
+    base_method,
     draw_band,
     draw_curve,
     draw_legend,
@@ -39,11 +40,12 @@ from src.runs.figure_style import (
     set_log_axis,
 )
 from src.runs.figure_training import training_figures
+from src.runs.tables import is_search
 from utils.errors import UserError
 from utils.files import atomic_path
 
 BEST_METHODS = 2  # that are shown beside the vote where room is short
-COSTS = ("generator's latent forward passes a question", "milliseconds a question")
+COSTS = ("generator's passes a question (thoughts, tokens)", "milliseconds a question")
 FORMATS = ("png", "pdf")
 KINDS = ("coverage", "cost", "gains", "latent_rm", "diversity", "map")
 
@@ -199,24 +201,31 @@ def cost_figure(title, panels):
     for axis, label in zip(axes[-columns:], COSTS, strict=True):
         axis.set_xlabel(label)
         set_log_axis(axis, (1, 3))
-    shown = [m for m in METHOD_COLORS if any(m in panel.methods for panel in panels)]
+    draw_legend(figure, _cost_entries(panels) | greedy_entry(panels))
+    return figure
+
+
+def _cost_entries(panels):
+    """The legend of the cost figure. The first search says how many proposals searches have."""
+    methods = {m for panel in panels for m in panel.methods if base_method(m) in METHOD_COLORS}
+    order = list(METHOD_COLORS)
+    shown = sorted(methods, key=lambda m: (order.index(base_method(m)), m))
     budgets = sorted({n for panel in panels for n in panel.proposals})
-    names = {
-        "majority": "majority, 95 % band",
-        "beam_search": f"beam_search, {' or '.join(map(str, budgets))} proposals",
-    }
+    names = {"majority": "majority, 95 % band"}
+    searches = [method for method in shown if is_search(method)]
+    if searches:
+        names[searches[0]] = f"{searches[0]}, {' or '.join(map(str, budgets))} proposals"
     entries = {names.get(method, method): method_look(method) for method in shown}
     if any(panel.coverage.size for panel in panels):
         entries["coverage"] = COVERAGE_LOOK
-    draw_legend(figure, entries | greedy_entry(panels))
-    return figure
+    return entries
 
 
 def _draw_costs(axis, panel, cost):
     """One panel. Only the vote has a band: those of all methods would hide each other."""
     axis.plot(panel.coverage[:, cost], panel.coverage[:, 2], **COVERAGE_LOOK)
     for method, points in panel.methods.items():
-        if method in METHOD_COLORS:
+        if base_method(method) in METHOD_COLORS:
             axis.plot(points[:, cost], points[:, 2], **method_look(method))
         if method == "majority":
             draw_band(axis, points[:, cost], points[:, 3], points[:, 4], METHOD_COLORS[method])

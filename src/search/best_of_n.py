@@ -3,7 +3,9 @@
 A pool grows through sizes, so that what each size costs is measured. Its counters are {size:
 Counter} of the step by which it grew to that size: ``trajectories``; ``latent_steps``, forward
 passes that yield a thought; ``tokens``, answer tokens written; ``candidate_tokens``, answer tokens
-read for the Bayesian vote; ``seconds``, and of them ``candidate_seconds`` and ``reward_seconds``.
+read for the Bayesian vote; ``reward_steps``, thoughts and answer tokens that the reward model read;
+``seconds``, and of them ``candidate_seconds`` and ``reward_seconds``. A search has
+``lookahead_steps`` and ``lookahead_tokens``, too: the passes and tokens that it looked ahead.
 
 Shapes: Q questions, N trajectories of each, T thoughts, A answer tokens, D model width.
 """
@@ -54,6 +56,7 @@ def _grow_pool(model, request, sizes, counters, parse, reward_model):
                 with timed(counter, "reward_seconds"):
                     eos = model.config.eos_token_id
                     rewards.append(score_trajectories(reward_model, part.prompts, parts[-1], eos))
+                counter.update(reward_steps=num_scored(reward_model, parts[-1]))
         num_forward_passes = int((parts[-1].num_thoughts + model.stops_itself).sum())
         counter.update(latent_steps=num_forward_passes)
         count_answers(counter, parts[-1])
@@ -91,6 +94,15 @@ def count_answers(counter, trajectories):
     """Adds trajectories and answer tokens to a counter."""
     written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
     counter.update(trajectories=trajectories.num_thoughts.numel(), tokens=written)
+
+
+def num_scored(reward_model, trajectories):
+    """Thoughts and answer tokens of Trajectories that the reward model reads to score them."""
+    if not reward_model.scores_answer:
+        return int(trajectories.num_thoughts.sum())
+    pairs = zip(trajectories.tokens, trajectories.finished, strict=True)
+    tokens = sum(sum(map(len, answers)) + sum(finished) for answers, finished in pairs)
+    return int(trajectories.num_thoughts.sum()) + tokens
 
 
 def score_trajectories(reward_model, prompts, trajectories, eos):

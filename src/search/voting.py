@@ -1,6 +1,7 @@
 """From a pool of answers to one: aggregators, their accuracy, their gain over the vote."""
 
 import numpy as np
+import torch
 
 from utils.answers import is_right
 from utils.metrics import (
@@ -13,14 +14,17 @@ from utils.metrics import (
     weighted_vote,
 )
 
+# Votes of the leaves of DVTS: their names in its measures, and in ``aggregate``.
+LEAF_VOTES = {"dvts_vote": "majority", "dvts_weighted_vote": "weighted_vote"}
+
 
 def trajectory_scores(record, score_by):
     """The scores of a record's N trajectories, a list (utils.metrics.trajectory_score)."""
-    answers = record.get("answer_scores") or [0.0] * len(record["scores"])
-    return [
-        trajectory_score(sum(rewards), len(rewards), score_by, answer)
-        for rewards, answer in zip(record["scores"], answers, strict=True)
-    ]
+    lengths = [len(rewards) for rewards in record["scores"]]
+    padded = [r + [0.0] * (max(lengths) - len(r)) for r in record["scores"]]  # (N, T)
+    answers = record.get("answer_scores") or [0.0] * len(lengths)
+    rewards, answers = (torch.tensor(x, dtype=torch.float64) for x in (padded, answers))
+    return trajectory_score(rewards, torch.tensor(lengths), score_by, answers).tolist()
 
 
 def aggregate(record, n, score_by="sum"):
@@ -88,9 +92,23 @@ def _hits(answers, records):
     return np.array([float(is_right(number, record["answer"])) for number, record in pairs])
 
 
-def measure_beams(records, num_beams):
-    """The same form for beam search: the best beam's accuracy, and what the survivors cover."""
+def measure_search(records, mode, score_by):
+    """The same form for a search, ``mode`` beam_search or dvts, with N the survivors it returns.
+
+    These are the accuracy of the best one by its score and the coverage of all; for DVTS, which
+    returns the leaves of its subtrees, also that of their majority and their weighted vote.
+    """
     best = _hits([record["vote"] for record in records], records)
     covered = [any(record["correct"]) for record in records]
-    by_n = {str(num_beams): {"beam_search": measured(best), "coverage": measured(covered)}}
-    return {"n_samples": num_beams, "by_n": by_n}
+    measures, size = {mode: measured(best), "coverage": measured(covered)}, num_survivors(records)
+    if mode == "dvts":
+        votes = [aggregate(record, size, score_by) for record in records]
+        for name, method in LEAF_VOTES.items():
+            hits = _hits([vote[method] for vote in votes], records)
+            measures[name] = measured(hits)
+    return {"n_samples": size, "by_n": {str(size): measures}}
+
+
+def num_survivors(records):
+    """How many trajectories a search returns for each question of its records."""
+    return len(records[0]["predictions"])
