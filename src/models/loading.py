@@ -108,8 +108,17 @@ def checkpoint_defaults(model_type, model_id):
         raise UserError(f"{path}: {error}; correct it or remove the key") from None
 
 
+def scores_answers(prm_id):
+    """Whether a LatentRM has a reward for the answer, too.
+
+    Raises UserError when the checkpoint is missing or its config.json can't be read.
+    """
+    return bool(getattr(_reward_config(prm_id), "scores_answer", False))
+
+
 def gives_probabilities(prm_id):
-    """Whether sigmoid(r_t) of a LatentRM is a probability: its recipe.yaml has a BCE loss of r_t.
+    """Whether sigmoid(r_t) of a LatentRM is a probability: its recipe.yaml has a BCE loss of r_t,
+    not of sums of rewards (cumulative).
 
     Raises UserError when the checkpoint is missing or the recipe can't be read.
     """
@@ -150,10 +159,7 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
     does not say for which.
     """
     given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # a damaged file raises many kinds
-        raise _damaged(given, error) from None
+    config = _reward_config(prm_id)
     if config.model_type not in LATENT_RMS:
         raise UserError(
             f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
@@ -167,6 +173,15 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
     if warning:
         warn(warning)
     return model.to(device).eval()
+
+
+def _reward_config(prm_id):
+    try:
+        return AutoConfig.from_pretrained(checkpoint_folder("rm", prm_id))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises many kinds
+        raise _damaged(f"--prm_id {prm_id}", error) from None
 
 
 def _mismatch(config, generator, tokenizer):

@@ -13,6 +13,7 @@ from src.models.loading import (
     default_backbone,
     default_reward_model,
     gives_probabilities,
+    scores_answers,
 )
 from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
 from src.runs.launch import default_batch_size, default_processes
@@ -358,8 +359,8 @@ class RewardArguments(SamplingArguments):
     prm_mode: str = flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
     score_by: str | None = flag(
         None,
-        "how a trajectory's rewards make its score, default sum, by answers last; prod: of "
-        "sigmoids, for a LatentRM trained by BCE",
+        "how a trajectory's rewards make its score, default sum, without a LatentRM last; prod: of "
+        "their sigmoids, for a LatentRM trained by BCE",
         SCORES,
     )
     report_n: list[int] = flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
@@ -371,14 +372,14 @@ class RewardArguments(SamplingArguments):
     num_beam_candidates: int | None = flag(None, "search: proposals C of each, default 4")
     guide: str | None = flag(
         None,
-        "search: what judges a prefix, the LatentRM (default), or without training its answer's "
-        "probability: after its own thoughts, or its mean after all proposals' thoughts",
+        "search: what judges a prefix, default the LatentRM; likelihood: log p of the answer that "
+        "it leads to; agreement: that of the mean p after the thoughts of all proposals",
         GUIDES,
     )
     lookahead: str | None = flag(
         None,
-        "search: further thoughts, without sampling, before a prefix is judged, default 0; answer: "
-        "up to the decoded answer, the default of the other guides",
+        "search: how many thoughts are taken without sampling before a prefix is judged, or answer: "
+        "all and the answer; default 0, without a LatentRM answer",
     )
     dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
@@ -438,8 +439,8 @@ class RewardArguments(SamplingArguments):
         self.score_by = self.score_by or ("last" if by_answer else "sum")
         if self.score_by == "prod" and not (self.prm_id and gives_probabilities(self.prm_id)):
             judge = self.prm_id or f"--guide {self.guide}"
-            fault = "its recipe.yaml says of no BCE loss of single rewards; choose another score"
-            raise ValueError(f"--score_by prod: sigmoids of {judge} are no probabilities, {fault}")
+            needed = "that needs a LatentRM whose recipe.yaml has loss bce without cumulative"
+            raise ValueError(f"--score_by prod: {judge} gives no probabilities; {needed}")
 
     def _check_lookahead(self, by_answer):
         if self.lookahead != ANSWER:
@@ -447,6 +448,9 @@ class RewardArguments(SamplingArguments):
                 form = f"a number of thoughts or {ANSWER}"
                 raise ValueError(f"--lookahead must be {form}, not {self.lookahead!r}")
             self.lookahead = str(int(self.lookahead))
+        elif not by_answer and not scores_answers(self.prm_id):
+            mend = "does not score answers; choose a number of thoughts"
+            raise ValueError(f"--lookahead {ANSWER}: {self.prm_id} {mend}")
         if by_answer and self.lookahead != ANSWER:
             raise ValueError(f"--guide {self.guide} judges answers: leave out --lookahead")
 

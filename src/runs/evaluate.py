@@ -28,7 +28,6 @@ from src.search.best_of_n import (
 )
 from src.search.diversity import thought_distances
 from src.search.guides import ANSWER_GUIDES, RewardGuide
-from src.search.lookahead import ANSWER
 from src.search.voting import measure, measure_search, trajectory_scores
 from utils import records
 from utils.answers import is_right
@@ -147,18 +146,11 @@ class RewardEvaluation(Evaluation):
     def prepare(self):
         if self.mode != "saved_pool":
             super().prepare()
-            self._check_lookahead()
             return
         if self.prompts is None:  # those of the pool, whose files are thus found to be there
             paths = [records.latents_path(self.arguments.pool, i) for i in range(len(self.pool))]
             self.prompts = [records.read_latents(path)["input_ids"].numpy() for path in paths]
         self.limit_memory()
-
-    def _check_lookahead(self):
-        args = self.arguments
-        if args.lookahead == ANSWER and args.prm_id and not self.reward_model().scores_answer:
-            mend = "choose a number of thoughts"
-            raise UserError(f"--lookahead {ANSWER}: {args.prm_id} does not score answers; {mend}")
 
     def models(self):
         models = super().models()
