@@ -378,8 +378,8 @@ class RewardArguments(SamplingArguments):
     )
     lookahead: str | None = flag(
         None,
-        "search: how many thoughts are taken without sampling before a prefix is judged, or answer: "
-        "all and the answer; default 0, without a LatentRM answer",
+        "search: how many thoughts are taken without sampling before a prefix is judged; answer: "
+        "all that are left, and the answer; default 0, without a LatentRM answer",
     )
     dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
