@@ -15,8 +15,8 @@ METHOD_COLORS = {
     "beam_search": "#009E73",
     "dvts": "#E69F00",
 }
-# What guides a search has a marker.
-_GUIDE_MARKERS = {"": "D", "likelihood": "^", "agreement": "v", "ahead": "s"}
+# What guides a search has a marker; the LatentRM's lookahead, too.
+_GUIDE_MARKERS = {"": "D", "likelihood": "^", "agreement": "v", "lookahead": "s"}
 # A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
 SAMPLER_HUES = {"dropout": ("#8CCBF0", "#003E66"), "noise": ("#F2B63D", "#7A2E00")}
 OUTCOME_COLORS = {"right": "#0072B2", "wrong": "#E69F00"}

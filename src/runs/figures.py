@@ -201,21 +201,24 @@ def cost_figure(title, panels):
     for axis, label in zip(axes[-columns:], COSTS, strict=True):
         axis.set_xlabel(label)
         set_log_axis(axis, (1, 3))
-    draw_legend(figure, _cost_entries(panels) | greedy_entry(panels))
+    entries = _cost_entries(panels) | greedy_entry(panels)
+    draw_legend(figure, entries, columns=4 if len(entries) <= 8 else 3)
     return figure
 
 
 def _cost_entries(panels):
-    """The legend of the cost figure. The first search says how many proposals searches have."""
-    methods = {m for panel in panels for m in panel.methods if base_method(m) in METHOD_COLORS}
-    order = list(METHOD_COLORS)
-    shown = sorted(methods, key=lambda m: (order.index(base_method(m)), m))
+    """The legend of the cost figure: methods have colours, what guides a search has a marker."""
+    methods = {method for panel in panels for method in panel.methods}
+    shown = [m for m in METHOD_COLORS if m in set(map(base_method, methods))]
     budgets = sorted({n for panel in panels for n in panel.proposals})
-    names = {"majority": "majority, 95 % band"}
     searches = [method for method in shown if is_search(method)]
-    if searches:
-        names[searches[0]] = f"{searches[0]}, {' or '.join(map(str, budgets))} proposals"
+    names = {"majority": "majority, 95 % band"}
+    names |= {m: f"{m}, {' or '.join(map(str, budgets))} proposals" for m in searches[:1]}
     entries = {names.get(method, method): method_look(method) for method in shown}
+    variants = sorted({m.partition(" ")[2] for m in methods if base_method(m) in searches} - {""})
+    entries |= {
+        f"search, {v}": method_look(f"{searches[0]} {v}") | {"color": GREY} for v in variants
+    }
     if any(panel.coverage.size for panel in panels):
         entries["coverage"] = COVERAGE_LOOK
     return entries

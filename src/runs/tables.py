@@ -139,7 +139,7 @@ def _variant(run):
     guide, lookahead = run.settings["guide"], run.settings["lookahead"]
     if guide != "rm":
         return f" {guide}"
-    return "" if lookahead == "0" else f" ahead {lookahead}"
+    return "" if lookahead == "0" else f" lookahead {lookahead}"
 
 
 def is_search(method):
