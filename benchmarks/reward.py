@@ -17,7 +17,8 @@ from benchmarks.models import build_reward_model, random_prompts
 from benchmarks.timing import Call, alternate
 from src.models.precision import DTYPES
 from src.sampling.rollouts import annotate
-from src.search.beam_search import beam_search
+from src.search.beam_search import SearchPlan, beam_search
+from src.search.guides import RewardGuide
 from src.training.attention import training_attention
 from src.training.losses.latent_rm import contrastive
 
@@ -27,10 +28,12 @@ def beams(bench):
     questions, num_beams, proposals = bench.sizes.beams
     request = bench.request("noise", questions, num_beams * proposals)
     reward_model = build_reward_model(bench.sizes.shape, bench.sizes.dtype, bench.device)
-    arguments = (bench.model, reward_model, request, num_beams, proposals)
+    plain_arguments = (bench.model, reward_model, request, num_beams, proposals)
+    plan = SearchPlan(num_beams, proposals)
+    arguments = (bench.model, RewardGuide(reward_model), request, plan)
     calls = {
         "ours": Call(lambda: beam_search(*arguments)),
-        "plain": Call(lambda: plain.beam_search(*arguments)),
+        "plain": Call(lambda: plain.beam_search(*plain_arguments)),
     }
     generator, rewards = beam_search_passes(request, num_beams, proposals)
     counted = bench.count((bench.model, generator), (reward_model, rewards))

@@ -37,7 +37,8 @@ from src.sampling.engine import sample
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import DETERMINISTIC, Sampling
 from src.sampling.trajectories import Request
-from src.search.beam_search import beam_search
+from src.search.beam_search import SearchPlan, beam_search
+from src.search.guides import RewardGuide
 from tests.commands import ROOT
 
 TINY = ("tiny-gpt2", "tiny-llama")
@@ -90,7 +91,7 @@ def test_plain_beam_search_is_ours_without_noise(shape):
     model, reward_model = backbone(shape), build_reward_model(shape, "float32", "cpu")
     asked = request(model, NO_NOISE, questions=1)
     thoughts, rewards, answers = plain.beam_search(model, reward_model, asked, 2, 2)
-    ours = beam_search(model, reward_model, asked, 2, 2)
+    ours = beam_search(model, RewardGuide(reward_model), asked, SearchPlan(2, 2))
     torch.testing.assert_close(thoughts, ours.trajectories.thoughts[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rewards, ours.rewards[0].sum(-1), rtol=1e-4, atol=1e-4)
     assert answers.tolist() == ours.trajectories.tokens[0]
@@ -137,7 +138,8 @@ def test_products_of_search_and_rewards_are_those_that_torch_counts(shape):
     model, reward_model = backbone(shape), build_reward_model(shape, "float32", "cpu")
     asked = request(model, VARIANTS["noise"])
     generator, rewards = beam_search_passes(asked, 2, 3)
-    flops = product_flops(lambda: beam_search(model, reward_model, asked, 2, 3))
+    search = (model, RewardGuide(reward_model), asked, SearchPlan(2, 3))
+    flops = product_flops(lambda: beam_search(*search))
     counted = product_operations(model, generator) + product_operations(reward_model, rewards)
     assert counted == pytest.approx(flops, rel=0.02)
     ids, thoughts = random_prompts(model.config, 2, 7), torch.randn(2, 3, 4, 32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from src.runs.figure_data import sampler_labels
-from src.runs.figure_style import METHOD_COLORS, sampler_colors
+from src.runs.figure_style import METHOD_COLORS, base_method, sampler_colors
 from src.runs.figure_training import training_figures, training_histories
 from src.runs.figures import FORMATS, draw, figures_line
 from src.runs.finished_runs import FinishedRun, finished_runs
@@ -30,6 +30,10 @@ RUNS = {
     "best": ("infer_gpt2_rm", *DATA, *POOL, *NOISE),
     "beams": (
         *("infer_gpt2_rm", *DATA, *NOISE, "--prm_mode", "beam_search"),
+        *("--num_beams", 2, "--num_beam_candidates", 2),
+    ),
+    "dvts": (
+        *("infer_gpt2_rm", *DATA, *NOISE, "--prm_mode", "dvts", "--guide", "agreement"),
         *("--num_beams", 2, "--num_beam_candidates", 2),
     ),
 }
@@ -129,10 +133,12 @@ def test_costs_and_accuracies_are_those_of_the_tables(folder, figures):
     frame = choice_frame(finished_runs(folder))
     axes = figures[NAMES[1]].axes
     assert len(axes) == 2
-    for axis, cost in zip(axes, ("latent_passes", "ms"), strict=True):
+    frame["passes"] = frame["latent_passes"] + frame["answer_tokens"]
+    for axis, cost in zip(axes, ("passes", "ms"), strict=True):
         for method, color in METHOD_COLORS.items():
-            rows = frame[frame["method"] == method].sort_values(cost)
-            x, y = colored(axis, color, "None" if method == "beam_search" else "-")
+            rows = frame[frame["method"].map(base_method) == method].sort_values(cost)
+            searches = method in ("beam_search", "dvts")
+            x, y = colored(axis, color, "None" if searches else "-")
             assert list(x) == rows[cost].tolist() and list(y) == rows["accuracy"].tolist()
         votes = frame[frame["method"] == "majority"]
         assert list(axis.lines[0].get_ydata()) == votes["coverage"].tolist()

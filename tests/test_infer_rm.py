@@ -34,11 +34,13 @@ DATA = ("--data_path", "data/tiny_valid.json", "--limit", LIMIT)
 SAMPLER = ("--sampling_by", "noise", "--noise_std", 0.8, "--max_new_tokens", 8)
 BEST = ("--prm_mode", "best_of_n", "--num_return_sequences", N, "--report_n", 1, 3, N)
 BEAM = ("--prm_mode", "beam_search", "--num_beams", 2, "--num_beam_candidates", 3)
-MODES = {"best_of_n": BEST, "beam_search": BEAM}
+DVTS = ("--prm_mode", "dvts", "--num_beams", 2, "--num_beam_candidates", 2)
+MODES = {"best_of_n": BEST, "beam_search": BEAM, "dvts": (*DVTS, "--guide", "agreement")}
 
 
 def rm_command(prm, mode, *flags, processes=1):
-    flags = ("--prm_id", prm, *DATA, *SAMPLER, *mode, *flags)
+    judge = () if "--guide" in mode else ("--prm_id", prm)
+    flags = (*judge, *DATA, *SAMPLER, *mode, *flags)
     return command("infer_gpt2_rm", *flags, processes=processes)
 
 
@@ -140,6 +142,21 @@ def test_the_cost_of_a_question_is_told_for_each_n(whole):
     for name in ("seconds", "reward_seconds", "candidate_seconds", "candidate_tokens"):
         values = [cost[name] for cost in costs.values()]
         assert 0 < values[0] < values[1] < values[2]
+
+
+def test_dvts_answers_all_leaves_and_counts_what_it_costs(whole):
+    for record in samples_of(whole["dvts"]):
+        last = [values[-1] for values in record["scores"]]
+        assert len(last) == len(record["texts"]) == 4
+        assert record["vote"] == aggregate(record, 4, "last")["best_of_n"]
+    by_n = outputs(whole["dvts"])[1]["by_n"]["4"]
+    assert by_n["coverage"]["value"] >= max(by_n["dvts"]["value"], by_n["dvts_vote"]["value"])
+    metrics = json.loads((whole["dvts"] / "metrics.json").read_text())
+    cost = metrics["speed"]["per_question"]["4"]
+    # 4 first thoughts, and at each of 5 further steps 2 subtrees; without lookahead.
+    assert (cost["trajectories"], cost["latent_steps"]) == (4, 4 + 5 * 2)
+    assert cost["lookahead_steps"] == 4 * (5 + 4 + 3 + 2 + 1)
+    assert cost["lookahead_tokens"] > cost["tokens"] and cost["candidate_tokens"] > 0
 
 
 def test_beam_search_answers_by_its_best_beam(whole):
@@ -244,6 +261,7 @@ def test_gains_are_paired_by_question():
         ((*BEAM, "--pool", "x"), ("--pool", "no effect")),
         ((*BEAM, "--num_beams", 0), ("--num_beams", "at least 1")),
         ((*BEAM, "--sampling_by", "dropout", "--dropout_mask", "trajectory"), ("dropout_mask",)),
+        ((*BEAM, "--lookahead", "answer"), ("--lookahead answer", "does not score answers")),
         (("--pool", "nowhere"), ("--pool", "nowhere")),
         (("--pool", "nowhere", "--seed", 3), ("--seed", "no effect")),
         (("--pool", "nowhere", "--num_return_sequences", 4), ("--n_samples", "no effect")),
@@ -332,12 +350,15 @@ def test_a_pool_with_words_unknown_to_the_model_is_scored(prm, tmp_path):
 
 
 def test_a_run_under_the_former_names_of_its_settings_is_continued(whole, prm, tmp_path):
-    """Until 2026-11-26 --model_type was --generator_type here, and beams had no n_samples."""
+    """Until 2026-11-26 --model_type was --generator_type here, beams had no n_samples, and searches
+    no guide and no lookahead."""
     for name, mode in MODES.items():
         folder = shutil.copytree(whole[name], tmp_path / name)
         settings = json.loads((folder / "config.json").read_text())["settings"]
         settings["generator_type"] = settings.pop("model_type")
         settings["generator_id"] = settings.pop("model_id")
+        if name != "dvts":
+            del settings["guide"], settings["lookahead"]
         n_samples = settings.pop("n_samples")
         settings["num_return_sequences"] = n_samples if name == "best_of_n" else None
         edit_json(folder / "config.json", settings=settings)

@@ -29,8 +29,9 @@ from src.sampling.memory import (
 from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
-from src.search.beam_search import beam_search
+from src.search.beam_search import SearchPlan, beam_search
 from src.search.best_of_n import sample_pool
+from src.search.guides import AgreementGuide, RewardGuide
 from tests.commands import (
     assert_one_line_error,
     assert_success,
@@ -190,18 +191,21 @@ def right(q, ids):
 
 
 def all_results(model, reward_model, request):
-    """What sampling, annotation, best-of-N with the Bayesian vote and beam search give."""
+    """What sampling, annotation, best-of-N with the Bayesian vote and searches give."""
     labelled = annotate(model, request, 2, right)
     counters = {1: Counter(), 3: Counter()}
     pool, fields = sample_pool(model, request, [1, 3], counters, len, reward_model)
-    beams = beam_search(model, reward_model, request, 2, 2)
-    every = [sample(model, request), labelled.trajectories, pool, beams.trajectories]
+    beams = beam_search(model, RewardGuide(reward_model), request, SearchPlan(2, 2))
+    plan = SearchPlan(2, 2, "dvts", "last", "answer")
+    leaves = beam_search(model, AgreementGuide(model, len), request, plan)
+    searched = [beams.trajectories, leaves.trajectories]
+    every = [sample(model, request), labelled.trajectories, pool, *searched]
     tokens = [trajectories.tokens for trajectories in every]
     numbers = [trajectories.thoughts for trajectories in every]
     numbers += [labelled.estimations, labelled.skipped, beams.rewards]
     numbers += [torch.tensor(scores) for scores in fields["log_probs"]]
     costs = [{k: n for k, n in c.items() if "seconds" not in k} for c in counters.values()]
-    counts = [costs, fields["candidates"], beams.num_forward_passes, labelled.skipped.tolist()]
+    counts = [costs, fields["candidates"], beams.counts, leaves.counts, labelled.skipped.tolist()]
     return tokens + counts, numbers, fields["scores"]
 
 

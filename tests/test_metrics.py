@@ -8,7 +8,7 @@ import pytest
 
 from src.runs.figure_data import hits_of
 from src.runs.tables import paired_difference
-from src.search.voting import measure, measure_beams
+from src.search.voting import measure, measure_search
 from utils import metrics
 from utils.answers import after_hash, is_right, parse_number
 
@@ -149,7 +149,9 @@ def test_every_measure_of_a_run_judges_by_the_same_rule():
     assert value["mean_accuracy"] == 50.0
     for name in ("coverage", "voting_accuracy", "best_of_n", "weighted_vote"):
         assert value[name] == 100.0
-    assert measure_beams([record], 4)["by_n"]["4"]["beam_search"]["value"] == 100.0
+    by_n = measure_search([record], "dvts", "sum")["by_n"]["4"]
+    for name in ("dvts", "dvts_vote", "dvts_weighted_vote", "coverage"):
+        assert by_n[name]["value"] == 100.0
     assert hits_of(SimpleNamespace(records={0: record}), 4) == [(1.0, 1.0)]
     base = {0: math.nan}  # as a table holds it where no answer was parsed
     assert paired_difference({0: record}, {0: record["vote"]}, base)["value"] == 100.0

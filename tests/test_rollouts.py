@@ -12,8 +12,9 @@ from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request, thought_mask
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
-from src.search.beam_search import beam_search
+from src.search.beam_search import SearchPlan, beam_search
 from src.search.confidence import ConfidencePool
+from src.search.guides import RewardGuide
 from tests.conftest import RANDOM, random_reward_model
 from tests.reference import (
     continue_one,
@@ -243,7 +244,9 @@ def test_answer_likelihoods_of_a_larger_pool_begin_with_those_of_a_smaller(backb
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_beam_with_one_proposal_is_sample_0(backbone, name):
     model, sampling = backbone[0], sampler_for(backbone[0], name)
-    beams = beam_search(model, random_reward_model(model), request(sampling), 1, 1).trajectories
+    beams = beam_search(
+        model, RewardGuide(random_reward_model(model)), request(sampling), SearchPlan(1, 1)
+    ).trajectories
     sampled = sample(model, request(sampling, n=1))
     assert beams.tokens == sampled.tokens
     torch.testing.assert_close(beams.thoughts, sampled.thoughts, rtol=1e-4, atol=1e-4)
@@ -255,10 +258,10 @@ def test_beams_do_not_depend_on_the_batch_and_carry_their_rewards(backbone, name
     """Rewards that differ from the reward model's would mean that caches and beams are mixed up."""
     model, rm = backbone[0], random_reward_model(backbone[0])
     sampling = sampler_for(model, name)
-    whole = beam_search(model, rm, request(sampling), *shape)
+    whole = beam_search(model, RewardGuide(rm), request(sampling), SearchPlan(*shape))
     for q, prompt in enumerate(PROMPTS):
         one_question = request(sampling, questions=slice(q, q + 1))
-        alone = beam_search(model, rm, one_question, *shape)
+        alone = beam_search(model, RewardGuide(rm), one_question, SearchPlan(*shape))
         assert alone.trajectories.tokens[0] == whole.trajectories.tokens[q]
         thoughts = whole.trajectories.thoughts[q : q + 1]
         lengths = whole.trajectories.num_thoughts[q : q + 1]
@@ -280,7 +283,8 @@ def test_beam_search_keeps_the_best_proposals_of_every_step(backbone, score_by):
     model, rm, shape = backbone[0], random_reward_model(backbone[0]), (3, 3)
     # A thought costs something on average, so that beams which end early are kept, too.
     rm.classifier.bias.data -= 1.5
-    beams = beam_search(model, rm, request(NOISE), *shape, score_by).trajectories
+    plan = SearchPlan(*shape, score_by=score_by)
+    beams = beam_search(model, RewardGuide(rm), request(NOISE), plan).trajectories
     ended_early = False
     for q in range(len(PROMPTS)):
         for n, plain in enumerate(plain_beams(model, rm, q, shape, score_by)):

@@ -1,10 +1,12 @@
 """The tables of finished runs: src.collect_results, gains, costs, the summary."""
 
 import json
+import math
 import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from src.runs.finished_runs import finished_runs
 from src.runs.tables import SUMMARY_LINES, choice_frame, collect, summary
@@ -213,10 +215,21 @@ def test_a_pool_that_grows_equals_one_sampled_at_once(folder, tmp_path):
 
 
 @pytest.mark.quick
-def test_a_score_is_the_sum_or_mean_of_rewards_plus_the_answer_s_reward():
-    assert trajectory_score(6.0, 3, "sum", -1.0) == 5.0
-    assert trajectory_score(6.0, 3, "mean", -1.0) == 1.0
-    assert trajectory_score(6.0, 3, "mean") == 2.0
+@pytest.mark.parametrize(
+    ("score_by", "expected"),
+    [
+        ("sum", 1.5),
+        ("mean", 0.5),
+        ("last", 2.0),
+        ("min", -1.0),
+        ("prod", math.log(1 / ((1 + math.exp(-0.5)) * (1 + math.e) * (1 + math.exp(-2.0))))),
+    ],
+)
+def test_a_score_is_made_of_the_rewards_that_exist_and_the_answer_s_reward(score_by, expected):
+    rewards = torch.tensor([[0.5, -1.0, 2.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    scores = trajectory_score(rewards, torch.tensor([3, 1]), score_by, torch.tensor([-1.0, 0.0]))
+    one = math.log(1 / (1 + math.exp(-1.0))) if score_by == "prod" else 1.0
+    assert scores.tolist() == pytest.approx([expected - 1.0, one])
 
 
 @pytest.mark.parametrize("score_by", ["sum", "mean"])

@@ -5,6 +5,8 @@ from collections import Counter
 from functools import cache
 
 import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
 
 from utils.answers import is_right
 
@@ -133,11 +135,28 @@ def measured(values, scale=100, decimals=2):
     return {key: round(scale * float(x), decimals) for key, x in interval.items()}
 
 
-def trajectory_score(reward_sum, num_thoughts, score_by, answer=0.0):
-    """A trajectory's score, the one rule for best-of-N, votes and beams.
+# How the rewards of a trajectory's thoughts make its score, see trajectory_score.
+SCORES = ("sum", "mean", "last", "min", "prod")
 
-    It is the "sum" of the rewards of its thoughts (You et al., arXiv 2510.07745, section 4) or
-    their "mean", plus the reward of its answer, where the model scores answers and there is an
-    answer. Numbers or tensors of one shape.
+
+def trajectory_score(rewards, num_thoughts, score_by, answer=0.0):
+    """The scores (...) of trajectories, the one rule for best-of-N, votes and searches.
+
+    Of a trajectory's rewards it is the "sum" (You et al., arXiv 2510.07745, section 4), the "mean",
+    the "last" or the smallest ("min") one, or the logarithm of the product of probabilities
+    sigmoid(r_t) ("prod"; last, min and prod: huggingface/search-and-learn); plus the reward of its
+    answer, where there is one. rewards: a tensor (..., T), of which num_thoughts (...) exist; the
+    others are 0. answer: a tensor (...) or a number.
     """
-    return (reward_sum if score_by == "sum" else reward_sum / num_thoughts) + answer
+    position = torch.arange(rewards.shape[-1], device=rewards.device)
+    missing = position >= num_thoughts[..., None]  # (..., T)
+    if score_by == "last":
+        score = rewards.take_along_dim(num_thoughts[..., None] - 1, dim=-1)[..., 0]
+    elif score_by == "min":
+        score = rewards.masked_fill(missing, math.inf).amin(-1)
+    else:
+        parts = logsigmoid(rewards).masked_fill(missing, 0) if score_by == "prod" else rewards
+        # Added one after the other, not in pairs: sums of stored rewards stay what they were.
+        score = parts.cumsum(-1)[..., -1]
+        score = score / num_thoughts if score_by == "mean" else score
+    return score + answer

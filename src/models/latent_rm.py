@@ -142,14 +142,30 @@ class LatentRM:
         shape = latent_embeds.shape[:2]
         x = latent_embeds.flatten(0, 1).to(self.dtype)  # (R, T, D)
         if answer_ids is not None:
-            answers = self._embed_answers(answer_ids.flatten(0, 1))
-            x = insert_after_thoughts(x, answers, latent_lengths.flatten())  # (R, T + 1 + A, D)
+            x = self.append_answers(x, latent_lengths.flatten(), answer_ids.flatten(0, 1))
         positions = torch.arange(x.shape[1], device=ids.device)
         positions = prompt_lengths.repeat_interleave(shape[1])[:, None] + positions
         # of padding, and see read_answers
         positions = positions.clamp(max=self.config.max_position_embeddings - 1)
         hidden = self.read_together(self.embed(ids), prompt_lengths, x, positions)
         return hidden.unflatten(0, shape)
+
+    def append_answers(self, thoughts, num_thoughts, answers):
+        """Inputs (R, T + 1 + A, D) that continue R rows: thoughts, end-of-thinking token, answers.
+
+        thoughts (R, T, D), of which num_thoughts (R,) exist; answers (R, A), padded with -1.
+        """
+        return insert_after_thoughts(thoughts, self._embed_answers(answers), num_thoughts)
+
+    def answer_rewards(self, hidden, num_thoughts, answers):
+        """The answers' rewards (R,), from hidden states (R, T + 1 + A, D) at ``append_answers``."""
+        if self.reads_answer:
+            last = num_thoughts + (answers >= 0).sum(-1)  # (R,)
+            return self.classify(hidden.take_along_dim(last[:, None, None], dim=1)[:, 0])
+        before = torch.arange(answers.shape[1], device=hidden.device)
+        before = num_thoughts[:, None] + before  # (R, A)
+        states = hidden.take_along_dim(before[..., None], dim=1)  # (R, A, D)
+        return self.answer_log_probs(states, answers)
 
     def _embed_answers(self, answers):
         """Inputs (R, 1 + A, D): the end-of-thinking token, then answers (R, A).

@@ -16,6 +16,7 @@ from src.models.latent_rm import LATENT_RMS
 from src.models.pool_judge import PoolJudge, PoolJudgeConfig
 from src.models.precision import DTYPES
 from src.models.tokenizers import missing_tokens
+from utils.config import read_yaml
 from utils.errors import UserError, warn
 from utils.files import sha256
 
@@ -23,6 +24,7 @@ _WEIGHTS = "*.safetensors"
 _FILES = [_WEIGHTS, "*.safetensors.index.json", "config.json", "*token*.json"]
 _FILES += ["vocab.json", "merges.txt"]
 GENERATION = "generation_config.json"
+_RECIPE = "recipe.yaml"
 
 
 def default_backbone(model_type):
@@ -64,7 +66,7 @@ def checkpoint_folder(kind, model_id):
             raise _not_found(kind, given, "no config.json there")
         return path
     try:
-        return Path(snapshot_download(model_id, allow_patterns=[*_FILES, GENERATION]))
+        return Path(snapshot_download(model_id, allow_patterns=[*_FILES, GENERATION, _RECIPE]))
     except Exception as error:  # the hub's errors share no base class
         reason = f"no such folder, and not to be had from the hub ({type(error).__name__})"
         raise _not_found(kind, given, reason) from None
@@ -107,6 +109,26 @@ def checkpoint_defaults(model_type, model_id):
         raise UserError(f"{path}: {error}; correct it or remove the key") from None
 
 
+def rewards_answers(prm_id):
+    """Whether a LatentRM has a reward for the answer, too.
+
+    Raises UserError when the checkpoint is missing or its config.json can't be read.
+    """
+    config = _reward_config(prm_id)
+    return any(getattr(config, name, False) for name in ("scores_answer", "reads_answer"))
+
+
+def gives_probabilities(prm_id):
+    """Whether sigmoid(r_t) of a LatentRM is a probability: its recipe.yaml has a BCE loss of r_t,
+    not of sums of rewards (cumulative).
+
+    Raises UserError when the checkpoint is missing or the recipe can't be read.
+    """
+    path = checkpoint_folder("rm", prm_id) / _RECIPE
+    recipe = read_yaml(path) if path.is_file() else {}
+    return bool(dict(recipe.get("loss") or {}).get("bce")) and not recipe.get("cumulative")
+
+
 def checkpoint_architecture(model_type, model_id):
     """The name of a checkpoint's architecture, without loading its weights.
 
@@ -139,10 +161,7 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
     does not say for which.
     """
     given, folder = f"--prm_id {prm_id}", checkpoint_folder("rm", prm_id)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # a damaged file raises many kinds
-        raise _damaged(given, error) from None
+    config = _reward_config(prm_id)
     if config.model_type not in (*LATENT_RMS, PoolJudgeConfig.model_type):
         raise UserError(
             f"{given}: config.json says model_type {config.model_type!r}; choose another --prm_id"
@@ -161,6 +180,15 @@ def load_reward_model(prm_id, backbone, tokenizer, dtype="float32", device="cpu"
     if warning:
         warn(warning)
     return model.to(device).eval()
+
+
+def _reward_config(prm_id):
+    try:
+        return AutoConfig.from_pretrained(checkpoint_folder("rm", prm_id))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises many kinds
+        raise _damaged(f"--prm_id {prm_id}", error) from None
 
 
 def _differs(config, generator, tokenizer):

@@ -12,6 +12,8 @@ from src.models.loading import (
     checkpoint_defaults,
     default_backbone,
     default_reward_model,
+    gives_probabilities,
+    rewards_answers,
 )
 from src.models.precision import DTYPES, SHORT_NAMES, fastest_format
 from src.runs.launch import default_batch_size, default_processes
@@ -28,12 +30,16 @@ from src.sampling.samplers import (
     sampler_names,
 )
 from src.sampling.trajectories import Request
+from src.search.beam_search import SEARCHES, SearchPlan
+from src.search.guides import GUIDES
+from src.search.lookahead import ANSWER
 from utils.cli import flag
 from utils.config import check_seed, typed
 from utils.datasets import data_name
 from utils.errors import UserError
 from utils.hub import HELP, check_push
 from utils.hub_data import SYNTAX
+from utils.metrics import SCORES
 
 _KNOWN = ", ".join(BACKBONES)
 MODEL_ID = (
@@ -43,8 +49,8 @@ PURPOSES = ("coverage", "vote")
 OUTPUT_DIR = "default: outputs/ and a name made of the settings; {sampler} stands for the sampler"
 PROCESSES = "processes, default: one a GPU; without GPUs one a core, at most 4"
 SIGNALS = "also choose by the greedy answer, confidence in answers, agreement of thoughts"
-PRM_MODES = ("best_of_n", "beam_search")
-SCORES = ("sum", "mean")
+PRM_MODES = ("best_of_n", *SEARCHES)
+_SEARCH_DEFAULTS = {"num_beams": 4, "num_beam_candidates": 4, "guide": "rm", "lookahead": None}
 MODE_DEFAULTS = {
     "best_of_n": {
         "n_samples": 64,
@@ -53,7 +59,7 @@ MODE_DEFAULTS = {
         "report_n": None,
         "pool": None,
     },
-    "beam_search": {"num_beams": 4, "num_beam_candidates": 4},
+    **dict.fromkeys(SEARCHES, _SEARCH_DEFAULTS),
 }
 
 
@@ -156,6 +162,8 @@ class SamplingArguments:
     architecture: ClassVar = None  # of the checkpoints that the command takes, None: any
     # Off unless asked for. Older runs lack these flags: off, they are no part of a run's name.
     off_by_default: ClassVar = EXTRA_DROPOUTS
+    # Other flags that older runs lack: at these values they are no part of a run's name.
+    unnamed: ClassVar = {}
     # No effect on the results; tuned_for ends in the strengths of the samplers.
     volatile: ClassVar = (
         *("batch_size", "compile", "memory_gib", "tuned_for"),
@@ -294,6 +302,7 @@ class SamplingArguments:
         model, data = Path(self.model_id).name, data_name(self.data_path)
         settings = self.result_settings().items()
         named = {k: v for k, v in settings if v or not self._is_later(k, v)}
+        named = {k: v for k, v in named.items() if v not in self.unnamed.get(k, ())}
         digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:6]
         size = f"n{self.n_samples}-seed{self.seed}-{digest}"
         return f"{model}-{data}-{self.sampler_name}-{size}"
@@ -418,22 +427,41 @@ class AnnotationArguments(SamplingArguments):
 
 @dataclass
 class RewardArguments(SamplingArguments):
-    """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM."""
+    """The flags of src.infer_gpt2_rm: choosing among trajectories by LatentRM, and search."""
 
     model_type: str = _model_type("coconut", f"backbone, on GPT-2: {_KNOWN}")
     prm_id: str | None = flag(None, "folder or hub id of the LatentRM, default: the backbone's")
     prm_mode: str = flag("best_of_n", "choose from a pool, or guide the thinking", PRM_MODES)
-    score_by: str = flag("sum", "how a trajectory's rewards make its score", SCORES)
+    score_by: str | None = flag(
+        None,
+        "how a trajectory's rewards make its score, default sum, without a LatentRM last; prod: of "
+        "their sigmoids, for a LatentRM trained by BCE",
+        SCORES,
+    )
     report_n: list[int] = flag(None, "best_of_n: sizes N to report, default 1 4 16 64")
     pool: str | None = flag(None, "best_of_n: score this run of infer_gpt2 --save_latents true")
     bayesian_vote: bool | None = flag(None, "best_of_n: also the Bayesian vote, default true")
     signals: bool | None = flag(None, f"best_of_n: {SIGNALS}, default false")
-    num_beams: int | None = flag(None, "beam_search: beams B, default 4; then n_samples is B x C")
-    num_beam_candidates: int | None = flag(None, "beam_search: proposals C of each, default 4")
+    num_beams: int | None = flag(
+        None, "search: beams B, or subtrees of dvts, default 4; then n_samples is B x C"
+    )
+    num_beam_candidates: int | None = flag(None, "search: proposals C of each, default 4")
+    guide: str | None = flag(
+        None,
+        "search: what judges a prefix, default the LatentRM; likelihood: log p of the answer that "
+        "it leads to; agreement: that of the mean p after the thoughts of all proposals",
+        GUIDES,
+    )
+    lookahead: str | None = flag(
+        None,
+        "search: how many thoughts are taken without sampling before a prefix is judged; answer: "
+        "all that are left, and the answer; default 0, without a LatentRM answer",
+    )
     dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
 
     architecture: ClassVar = "gpt2"
+    unnamed: ClassVar = {"guide": (None, "rm"), "lookahead": (None, "0")}
     volatile: ClassVar = (*SamplingArguments.volatile, "report_n", "output_dir")
     allowed_with_pool: ClassVar = (
         *(set(volatile) - {"tuned_for"}), "prm_id", "prm_mode", "pool", "score_by",
@@ -443,8 +471,8 @@ class RewardArguments(SamplingArguments):
         if self.pool is not None and self.prm_mode == "best_of_n":
             self._take_from_pool()
         self.model_id = self.model_id or default_backbone(self.model_type)
-        self.prm_id = self.prm_id or default_reward_model(self.model_type, self.model_id)
         self._resolve_mode()
+        self._resolve_guide()
         self._resolve()
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
@@ -452,15 +480,15 @@ class RewardArguments(SamplingArguments):
             self._check_thoughts_differ("--prm_mode beam_search")
         if self.prm_mode == "beam_search" and self.dropout_mask == "trajectory":
             raise ValueError("--dropout_mask trajectory: beams draw at every step; leave it out")
-        default = f"outputs/{Path(self.prm_id).name}-{self.run_name}"
+        chooser = Path(self.prm_id).name if self.prm_id else self.guide
+        default = f"outputs/{chooser}-{self.run_name}"
         self.output_dir = self._named(self.output_dir or default)
 
     def _resolve_mode(self):
         """Fills in the mode's defaults; a flag of the other mode is an error."""
-        beams = self.prm_mode == "beam_search"
-        other = next(mode for mode in PRM_MODES if mode != self.prm_mode)
+        other = "best_of_n" if self.searches else SEARCHES[0]
         for name in MODE_DEFAULTS[other]:
-            if getattr(self, name) is not None and not (beams and name == "n_samples"):
+            if getattr(self, name) is not None and not (self.searches and name == "n_samples"):
                 mode = f"--prm_mode {self.prm_mode}"
                 raise ValueError(f"--{name} has no effect with {mode}: leave it out")
         for name, value in MODE_DEFAULTS[self.prm_mode].items():
@@ -468,14 +496,53 @@ class RewardArguments(SamplingArguments):
                 setattr(self, name, value)
             if type(value) is int:
                 self._at_least(name, 1)
-        if beams:
+        if self.searches:
             self._resolve_budget()
 
+    @property
+    def searches(self):
+        """Whether the run is a search, not a choice from a pool."""
+        return self.prm_mode in SEARCHES
+
+    def _resolve_guide(self):
+        """Fills in what depends on the guide; what has no effect with it is an error."""
+        by_answer = self.guide not in (None, "rm")
+        if not by_answer:
+            self.prm_id = self.prm_id or default_reward_model(self.model_type, self.model_id)
+        elif self.prm_id is not None:
+            raise ValueError(f"--prm_id has no effect with --guide {self.guide}: leave it out")
+        if self.searches:
+            self.lookahead = self.lookahead or (ANSWER if by_answer else "0")
+            self._check_lookahead(by_answer)
+        self.score_by = self.score_by or ("last" if by_answer else "sum")
+        if self.score_by == "prod" and not (self.prm_id and gives_probabilities(self.prm_id)):
+            judge = self.prm_id or f"--guide {self.guide}"
+            needed = "that needs a LatentRM whose recipe.yaml has loss bce without cumulative"
+            raise ValueError(f"--score_by prod: {judge} gives no probabilities; {needed}")
+
+    def _check_lookahead(self, by_answer):
+        if self.lookahead != ANSWER:
+            if not self.lookahead.isdecimal():
+                form = f"a number of thoughts or {ANSWER}"
+                raise ValueError(f"--lookahead must be {form}, not {self.lookahead!r}")
+            self.lookahead = str(int(self.lookahead))
+        elif not by_answer and not rewards_answers(self.prm_id):
+            mend = "does not score answers; choose a number of thoughts"
+            raise ValueError(f"--lookahead {ANSWER}: {self.prm_id} {mend}")
+        if by_answer and self.lookahead != ANSWER:
+            raise ValueError(f"--guide {self.guide} judges answers: leave out --lookahead")
+
+    def plan(self):
+        """The SearchPlan of these flags."""
+        lookahead = ANSWER if self.lookahead == ANSWER else int(self.lookahead)
+        beams = (self.num_beams, self.num_beam_candidates)
+        return SearchPlan(*beams, self.prm_mode, self.score_by, lookahead)
+
     def _resolve_budget(self):
-        """n_samples of beam search is B x C. The release says 1, the one answer it returns."""
+        """n_samples of a search is B x C. The release says 1, the one answer it returns."""
         budget = self.num_beams * self.num_beam_candidates
         if self.n_samples not in (None, 1, budget):
-            fault = f"--n_samples {self.n_samples} (--num_return_sequences): beam search makes"
+            fault = f"--n_samples {self.n_samples} (--num_return_sequences): the search makes"
             size = f"num_beams x num_beam_candidates = {budget} trajectories a question"
             raise ValueError(f"{fault} {size}; leave it out")
         self.n_samples = budget
@@ -485,7 +552,7 @@ class RewardArguments(SamplingArguments):
         flags = super().flags()
         if self.pool is not None:
             return {key: flags[key] for key in flags if key in self.allowed_with_pool}
-        if self.prm_mode == "beam_search":
+        if self.searches:
             del flags["n_samples"]
         return flags
 

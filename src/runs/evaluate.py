@@ -1,4 +1,4 @@
-"""Evaluation on a data file: sampling and voting, best-of-N, beam search.
+"""Evaluation on a data file: sampling and voting, best-of-N, searches.
 
 MODES has a function for each way to answer a batch of questions: function(evaluation, batch)
 returns their records.
@@ -21,6 +21,7 @@ from src.sampling.trajectories import Trajectories
 from src.search.beam_search import beam_search
 from src.search.best_of_n import (
     count_answers,
+    num_scored,
     rewards_of_thoughts,
     sample_pool,
     sample_until_decided,
@@ -30,7 +31,8 @@ from src.search.best_of_n import (
 from src.search.choosers import trajectory_scores
 from src.search.diversity import thought_distances
 from src.search.greedy import greedy_fields, judge_pools, think_greedily
-from src.search.voting import measure, measure_beams, measure_stopped
+from src.search.guides import ANSWER_GUIDES, RewardGuide
+from src.search.voting import measure, measure_search, measure_stopped
 from utils import records
 from utils.answers import is_right
 from utils.errors import UserError
@@ -117,6 +119,11 @@ class Evaluation(Job):
         write_json(path, metrics)
         return metrics
 
+    def parse(self, ids):
+        """The number in an answer's token ids, or None."""
+        model, tokenizer = self.backbone()
+        return model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
+
     def measure(self, all_records):
         if self.mode == "stopped":
             return measure_stopped(all_records, self.arguments.n_samples)
@@ -142,6 +149,8 @@ class RewardEvaluation(Evaluation):
         return "saved_pool" if self.arguments.pool else self.arguments.prm_mode
 
     def fingerprint(self):
+        if self.arguments.prm_id is None:
+            return super().fingerprint()
         files = checkpoint_files("rm", self.arguments.prm_id)
         return super().fingerprint() | {"prm_sha256": sha256(files)}
 
@@ -156,23 +165,33 @@ class RewardEvaluation(Evaluation):
 
     def models(self):
         """Those that share the memory; a pool judge is small."""
+        models = super().models()
+        if self.arguments.prm_id is None:
+            return models
         reward_model = self.reward_model()
         if not reward_model.judges_pools:
-            return [*super().models(), reward_model]
+            return [*models, reward_model]
         if self.mode not in ("best_of_n", "saved_pool"):
             fault = f"judges whole pools, it can't guide --prm_mode {self.mode}"
             raise UserError(f"--prm_id {self.arguments.prm_id}: {fault}; choose a LatentRM")
-        return super().models()
+        return models
 
     def reward_model(self):
         """The LatentRM, after a check that it suits the backbone."""
         self.backbone()
         return self.loader.reward_model(self.arguments.prm_id, self.arguments.model_dtype)
 
+    def guide(self, plan):
+        """What judges the prefixes of a search."""
+        if self.arguments.guide == "rm":
+            return RewardGuide(self.reward_model(), plan.lookahead)
+        return ANSWER_GUIDES[self.arguments.guide](self.backbone()[0], self.parse)
+
     def measure(self, all_records):
-        if self.mode == "beam_search":
-            return measure_beams(all_records, self.arguments.num_beams)
-        return measure(all_records, self.arguments.report_n, self.arguments.score_by)
+        args = self.arguments
+        if args.searches:
+            return measure_search(all_records, args.prm_mode, args.score_by)
+        return measure(all_records, args.report_n, args.score_by)
 
     def report(self, metrics):
         print_reward_report(metrics, self.folder)
@@ -200,7 +219,7 @@ def sample_until_all_decided(evaluation, batch):
     """Records of pools that stopped when their votes were decided."""
     arguments, (model, tokenizer) = evaluation.arguments, evaluation.backbone()
     answers = sample_until_decided(
-        *(model, evaluation.request(batch), arguments.stop_error, _parser(evaluation)),
+        *(model, evaluation.request(batch), arguments.stop_error, evaluation.parse),
         evaluation.counters[arguments.n_samples],
     )
     pairs = zip(batch, answers, strict=True)
@@ -208,19 +227,13 @@ def sample_until_all_decided(evaluation, batch):
     return [_record(i, evaluation.rows[i], texts[i], model.parse_answer) for i in batch]
 
 
-def _parser(evaluation):
-    """parse(ids): the number in an answer's token ids, or None."""
-    model, tokenizer = evaluation.backbone()
-    return lambda ids: model.parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
-
-
 def _sample_pool(evaluation, batch, sizes, reward_model=None):
     (model, _), arguments = evaluation.backbone(), evaluation.arguments
-    request, parse = evaluation.request(batch), _parser(evaluation)
+    request = evaluation.request(batch)
     judges = reward_model is not None and reward_model.judges_pools
     pool = sample_pool(
         *(model, request, sizes, evaluation.counters),
-        *(parse if arguments.bayesian_vote else None, None if judges else reward_model),
+        *(evaluation.parse if arguments.bayesian_vote else None, None if judges else reward_model),
         arguments.signals,
     )
     trajectories, fields = pool
@@ -236,7 +249,7 @@ def _sample_pool(evaluation, batch, sizes, reward_model=None):
 def _greedy_views(evaluation, request, trajectories, sizes, judge):
     """What the greedy trajectories say of pools: {key: a value for each question}."""
     (model, _), signals = evaluation.backbone(), evaluation.arguments.signals
-    fields, counters, parse = {}, evaluation.counters, _parser(evaluation)
+    fields, counters, parse = {}, evaluation.counters, evaluation.parse
     if signals or judge is not None:
         greedy = think_greedily(model, request, counters[sizes[0]])
     if signals:
@@ -248,22 +261,21 @@ def _greedy_views(evaluation, request, trajectories, sizes, judge):
 
 
 def search_beams(evaluation, batch):
-    """Records of the surviving beams; the vote is the answer of the best one."""
+    """Records of what a search returns; the vote is the answer of the best of it."""
     arguments, (model, _) = evaluation.arguments, evaluation.backbone()
-    reward_model, request = evaluation.reward_model(), evaluation.request(batch)
-    num_beams, num_proposals = arguments.num_beams, arguments.num_beam_candidates
-    counter = evaluation.counters[num_beams]
+    request, plan = evaluation.request(batch), arguments.plan()
+    counter = evaluation.counters[plan.num_survivors]
     with timed_apart(model, counter):
-        beams = beam_search(
-            model, reward_model, request, num_beams, num_proposals, arguments.score_by
-        )
+        beams = beam_search(model, evaluation.guide(plan), request, plan)
         trajectories = beams.trajectories
-        if reward_model.rewards_answer:  # the search has scored the thoughts, not the answers
-            eos = model.config.eos_token_id
+        if arguments.guide == "rm" and evaluation.reward_model().rewards_answer:
+            # The search keeps the rewards of thoughts, not those of answers.
+            eos, reward_model = model.config.eos_token_id, evaluation.reward_model()
             fields = score_trajectories(reward_model, request.prompts, trajectories, eos)
+            counter.update(reward_steps=num_scored(reward_model, trajectories))
         else:
             fields = {"scores": rewards_of_thoughts(beams.rewards, trajectories.num_thoughts)}
-    counter.update(latent_steps=beams.num_forward_passes)
+    counter.update(beams.counts)
     count_answers(counter, trajectories)
     new = _new_records(evaluation, batch, trajectories, fields)
     for record in new:
@@ -305,7 +317,7 @@ def _judge_saved(evaluation, i, latents):
     trajectories = Trajectories(*pool, [tokens], [finished.tolist()])
     sizes, counters = evaluation.arguments.report_n, evaluation.counters
     greedy = think_greedily(model, evaluation.request([i]), counters[sizes[0]])
-    judge, parse = evaluation.reward_model(), _parser(evaluation)
+    judge, parse = evaluation.reward_model(), evaluation.parse
     return {"judged": judge_pools(judge, model, greedy, trajectories, sizes, parse, counters)}
 
 
@@ -314,6 +326,7 @@ MODES = {
     "stopped": sample_until_all_decided,
     "best_of_n": sample_and_score,
     "beam_search": search_beams,
+    "dvts": search_beams,
     "saved_pool": score_saved_pool,
 }
 

@@ -11,6 +11,7 @@ from src.runs.tables import (
     chosen_answers,
     greedy_answers,
     greedy_runs,
+    is_search,
     paired_difference,
     reward_model_name,
     with_sampler,
@@ -26,6 +27,7 @@ _SAMPLER = (
     "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
     *EXTRA_DROPOUTS, *LATER_FLAGS, "latent_length", "max_new_tokens", "model_dtype",
 )  # fmt: skip
+NO_REWARD_MODEL = (None, None)
 MOST_STEPS = 6  # longer problems are counted with these
 
 
@@ -56,9 +58,9 @@ class CoveragePanel:
 class CostPanel:
     """What each method reaches on one benchmark, and at which cost.
 
-    methods: {method: (K, 5)} by growing cost: latent forward passes and milliseconds a question,
+    methods: {method: (K, 5)} by growing cost: the generator's passes and milliseconds a question,
     accuracy and the ends of its interval. coverage (K, 3): the same costs and the pool's coverage.
-    proposals: num_beams times num_beam_candidates of the beams, all values. greedy: as in
+    proposals: num_beams times num_beam_candidates of the searches, all values. greedy: as in
     CoveragePanel.
     """
 
@@ -101,7 +103,9 @@ def benchmark_of(run):
 
 
 def reward_model_of(run):
-    return run.settings["prm_id"], run.settings["score_by"]
+    """The reward model and its score, NO_REWARD_MODEL where a search has none."""
+    prm_id = run.settings["prm_id"]
+    return (prm_id, run.settings["score_by"]) if prm_id else NO_REWARD_MODEL
 
 
 def sampler_of(run):
@@ -206,16 +210,20 @@ def ends_of(measure):
 def comparisons(runs):
     """[(title, {panel's title: choosing runs of one benchmark and seed})].
 
-    A title names the reward model and the sampler. The runs are pools and beams.
+    A title names the reward model and the sampler. The runs are pools and searches. A search
+    without a reward model is beside all reward models of its sampler.
     """
-    choosing = [run for run in runs if run.chooses]
-    compared = []
+    choosing, compared = [run for run in runs if run.chooses], []
     for of_model in groups_of(choosing, model_of).values():
         labels = sampler_labels(of_model)
-        by_reward_model = groups_of(of_model, lambda run: (*reward_model_of(run), sampler_of(run)))
-        for (*_, sampler), same in by_reward_model.items():
-            title = f"{reward_model_name(same[0].settings)}, {labels[sampler]}"
-            compared.append((title, _by_panel(same)))
+        for sampler, same in groups_of(of_model, sampler_of).items():
+            by_reward_model = groups_of(same, reward_model_of)
+            free = by_reward_model.pop(NO_REWARD_MODEL, [])
+            for judged in by_reward_model.values():
+                name = reward_model_name(judged[0].settings)
+                compared.append((f"{name}, {labels[sampler]}", _by_panel(judged + free)))
+            if free and not by_reward_model:
+                compared.append((f"no reward model, {labels[sampler]}", _by_panel(free)))
     return compared
 
 
@@ -233,13 +241,14 @@ def cost_panel(title, choosing, runs):
     if "latent_passes" not in frame:
         return None
     frame = frame.dropna(subset="latent_passes").drop_duplicates(["method", "N"])
-    frame = frame.sort_values(["latent_passes", "ms"])
-    columns = ["latent_passes", "ms", "accuracy", "accuracy_low", "accuracy_high"]
+    frame["passes"] = frame["latent_passes"] + frame["answer_tokens"]
+    frame = frame.sort_values(["passes", "ms"])
+    columns = ["passes", "ms", "accuracy", "accuracy_low", "accuracy_high"]
     methods = {
         method: rows[columns].to_numpy(dtype=float)
         for method, rows in frame.groupby("method", observed=True)
     }
-    votes, beams = frame[frame["method"] == "majority"], frame[frame["method"] == "beam_search"]
+    votes, beams = frame[frame["method"] == "majority"], frame[frame["method"].map(is_search)]
     coverage = votes[[*columns[:2], "coverage"]].to_numpy(dtype=float)
     proposals = sorted(set(beams["budget"]))
     return CostPanel(title, methods, coverage, proposals, greedy_accuracies(choosing, runs))

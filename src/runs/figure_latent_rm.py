@@ -18,7 +18,7 @@ from src.runs.figure_style import (
 )
 from src.search.choosers import trajectory_scores
 from utils.answers import is_right
-from utils.metrics import is_mixed, measured, question_auc, softmax, trajectory_score, weighted_vote
+from utils.metrics import is_mixed, measured, question_auc, softmax, weighted_vote
 
 QUARTILES = (25, 50, 75)
 BINS = 5  # of the reliability curve, with equally many questions each
@@ -112,10 +112,11 @@ def _auc(record, score_by, steps):
 
     The score of a trajectory that has ended stays as it is.
     """
-    lengths = np.array([[len(rewards)] for rewards in record["scores"]])  # (N, 1)
-    sums = np.nan_to_num(_padded(record["scores"], steps)).cumsum(axis=1)  # (N, T)
-    prefixes = trajectory_score(sums, np.minimum(np.arange(1, steps + 1), lengths), score_by)
-    scores = np.column_stack((prefixes, trajectory_scores(record, score_by)))
+    prefixes = [
+        trajectory_scores({"scores": [rewards[:t] for rewards in record["scores"]]}, score_by)
+        for t in range(1, steps + 1)
+    ]  # (T, N)
+    scores = np.column_stack((*prefixes, trajectory_scores(record, score_by)))
     return question_auc(scores, _corrects(record))
 
 

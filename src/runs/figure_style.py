@@ -13,7 +13,10 @@ METHOD_COLORS = {
     "bayesian_vote": "#56B4E9",
     "reward_bayesian": "#CC79A7",
     "beam_search": "#009E73",
+    "dvts": "#E69F00",
 }
+# What guides a search has a marker; the LatentRM's lookahead, too.
+_GUIDE_MARKERS = {"": "D", "likelihood": "^", "agreement": "v", "lookahead": "s"}
 # A kind of sampler has a hue, from the palest to the darkest; a larger parameter is darker.
 SAMPLER_HUES = {
     "dropout": ("#8CCBF0", "#003E66"),
@@ -120,11 +123,18 @@ def greedy_entry(panels):
     return {"greedy": GREEDY_LOOK} if any(panel.greedy for panel in panels) else {}
 
 
+def base_method(method):
+    """The method without what guides a search: ``dvts`` of ``dvts likelihood``."""
+    return method.partition(" ")[0]
+
+
 def method_look(method):
-    """How a method looks in every figure. Beams of one budget are no curve: they get no line."""
-    beams = method == "beam_search"
-    color, marker = METHOD_COLORS[method], "D" if beams else "o"
-    return {"color": color, "marker": marker, "linestyle": "none" if beams else "-"}
+    """How a method looks in every figure. Searches of one budget are no curve: they get no line."""
+    base, _, variant = method.partition(" ")
+    search = base in ("beam_search", "dvts")
+    marker = _GUIDE_MARKERS[variant.partition(" ")[0]] if search else "o"
+    line = "none" if search else "-"
+    return {"color": METHOD_COLORS[base], "marker": marker, "linestyle": line}
 
 
 def sampler_colors(samplers):

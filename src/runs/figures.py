@@ -28,6 +28,7 @@ from src.runs.figure_style import (
     GREY,
     METHOD_COLORS,
     STYLE,
+    base_method,
     draw_band,
     draw_curve,
     draw_legend,
@@ -40,11 +41,12 @@ from src.runs.figure_style import (
     set_size_axis,
 )
 from src.runs.figure_training import training_figures
+from src.runs.tables import is_search
 from utils.errors import UserError
 from utils.files import atomic_path
 
 BEST_METHODS = 2  # that are shown beside the vote where room is short
-COSTS = ("generator's latent forward passes a question", "milliseconds a question")
+COSTS = ("generator's passes a question (thoughts, tokens)", "milliseconds a question")
 FORMATS = ("png", "pdf")
 KINDS = ("coverage", "adaptive", "cost", "gains", "latent_rm", "diversity", "map")
 
@@ -194,24 +196,34 @@ def cost_figure(title, panels):
     for axis, label in zip(axes[-columns:], COSTS, strict=True):
         axis.set_xlabel(label)
         set_log_axis(axis, (1, 3))
-    shown = [m for m in METHOD_COLORS if any(m in panel.methods for panel in panels)]
+    entries = _cost_entries(panels) | greedy_entry(panels)
+    draw_legend(figure, entries, columns=4 if len(entries) <= 8 else 3)
+    return figure
+
+
+def _cost_entries(panels):
+    """The legend of the cost figure: methods have colours, what guides a search has a marker."""
+    methods = {method for panel in panels for method in panel.methods}
+    shown = [m for m in METHOD_COLORS if m in set(map(base_method, methods))]
     budgets = sorted({n for panel in panels for n in panel.proposals})
-    names = {
-        "majority": "majority, 95 % band",
-        "beam_search": f"beam_search, {' or '.join(map(str, budgets))} proposals",
-    }
+    searches = [method for method in shown if is_search(method)]
+    names = {"majority": "majority, 95 % band"}
+    names |= {m: f"{m}, {' or '.join(map(str, budgets))} proposals" for m in searches[:1]}
     entries = {names.get(method, method): method_look(method) for method in shown}
+    variants = sorted({m.partition(" ")[2] for m in methods if base_method(m) in searches} - {""})
+    entries |= {
+        f"search, {v}": method_look(f"{searches[0]} {v}") | {"color": GREY} for v in variants
+    }
     if any(panel.coverage.size for panel in panels):
         entries["coverage"] = COVERAGE_LOOK
-    draw_legend(figure, entries | greedy_entry(panels))
-    return figure
+    return entries
 
 
 def _draw_costs(axis, panel, cost):
     """One panel. Only the vote has a band: those of all methods would hide each other."""
     axis.plot(panel.coverage[:, cost], panel.coverage[:, 2], **COVERAGE_LOOK)
     for method, points in panel.methods.items():
-        if method in METHOD_COLORS:
+        if base_method(method) in METHOD_COLORS:
             axis.plot(points[:, cost], points[:, 2], **method_look(method))
         if method == "majority":
             draw_band(axis, points[:, cost], points[:, 3], points[:, 4], METHOD_COLORS[method])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.runs.run_folder import current_names
 from src.sampling.samplers import EXTRA_DROPOUTS, STRENGTHS
+from src.search.beam_search import SEARCHES
 from utils import records
 from utils.datasets import data_name
 from utils.errors import UserError, warn
@@ -12,7 +13,7 @@ from utils.errors import UserError, warn
 # Settings in which beams may differ from the pool that they are compared with.
 _CHOICE = {
     "prm_id", "prm_mode", "n_samples", "pool", "bayesian_vote", "num_beams", "num_beam_candidates",
-    "score_by", "signals",
+    "score_by", "signals", "guide", "lookahead",
 }  # fmt: skip
 # Settings that a run shares with the greedy run that it is compared with.
 _SAME_MODEL = ("model_dtype", "limit", "latent_length", "max_new_tokens")
@@ -21,8 +22,9 @@ _SAME_MODEL = ("model_dtype", "limit", "latent_length", "max_new_tokens")
 class FinishedRun:
     """config.json, metrics.json and records of one run.
 
-    columns: what a table says of the run itself. model_key: what it shares with a greedy run over
-    the same questions. Raises UserError when a file is damaged or not of this version.
+    columns: what a table says of the run itself. beams: whether it is a search. model_key: what it
+    shares with a greedy run over the same questions. Raises UserError when a file is damaged or not
+    of this version.
     """
 
     def __init__(self, folder):
@@ -33,7 +35,7 @@ class FinishedRun:
         )
         self.settings = current_names(self.config["settings"])
         self.chooses = "prm_mode" in self.settings
-        self.beams = self.settings.get("prm_mode") == "beam_search"
+        self.beams = self.settings.get("prm_mode") in SEARCHES
         self.records = records.read(self.folder)
         try:
             self.columns, self.model_key = self._columns(), self._model_key()

@@ -45,7 +45,8 @@ def fingerprint_of(settings, num_questions, data_path, model_type, model_id):
 def current_names(settings):
     """The settings of a config.json, where runs before 2026-11-26 had other names for some.
 
-    They also lack EXTRA_DROPOUTS, which were off, and LATER_FLAGS.
+    They also lack EXTRA_DROPOUTS, which were off, and LATER_FLAGS; those that choose lack guide and
+    lookahead.
     """
     names = {"generator_type": "model_type", "generator_id": "model_id"}
     renamed = {names.get(key, key): value for key, value in settings.items()}
@@ -53,9 +54,13 @@ def current_names(settings):
         beams = (renamed.get("num_beams") or 0) * (renamed.get("num_beam_candidates") or 0)
         renamed["n_samples"] = renamed.pop("num_return_sequences") or beams
     off = False if renamed.get("sampling_by") == "dropout" else None
-    later = dict.fromkeys(LATER_FLAGS)
-    later["signals"] = None if renamed.get("prm_mode") == "beam_search" else False
-    return later | dict.fromkeys(EXTRA_DROPOUTS, off) | renamed
+    newer = dict.fromkeys(LATER_FLAGS)
+    newer["signals"] = None if renamed.get("prm_mode") == "beam_search" else False
+    newer |= dict.fromkeys(EXTRA_DROPOUTS, off)
+    if "prm_mode" in renamed:
+        values = ("rm", "0") if renamed["prm_mode"] == "beam_search" else (None, None)
+        newer |= dict(zip(("guide", "lookahead"), values, strict=True))
+    return newer | renamed
 
 
 class RunFolder:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from src.sampling.samplers import STRENGTHS
+from src.search.beam_search import SEARCHES
 from src.search.choosers import CHOOSERS, PARTS
-from src.search.voting import aggregate
+from src.search.voting import LEAF_VOTES, aggregate
 from utils.answers import is_right
 from utils.files import write_text
 from utils.metrics import majority_vote, measured
@@ -24,7 +25,6 @@ MEASURES = ["coverage", "voting_accuracy", "mean_accuracy", "unparsable"]
 SHOWN = {"coverage": "coverage", "voting_accuracy": "vote"}
 # What each method needs beside the sampling of its pool, of src.search.choosers.PARTS.
 METHODS = {name: chooser.parts for name, chooser in CHOOSERS.items() if name != "greedy"}
-METHODS |= {"beam_search": ("reward",)}
 NOT_MEASURED = dict.fromkeys(("value", "low", "high"), float("nan"))
 SHOWN_POOL = ["prm", *SHOWN_RUN[1:], "N"]
 COST = ["trajectories", "latent_passes", "answer_tokens", "ms"]
@@ -91,49 +91,91 @@ def choice_frame(runs):
     pools = {run.pool_key(): run for run in by_size if not run.beams}  # the largest of each key
     rows = [row for run in choosing for row in _choices(run, pools, greedy.get(run.model_key))]
     frame = pd.DataFrame(rows)
-    frame["method"] = pd.Categorical(frame["method"], list(METHODS))  # sorts in this order
+    frame["method"] = pd.Categorical(frame["method"], methods_of(frame))  # sorts in this order
     run = ["prm", *RUN[1:], *_further_strengths(frame)]
     return frame.sort_values([*run, "budget", "method", "N"], ignore_index=True)
 
 
+def methods_of(frame):
+    """The methods of a choice frame: choices from pools, then searches with their variants."""
+    return [*METHODS, *sorted(set(frame["method"]) - METHODS.keys())]
+
+
 def _choices(run, pools, greedy):
-    """The rows of one run. With one trajectory all methods agree: only the vote gets a row."""
-    shared = {"prm": reward_model_name(run.settings)} | run.columns
+    """The rows of one run."""
+    rows = _searches if run.beams else _choices_from_pool
+    return rows(run, {"prm": reward_model_name(run.settings)} | run.columns, pools, greedy)
+
+
+def _searches(run, shared, pools, greedy):
+    """The rows of a search: its best trajectory and, of DVTS, the votes of its leaves."""
+    ((n, summary),) = run.metrics["by_n"].items()
+    spent = run.metrics["speed"].get("per_question", {}).get(n, {})
+    beams, proposals = run.settings["num_beams"], run.settings["num_beam_candidates"]
+    size = {"N": f"{beams} x {proposals}", "budget": beams * proposals}
+    pool = pools.get(run.pool_key())
+    for name, answers in _search_answers(run).items():
+        row = (
+            shared | size | {"method": name + _variant(run)} | _interval("accuracy", summary[name])
+        )
+        row["coverage"] = summary["coverage"]["value"]
+        if pool is not None and pool.metrics["n_samples"] >= size["budget"]:
+            gain = paired_difference(run.records, answers, _votes(pool, size["budget"]))
+            row |= _interval("gain", gain)
+        if greedy is not None:
+            gain = paired_difference(run.records, answers, greedy_answers(greedy))
+            row |= _interval("greedy_gain", gain)
+        yield row | _search_cost(spent)
+
+
+def _search_answers(run):
+    """{method: {idx: answer}} of a search."""
+    mode, score_by = run.settings["prm_mode"], run.settings["score_by"]
+    answers = {mode: {i: record["vote"] for i, record in run.records.items()}}
+    if mode == "dvts":
+        n = int(run.metrics["n_samples"])
+        votes = {i: aggregate(record, n, score_by) for i, record in run.records.items()}
+        for name, vote in LEAF_VOTES.items():
+            answers[name] = {i: of_question[vote] for i, of_question in votes.items()}
+    return answers
+
+
+def _variant(run):
+    """What the name of a search says of its guide, or of a LatentRM's lookahead."""
+    guide, lookahead = run.settings["guide"], run.settings["lookahead"]
+    if guide != "rm":
+        return f" {guide}"
+    return "" if lookahead == "0" else f" lookahead {lookahead}"
+
+
+def is_search(method):
+    """Whether a method is a search, whatever guides it."""
+    return method.partition(" ")[0] in (*SEARCHES, *LEAF_VOTES)
+
+
+def _choices_from_pool(run, shared, pools, greedy):
+    """The rows of a pool. With one trajectory all methods agree: only the vote gets a row."""
     for n, summary in run.metrics["by_n"].items():
         spent = run.metrics["speed"].get("per_question", {}).get(n, {})
         over_greedy = _gains_over_greedy(run, int(n), _greedy_base(run, greedy))
         for method in METHODS:
             measure = summary.get("voting_accuracy" if method == "majority" else method)
-            if measure is None or (n == "1" and method not in ("majority", "beam_search")):
+            if measure is None or (n == "1" and method != "majority"):
                 continue
-            row = shared | _pool_size(run, n) | {"method": method} | _interval("accuracy", measure)
+            row = shared | {"N": n, "budget": int(n), "method": method}
+            row |= _interval("accuracy", measure)
             row["coverage"] = summary["coverage"]["value"]
             gain = summary.get(f"{method}_gain")
-            if run.beams:
-                gain = _gain_over_vote(run, pools.get(run.pool_key()), row["budget"])
             row |= _interval("gain", gain) if gain else {}
             row |= _interval("greedy_gain", over_greedy[method]) if over_greedy else {}
             yield row | _cost(spent, METHODS[method])
 
 
-def _pool_size(run, n):
-    """N as tables show it, and ``budget``, the trajectories that equal it in cost."""
-    if not run.beams:
-        return {"N": n, "budget": int(n)}
-    beams, proposals = run.settings["num_beams"], run.settings["num_beam_candidates"]
-    return {"N": f"{beams} x {proposals}", "budget": beams * proposals}
-
-
 def reward_model_name(settings):
-    return Path(settings["prm_id"]).name + (" (mean)" if settings["score_by"] == "mean" else "")
-
-
-def _gain_over_vote(run, pool, n):
-    """The paired difference of the best beam to the vote of as many trajectories, or None."""
-    if pool is None or pool.metrics["n_samples"] < n:
-        return None
-    answers = {i: beam["vote"] for i, beam in run.records.items()}
-    return paired_difference(run.records, answers, _votes(pool, n))
+    """The LatentRM's, or the guide's in its place; with the score where it is not the default."""
+    prm_id, score_by = settings["prm_id"], settings["score_by"]
+    name, default = (Path(prm_id).name, "sum") if prm_id else (settings["guide"], "last")
+    return name if score_by == default else f"{name} ({score_by})"
 
 
 def _greedy_base(run, greedy):
@@ -149,9 +191,6 @@ def _gains_over_greedy(run, n, base):
     """{method: its paired difference to greedy answers ``base``}; empty where that is None."""
     if base is None:
         return {}
-    if run.beams:
-        votes = {i: record["vote"] for i, record in run.records.items()}
-        return {"beam_search": paired_difference(run.records, votes, base)}
     chosen = chosen_answers(run, n)
     return {name: paired_difference(run.records, chosen[name], base) for name in chosen}
 
@@ -185,6 +224,19 @@ def _cost(spent, parts):
         "latent_passes": total("latent_steps"),
         "answer_tokens": total("tokens"),
         "ms": round(1000 * (spent["seconds"] - idle), 1),
+    }
+
+
+def _search_cost(spent):
+    """The cost of a question for a search: what it looked ahead and what its guide read, too."""
+    if "trajectories" not in spent:
+        return {}
+    tokens = ("tokens", "lookahead_tokens", "candidate_tokens")
+    return {
+        "trajectories": round(spent["trajectories"]),
+        "latent_passes": round(spent["latent_steps"] + spent.get("lookahead_steps", 0)),
+        "answer_tokens": round(sum(spent.get(name, 0) for name in tokens)),
+        "ms": round(1000 * spent["seconds"], 1),
     }
 
 
@@ -292,7 +344,7 @@ def _by_pool(frame):
     pool = [*SHOWN_POOL, "budget", "folder"]
     table = frame[pool].assign(method=frame["method"].astype(str), cell=cells)
     table = table.set_index([*pool, "method"])["cell"].unstack("method", sort=False)
-    table = table.reindex(columns=[method for method in METHODS if method in table])
+    table = table.reindex(columns=[method for method in methods_of(frame) if method in table])
     table["coverage"] = frame.groupby(pool, sort=False)["coverage"].first()
     return _markdown(table.reset_index().drop(columns=["budget", "folder"]))
 
@@ -332,7 +384,7 @@ def _best_row(pool):
     best = best.iloc[0]
     over_greedy = best.get("greedy_gain", float("nan"))
     greedy = "" if pd.isna(over_greedy) else f"{best['accuracy'] - over_greedy:.1f}"
-    method = best["method"] if best["method"] != "beam_search" else f"beam_search {best['N']}"
+    method = f"{best['method']} {best['N']}" if is_search(best["method"]) else best["method"]
     return {
         "model": best["prm"],
         "benchmark": best["benchmark"],

@@ -160,7 +160,7 @@ def answer_start(model, state):
 def read_answer(model, sampling, state, x, positions, at_start=False):
     """Hidden states (R, S, D) at inputs x (R, S, D) of the answer, at positions (R, S).
 
-    at_start: x are those of ``answer_start``.
+    at_start: x begins with those of ``answer_start``.
     """
     steps = steps_of(positions, state.prompt_lengths[:, None])
     num_thoughts = state.num_thoughts if at_start and state.thought is not None else None

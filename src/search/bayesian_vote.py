@@ -95,11 +95,7 @@ class LikelihoodPool:
         return [torch.cat(of_question, 1) for of_question in part.log_probs]
 
     def _read_start(self, request, state):
-        """The State after the end-of-thinking token, and the hidden states (R, D) there."""
-        x, positions = answer_start(self.model, state)
-        state = state.select(state.all_rows, extra=x.shape[1])
-        hidden = read_answer(self.model, request.sampling, state, x, positions, at_start=True)
-        return state, hidden[:, -1]
+        return end_thinking(self.model, request.sampling, state)
 
     def likelihoods(self):
         """The AnswerLikelihoods of each question."""
@@ -154,17 +150,33 @@ class LikelihoodPool:
 
 def _log_probs(model, part, rows, ids, lengths):
     """(M, K) log-probabilities of answers ids (K, A) of lengths (K,) under rows (M,)."""
-    state, (num_answers, longest) = part.state, ids.shape
+    num_answers, longest = ids.shape
     pairs = rows.repeat_interleave(num_answers)  # (M * K,)
-    branch = state.select(pairs, extra=longest)
-    hidden = part.hidden[pairs][:, None]  # (M * K, 1, D)
+    branch = part.state.select(pairs, extra=longest)
+    texts = (x.repeat(len(rows), *[1] * (x.dim() - 1)) for x in (ids, lengths))
+    token = answer_log_probs(model, part.request.sampling, branch, part.hidden[pairs], *texts)
+    return token.unflatten(0, (-1, num_answers))
+
+
+def end_thinking(model, sampling, state):
+    """A copy of the State after the end-of-thinking token, and the hidden states (R, D) there."""
+    x, positions = answer_start(model, state)
+    state = state.select(state.all_rows, extra=x.shape[1])
+    return state, read_answer(model, sampling, state, x, positions, at_start=True)[:, -1]
+
+
+def answer_log_probs(model, sampling, state, hidden, ids, lengths):
+    """log p (R,) of answers ids (R, A) of lengths (R,), each under its own row of a State.
+
+    state, hidden: as ``end_thinking`` gives them, with room for A positions, which are filled.
+    """
+    longest = ids.shape[1]
+    hidden = hidden[:, None]  # (R, 1, D)
     if longest > 1:
-        x = model.embed(ids[:, :-1]).repeat(len(rows), 1, 1)  # (M * K, A - 1, D)
-        first_position = (branch.prompt_lengths + branch.num_thoughts + 1)[:, None]
+        first_position = (state.prompt_lengths + state.num_thoughts + 1)[:, None]
         positions = first_position + torch.arange(longest - 1, device=ids.device)
-        after = read_answer(model, part.request.sampling, branch, x, positions)
-        hidden = torch.cat((hidden, after), dim=1)  # (M * K, A, D)
-    # (M * K, A)
-    token = token_log_probs(model, model.lm_head.weight, hidden, ids.repeat(len(rows), 1))
-    padding = torch.arange(longest, device=ids.device) >= lengths[:, None]  # (K, A)
-    return token.unflatten(0, (-1, num_answers)).masked_fill(padding, 0).sum(-1)
+        after = read_answer(model, sampling, state, model.embed(ids[:, :-1]), positions)
+        hidden = torch.cat((hidden, after), dim=1)  # (R, A, D)
+    token = token_log_probs(model, model.lm_head.weight, hidden, ids)  # (R, A)
+    padding = torch.arange(longest, device=ids.device) >= lengths[:, None]  # (R, A)
+    return token.masked_fill(padding, 0).sum(-1)

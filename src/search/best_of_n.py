@@ -5,8 +5,10 @@ Counter} of the step by which it grew to that size: ``trajectories``; ``latent_s
 passes that yield a thought; ``tokens``, answer tokens written; ``candidate_tokens``, answer tokens
 read for the Bayesian vote; ``confidence_tokens``, those read for log-probabilities of answers and
 self-certainty; ``greedy_trajectories``, ``greedy_latent_steps``, ``greedy_tokens`` of the greedy
-answer; ``rerank_tokens`` and ``judge_tokens``, read of its pool's answers; ``seconds``, and of them
-``PART_seconds`` of each part of src.search.choosers.PARTS.
+answer; ``rerank_tokens`` and ``judge_tokens``, read of its pool's answers; ``reward_steps``,
+thoughts and answer tokens that the reward model read; ``seconds``, and of them ``PART_seconds`` of
+each part of src.search.choosers.PARTS. A search has ``lookahead_steps`` and ``lookahead_tokens``,
+too: the passes and tokens that it looked ahead.
 
 Shapes: Q questions, N trajectories of each, T thoughts, A answer tokens, D model width.
 """
@@ -69,6 +71,7 @@ def _grow_pool(model, request, sizes, counters, readers, reward_model):
                 with timed(counter, "reward_seconds"):
                     eos = model.config.eos_token_id
                     rewards.append(score_trajectories(reward_model, part.prompts, parts[-1], eos))
+                counter.update(reward_steps=num_scored(reward_model, parts[-1]))
         count_trajectories(model, request, counter, parts[-1])
     fields = {}
     if rewards:
@@ -164,6 +167,15 @@ def count_answers(counter, trajectories):
     """Adds trajectories and answer tokens to a counter."""
     written = sum(len(ids) for answers in trajectories.tokens for ids in answers)
     counter.update(trajectories=trajectories.num_thoughts.numel(), tokens=written)
+
+
+def num_scored(reward_model, trajectories):
+    """Thoughts and answer tokens of Trajectories that the reward model reads to score them."""
+    if not reward_model.rewards_answer:
+        return int(trajectories.num_thoughts.sum())
+    pairs = zip(trajectories.tokens, trajectories.finished, strict=True)
+    tokens = sum(sum(map(len, answers)) + sum(finished) for answers, finished in pairs)
+    return int(trajectories.num_thoughts.sum()) + tokens
 
 
 def score_trajectories(reward_model, prompts, trajectories, eos):

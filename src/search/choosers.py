@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from utils.metrics import best_of_n, majority_vote, softmax, trajectory_score, weighted_vote
 
@@ -71,11 +72,11 @@ class Pool:
 
 def trajectory_scores(record, score_by):
     """The scores of a record's N trajectories, a list (utils.metrics.trajectory_score)."""
-    answers = record.get("answer_scores") or [0.0] * len(record["scores"])
-    return [
-        trajectory_score(sum(rewards), len(rewards), score_by, answer)
-        for rewards, answer in zip(record["scores"], answers, strict=True)
-    ]
+    lengths = [len(rewards) for rewards in record["scores"]]
+    padded = [r + [0.0] * (max(lengths) - len(r)) for r in record["scores"]]  # (N, T)
+    answers = record.get("answer_scores") or [0.0] * len(lengths)
+    rewards, answers = (torch.tensor(x, dtype=torch.float64) for x in (padded, answers))
+    return trajectory_score(rewards, torch.tensor(lengths), score_by, answers).tolist()
 
 
 def _majority(pool):

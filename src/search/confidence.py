@@ -54,7 +54,8 @@ class ConfidencePool:
         x = torch.cat((x, self.model.embed(ids[:, :-1])), dim=1)  # (r, S + A - 1, D)
         further = torch.arange(1, longest, device=ids.device)
         positions = torch.cat((positions, positions[:, -1:] + further), dim=1)
-        hidden = read_answer(self.model, request.sampling, branch, x, positions)[:, -longest:]
+        hidden = read_answer(self.model, request.sampling, branch, x, positions, at_start=True)
+        hidden = hidden[:, -longest:]  # (r, A, D)
         padding = torch.arange(longest, device=ids.device) >= lengths[:, None]  # (r, A)
         confidence = token_confidence(self.model, hidden, ids)  # (r, A, 2)
         return confidence.masked_fill(padding[..., None], 0).sum(1)

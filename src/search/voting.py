@@ -7,6 +7,9 @@ from src.search.choosers import CHOOSERS, Pool
 from utils.answers import is_right
 from utils.metrics import majority_vote, measured, summarize
 
+# Votes of the leaves of DVTS: their names in its measures, and in ``aggregate``.
+LEAF_VOTES = {"dvts_vote": "majority", "dvts_weighted_vote": "weighted_vote"}
+
 
 def aggregate(record, n, score_by="sum"):
     """{chooser: answer} of a record's first n trajectories; an answer is a number or None.
@@ -101,9 +104,23 @@ def _hits(answers, records):
     return np.array([float(is_right(number, record["answer"])) for number, record in pairs])
 
 
-def measure_beams(records, num_beams):
-    """The same form for beam search: the best beam's accuracy, and what the survivors cover."""
+def measure_search(records, mode, score_by):
+    """The same form for a search, ``mode`` beam_search or dvts, with N the survivors it returns.
+
+    These are the accuracy of the best one by its score and the coverage of all; for DVTS, which
+    returns the leaves of its subtrees, also that of their majority and their weighted vote.
+    """
     best = _hits([record["vote"] for record in records], records)
     covered = [any(record["correct"]) for record in records]
-    by_n = {str(num_beams): {"beam_search": measured(best), "coverage": measured(covered)}}
-    return {"n_samples": num_beams, "by_n": by_n}
+    measures, size = {mode: measured(best), "coverage": measured(covered)}, num_survivors(records)
+    if mode == "dvts":
+        votes = [aggregate(record, size, score_by) for record in records]
+        for name, method in LEAF_VOTES.items():
+            hits = _hits([vote[method] for vote in votes], records)
+            measures[name] = measured(hits)
+    return {"n_samples": size, "by_n": {str(size): measures}}
+
+
+def num_survivors(records):
+    """How many trajectories a search returns for each question of its records."""
+    return len(records[0]["predictions"])
