@@ -70,7 +70,7 @@ def test_collect_results_tables_every_finished_run_and_warns_of_damaged_ones(fol
     assert "records are missing" in warnings[1]
     sampled, chosen = (pd.read_csv(folder / f"{name}.csv") for name in ("results", "choices"))
     assert set(sampled["sampler"]) == {"greedy", "noise"}
-    assert set(chosen["method"]) == set(CHOOSERS) - {"greedy"} | {"beam_search"}
+    assert set(chosen["method"]) == set(CHOOSERS) - {"greedy", "pool_judge"} | {"beam_search"}
     assert sorted(set(chosen["N"])) == ["1", "2", "2 x 2", "4"]
     for name in ("results.md", "choices.md", "accuracy.md"):
         assert str(folder / name) in result.stdout
