@@ -1,9 +1,13 @@
 """The pool judge: what it reads, its scores and its loss, its training and its use."""
 
+import json
+import shutil
 from dataclasses import fields, replace
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from src.models.candidates import (
     MOST_CANDIDATES,
@@ -18,6 +22,16 @@ from src.sampling.trajectories import Request
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.voting import aggregate
 from src.training.losses.pool_judge import JudgeLoss
+from src.training.model_card import model_card
+from tests.commands import (
+    assert_one_line_error,
+    assert_success,
+    command,
+    infer_command,
+    outputs,
+    run_here,
+    samples_of,
+)
 
 PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]
 GREEDY = Request(PROMPTS, [7, 3, 11], 1, 4, 5, 5, DETERMINISTIC)
@@ -236,3 +250,128 @@ def test_choosers_of_the_greedy_trajectory_by_hand():
     nothing = {"predictions": [None], "greedy": None, "rerank_candidates": []}
     nothing |= {"rerank_log_probs": [], "judged": {"1": {"answers": [], "scores": []}}}
     assert set(aggregate(nothing, 1).values()) == {None}
+
+
+TINY = "checkpoints/tiny-coconut"
+DATA = ("--data_path", "data/tiny_valid.json", "--limit", 6)
+SAMPLER = ("--sampling_by", "noise", "--noise_std", 1.0, "--max_new_tokens", 8)
+SIZES = ("--report_n", 1, 2, 4)
+
+
+def recipe(path, pool, **changes):
+    """A YAML file of a short training."""
+    values = {
+        "output_dir": str(path.with_suffix("")), "model_id": TINY, "judges_pool": True,
+        "train_pools": [str(pool)], "eval_pools": {"test_n_4": str(pool)}, "pool_sizes": [2, 4],
+        "judge_width": 16, "learning_rate": 1e-3, "max_steps": 4, "eval_strategy": "steps",
+        "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "logging_steps": 2,
+        "per_device_train_batch_size": 4, "load_best_model_at_end": True,
+        "metric_for_best_model": "test_n_4_recall_at_1",
+    } | changes  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def judge_command(judge, *flags):
+    return command("infer_gpt2_rm", "--prm_id", judge, *flags)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with an annotated pool, and the judge that was trained on it without a break."""
+    folder = tmp_path_factory.mktemp("judge")
+    assert_success(run_here(command(
+        "annotate_data", "--data_path", "data/tiny_valid.json", "--limit", 24, "--n_samples", 4,
+        "--n_samples_per_step", 0, *SAMPLER, "--save_path", folder, "--name", "pool",
+    )))  # fmt: skip
+    assert_success(run_here(command("train", recipe(folder / "x.yaml", folder / "pool"))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(trained, tmp_path_factory):
+    """The folder of a run that samples pools and judges them."""
+    folder = tmp_path_factory.mktemp("judged") / "x"
+    flags = (*DATA, *SAMPLER, "--n_samples", 4, *SIZES, "--output_dir", folder)
+    assert_success(run_here(judge_command(trained / "x", *flags)))
+    return folder
+
+
+def test_a_resumed_judge_has_the_weights_of_an_uninterrupted_one(trained, tmp_path):
+    folder = shutil.copytree(trained / "x", tmp_path / "x")
+    (folder / "model.safetensors").unlink()
+    shutil.rmtree(folder / "checkpoint-4")
+    started = json.loads((folder / "started.json").read_text())
+    started["recipe"]["output_dir"] = str(folder)
+    (folder / "started.json").write_text(json.dumps(started))
+    assert_success(run_here(command("train", recipe(tmp_path / "x.yaml", trained / "pool"))))
+    whole, resumed = (load_file(x / "model.safetensors") for x in (trained / "x", folder))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert whole["score.weight"].any()  # it begins at 0
+    assert (folder / "README.md").read_text() == model_card(folder)
+
+
+def test_every_size_of_a_pool_is_judged(trained, judged):
+    for record in samples_of(judged):
+        assert list(record["judged"]) == ["1", "2", "4"]
+        for n, view in record["judged"].items():
+            numbers = {x for x in record["predictions"][: int(n)] if x is not None}
+            assert numbers <= set(view["answers"])  # and the greedy answer
+            assert len(numbers) + 1 >= len(view["answers"]) == len(view["scores"])
+    by_n = outputs(judged)[1]["by_n"]
+    assert all("pool_judge" in measures for measures in by_n.values())
+    metrics = json.loads((judged / "metrics.json").read_text())
+    costs = metrics["speed"]["per_question"].values()
+    assert [cost["greedy_trajectories"] for cost in costs] == [1, 1, 1]
+    tokens = [cost["judge_tokens"] for cost in costs]
+    assert 0 < tokens[0] <= tokens[1] <= tokens[2]
+
+
+def test_a_saved_pool_and_other_batches_are_judged_alike(trained, judged, tmp_path):
+    flags = (*DATA, *SAMPLER, "--n_samples", 4, "--output_dir")
+    batches = judge_command(trained / "x", *flags, tmp_path / "one", *SIZES, "--batch_size", 1)
+    pool = infer_command(*flags, tmp_path / "pool", "--save_latents", "true")
+    saved = ("--pool", tmp_path / "pool", *SIZES, "--output_dir", tmp_path / "saved")
+    for line in (batches, pool, judge_command(trained / "x", *saved)):
+        assert_success(run_here(line))
+    for name in ("one", "saved"):
+        by_n, of_judged = (outputs(path)[1]["by_n"] for path in (tmp_path / name, judged))
+        for n, measures in of_judged.items():
+            for key in ("pool_judge", "pool_judge_gain"):
+                assert by_n[n][key] == measures[key]
+        for record, expected in zip(samples_of(tmp_path / name), samples_of(judged), strict=True):
+            for n, view in expected["judged"].items():
+                assert record["judged"][n]["answers"] == view["answers"]
+                assert record["judged"][n]["scores"] == pytest.approx(view["scores"], abs=2e-3)
+
+
+def test_what_a_judge_cannot_judge_is_a_one_line_error(trained, checkpoint, tmp_path):
+    flags = (*DATA, *SAMPLER, "--output_dir", tmp_path / "out")
+    beams = ("--prm_mode", "beam_search", "--num_beams", 2)
+    result = run_here(judge_command(trained / "x", *flags, *beams))
+    assert_one_line_error(result, "--prm_id", "can't guide --prm_mode beam_search")
+    smaller = ("--model_id", checkpoint)
+    codi = ("--model_type", "codi", "--model_id", "checkpoints/tiny-codi")
+    for backbone, part in ((smaller, "the backbone has 3 layers"), (codi, "trained for coconut")):
+        result = run_here(judge_command(trained / "x", *flags, *backbone))
+        assert_one_line_error(result, part)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"loss": {"bce": 1.0}}, "loss has no effect on a pool judge"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing has no effect"),
+        ({"judges_pool": False}, "pool_sizes has no effect on a LatentRM"),
+        ({"judge_width": 18}, "multiple of 4, not 18"),
+        ({"pool_sizes": [0, 4]}, "at least 1"),
+        ({"reads_states": False, "reads_votes": False}, "nothing is left to read"),
+        ({"pool_sizes": [8]}, "4 trajectories a question, fewer than pool_sizes"),
+        ({"model_type": "codi", "model_id": "checkpoints/tiny-codi"}, "thoughts of coconut"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_judge_s_recipe_is_one_line(trained, tmp_path, changes, part):
+    result = run_here(command("train", recipe(tmp_path / "x.yaml", trained / "pool", **changes)))
+    assert_one_line_error(result, part, after_progress=True)
