@@ -99,7 +99,8 @@ def test_a_recipe_s_commands_make_its_pools(path, stubs, tmp_path):
         assert cell[cell.index("--model_type") + 1] == recipe.model_type
         assert cell[cell.index("--model_id") + 1] == recipe.model_id
         rollouts = int(cell[cell.index("--n_samples_per_step") + 1])
-        assert rollouts > 0 or recipe.labels == "outcome" or pool in recipe.eval_pools.values()
+        needs_none = recipe.labels == "outcome" or recipe.judges_pool
+        assert rollouts > 0 or needs_none or pool in recipe.eval_pools.values()
 
 
 PAGE = ROOT / "docs/recipes.md"
