@@ -41,10 +41,11 @@ def test_a_shipped_recipe_loads_and_names_its_command(path):
     else:
         recipe = load_yaml(path, Recipe)
         assert {recipe.train, recipe.valid, *recipe.held_out} <= SHIPPED | PAPER | {"tiny"}
-    # the official COCONUT trains in float32
+    # the official COCONUT trains in float32, and so does a pool judge
     official = {"backbone_coconut.yaml", "backbone_cot_gpt2.yaml"}
-    precision = yaml.safe_load(path.read_text())["mixed_precision"]
-    assert precision == ("no" if path.name in official else "auto")
+    precision = yaml.safe_load(path.read_text()).get("mixed_precision", "no")
+    in_float32 = path.name in official or "pool_judge" in path.name
+    assert precision == ("no" if in_float32 else "auto")
 
 
 @pytest.mark.parametrize("path", FLAGS, ids=lambda path: path.name)
@@ -98,7 +99,8 @@ def test_a_recipe_s_commands_make_its_pools(path, stubs, tmp_path):
         assert cell[cell.index("--model_type") + 1] == recipe.model_type
         assert cell[cell.index("--model_id") + 1] == recipe.model_id
         rollouts = int(cell[cell.index("--n_samples_per_step") + 1])
-        assert rollouts > 0 or recipe.labels == "outcome" or pool in recipe.eval_pools.values()
+        needs_none = recipe.labels == "outcome" or recipe.judges_pool
+        assert rollouts > 0 or needs_none or pool in recipe.eval_pools.values()
 
 
 PAGE = ROOT / "docs/recipes.md"

@@ -81,6 +81,7 @@ def candidates_of(predictions, answer_ids, distances, greedy_number, greedy_ids)
         given = torch.tensor([prediction == number for prediction in predictions])
         if given.any():
             distance[k] = distances[given].mean() / mean
+    is_greedy = torch.tensor([number == greedy_number for number in numbers], dtype=torch.bool)
     missing = MOST_CANDIDATES - len(numbers)
     ids, _ = pad_right([texts[number] for number in numbers] or [[0]], -1)
     pad = torch.nn.functional.pad
@@ -89,7 +90,7 @@ def candidates_of(predictions, answer_ids, distances, greedy_number, greedy_ids)
         ids=pad(ids, (0, 0, 0, MOST_CANDIDATES - len(ids)), value=-1)[None],
         exists=torch.arange(MOST_CANDIDATES)[None] < len(numbers),
         votes=pad(votes_of / len(predictions), (0, missing))[None],
-        is_greedy=pad(torch.tensor([n == greedy_number for n in numbers]), (0, missing))[None],
+        is_greedy=pad(is_greedy, (0, missing))[None],
         distance=pad(distance, (0, missing), value=1.0)[None],
         n_samples=torch.tensor([len(predictions)]),
     )
@@ -102,7 +103,7 @@ def greedy_distances(thoughts, num_thoughts, greedy):
     """
     steps = min(thoughts.shape[1], greedy.shape[0])
     both = thought_mask(num_thoughts, steps)  # (N, S)
-    apart = (thoughts[:, :steps] - greedy[:steps]).float().norm(dim=-1)  # (N, S)
+    apart = (thoughts[:, :steps].float() - greedy[:steps].float()).norm(dim=-1)  # (N, S)
     return (apart * both).sum(1) / both.sum(1)
 
 
@@ -132,6 +133,8 @@ def read_candidates(generator, prompts, thoughts, num_thoughts, candidates):
     exists = candidates.exists.to(device)
     questions = exists.nonzero()[:, 0]  # (R,)
     rows = candidates.ids.to(device)[exists]  # (R, A)
+    if not len(rows):
+        return _nothing_read(generator)
     num_thoughts = num_thoughts.to(device)[questions]  # (R,)
     end = torch.full_like(rows[:, :1], generator.config.end_latent_token_id)
     # The last token, end-of-text, is predicted, not read.
@@ -154,3 +157,11 @@ def read_candidates(generator, prompts, thoughts, num_thoughts, candidates):
         is_thought=steps < num_thoughts[:, None],
         log_probs=log_probs.masked_fill(rows < 0, 0).sum(-1),
     )
+
+
+def _nothing_read(generator):
+    """The Reading of no candidate at all."""
+    config, device = generator.config, generator.device
+    shape = (0, 1, config.num_hidden_layers + 1, config.hidden_size)
+    valid = torch.zeros(0, 1, dtype=torch.bool, device=device)
+    return Reading(torch.zeros(shape, device=device), valid, valid, torch.zeros(0, device=device))

@@ -134,9 +134,10 @@ class PoolJudge(PreTrainedModel):
 
 def _candidates(greedy, trajectories, q, parse, eos):
     """The Candidates of question number q."""
-    thoughts, num_thoughts = trajectories.thoughts[q], trajectories.num_thoughts[q]
     of_greedy = greedy.thoughts[q, 0, : int(greedy.num_thoughts[q, 0])]  # (T', D)
-    distances = greedy_distances(thoughts, num_thoughts.to(thoughts.device), of_greedy)  # (N,)
+    device = of_greedy.device  # those of a saved pool lie on the CPU
+    thoughts, num_thoughts = trajectories.thoughts[q], trajectories.num_thoughts[q]
+    distances = greedy_distances(thoughts.to(device), num_thoughts.to(device), of_greedy)  # (N,)
     answers = zip(trajectories.tokens[q], trajectories.finished[q], strict=True)
     return candidates_of(
         [parse(ids) for ids in trajectories.tokens[q]],

@@ -255,7 +255,7 @@ def _greedy_views(evaluation, request, trajectories, sizes, judge):
     if signals:
         fields |= greedy_fields(model, greedy, trajectories, parse, counters[sizes[0]])
     if judge is not None:
-        pools = (greedy, trajectories, sizes)
+        fields["greedy"], pools = greedy.numbers(evaluation.parse), (greedy, trajectories, sizes)
         fields["judged"] = judge_pools(judge, model, *pools, parse, counters)
     return fields
 
@@ -318,7 +318,8 @@ def _judge_saved(evaluation, i, latents):
     sizes, counters = evaluation.arguments.report_n, evaluation.counters
     greedy = think_greedily(model, evaluation.request([i]), counters[sizes[0]])
     judge, parse = evaluation.reward_model(), evaluation.parse
-    return {"judged": judge_pools(judge, model, greedy, trajectories, sizes, parse, counters)}
+    judged = judge_pools(judge, model, greedy, trajectories, sizes, parse, counters)
+    return {"greedy": greedy.numbers(parse), "judged": judged}
 
 
 MODES = {

@@ -26,6 +26,10 @@ class Greedy:
     state: State
     trajectories: Trajectories
 
+    def numbers(self, parse):
+        """The number in each greedy answer, or None. parse(ids): the same of token ids."""
+        return [parse(answers[0]) for answers in self.trajectories.tokens]
+
 
 def think_greedily(model, request, counter):
     """The Greedy of a request's questions, counted in ``counter`` under names with ``greedy_``."""
@@ -46,7 +50,7 @@ def greedy_fields(model, greedy, trajectories, parse, counter):
     | greedy thoughts), K floats; the text is that of the first trajectory with this number.
     parse(ids): the number in an answer. ``counter`` gets "rerank_tokens" and "rerank_seconds".
     """
-    numbers = [parse(answers[0]) for answers in greedy.trajectories.tokens]
+    numbers = greedy.numbers(parse)
     with timed_apart(model, counter), timed(counter, "rerank_seconds"):
         reader = LikelihoodPool(model, parse, len(numbers))
         texts = [{} for _ in numbers]

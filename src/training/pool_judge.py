@@ -60,7 +60,6 @@ class CandidateDataset(Dataset):
             self._add(pool, sizes, mixed_only, load_dataset(pool.manifest["data_path"]))
         if not self.items:
             raise UserError(f"{folders[0]}: no question whose answers differ; annotate more")
-        _, _, self.width = self.pools[0].tensor(0, "latent_embeds").shape
 
     def _add(self, pool, sizes, mixed_only, rows):
         """Adds the items of a pool; the greedy trajectories of many questions at once."""

@@ -32,6 +32,7 @@ from utils.files import sha256, write_json, write_text
 from utils.metrics import best_of_n, majority_vote, pairwise_auc, softmax, weighted_vote
 from utils.processes import where
 from utils.progress import Pace
+from utils.shards import Pool
 
 _FINGERPRINT_FILE = "started.json"  # the recipe and the pools of a folder's checkpoints
 _COMPLETE_FILE = "complete"  # in a checkpoint that was written to its end
@@ -79,9 +80,8 @@ def load_datasets(recipe, loss, tokenizer):
 def _candidates(recipe, loss, tokenizer, folders, training):
     """The data of a pool judge."""
     how = {"sizes": recipe.pool_sizes, "mixed_only": not recipe.keep_unmixed} if training else {}
-    dataset = CandidateDataset(folders, loss, tokenizer, recipe.device, **how)
-    _check_generator(recipe, dataset)
-    return dataset
+    _check_generator(recipe, map(Pool, folders))  # before the generator thinks
+    return CandidateDataset(folders, loss, tokenizer, recipe.device, **how)
 
 
 def _trajectories(recipe, loss, tokenizer, folders, training):
@@ -89,15 +89,15 @@ def _trajectories(recipe, loss, tokenizer, folders, training):
     generator, digits = (BACKBONES[recipe.model_type], tokenizer), recipe.digits_weight > 0
     how = {"labels": recipe.labels, "mixed_only": not recipe.keep_unmixed} if training else {}
     dataset = TrajectoryDataset(folders, *generator, with_digits=digits, **how)
-    _check_generator(recipe, dataset)
+    _check_generator(recipe, dataset.pools)
     _check_sizes(recipe, loss.model.config, dataset)
     return dataset
 
 
-def _check_generator(recipe, dataset):
+def _check_generator(recipe, pools):
     """Raises UserError for pools of another backbone; warns when its weights have changed."""
     digest = sha256(checkpoint_files(recipe.model_type, recipe.model_id))
-    for pool in dataset.pools:
+    for pool in pools:
         sampled_by = pool.manifest["settings"]["model_type"]
         if sampled_by != recipe.model_type:
             fault = f"thoughts of {sampled_by}, the recipe's model_type is {recipe.model_type}"
