@@ -231,6 +231,9 @@ def main():
     settings = pool.settings
     backbone, tokenizer = load_backbone(settings["model_type"], settings["model_id"])
     model = load_reward_model(args.prm_id, backbone, tokenizer, device=device)
+    if model.judges_pools:
+        fault = "scores no trajectories; its controls are reads_states, reads_votes in its recipe"
+        raise UserError(f"--prm_id {args.prm_id}: a pool judge {fault}")
     figures = controls(model, pool, args.greedy)
     print(json.dumps(figures) if args.json else markdown(figures))
 
