@@ -23,7 +23,8 @@ from src.models.loading import load_backbone, load_reward_model
 from src.runs.finished_runs import read_json
 from src.sampling.trajectories import cat_steps, thought_mask
 from src.search.best_of_n import score_pools
-from src.search.voting import measure, trajectory_scores
+from src.search.choosers import trajectory_scores
+from src.search.voting import measure
 from utils import records
 from utils.answers import is_right
 from utils.errors import UserError, reports_user_errors

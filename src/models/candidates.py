@@ -67,14 +67,15 @@ def candidates_of(predictions, answer_ids, distances, greedy_number, greedy_ids)
 
     predictions: N numbers, or None where an answer can't be parsed. answer_ids: N lists of tokens
     with end-of-text. distances (N,): see ``greedy_distances``. greedy_number, greedy_ids: the
-    same of the greedy trajectory. A number's tokens are those of its first trajectory.
+    same of the greedy trajectory. A number's tokens are the greedy ones, or else those of its first
+    trajectory.
     """
     votes = Counter(number for number in predictions if number is not None)
     numbers = [number for number, _ in votes.most_common(MOST_CANDIDATES)]
     if greedy_number is not None and greedy_number not in numbers:
         numbers = [*numbers[: MOST_CANDIDATES - 1], greedy_number]
-    texts = {greedy_number: greedy_ids}
-    texts |= dict(reversed(list(zip(predictions, answer_ids, strict=True))))  # the first one stays
+    texts = dict(reversed(list(zip(predictions, answer_ids, strict=True))))  # the first one stays
+    texts[greedy_number] = greedy_ids
     votes_of = torch.tensor([float(votes[number]) for number in numbers])
     mean, distance = distances.mean().clamp(min=1e-6), torch.ones(len(numbers))
     for k, number in enumerate(numbers):

@@ -120,13 +120,14 @@ def rewards_answers(prm_id):
 
 def gives_probabilities(prm_id):
     """Whether sigmoid(r_t) of a LatentRM is a probability: its recipe.yaml has a BCE loss of r_t,
-    not of sums of rewards (cumulative).
+    not of sums of rewards (cumulative); and it has no reward for the answer, another logit.
 
     Raises UserError when the checkpoint is missing or the recipe can't be read.
     """
     path = checkpoint_folder("rm", prm_id) / _RECIPE
     recipe = read_yaml(path) if path.is_file() else {}
-    return bool(dict(recipe.get("loss") or {}).get("bce")) and not recipe.get("cumulative")
+    sums = recipe.get("cumulative") or recipe.get("reads_answer")
+    return bool(dict(recipe.get("loss") or {}).get("bce")) and not sums
 
 
 def checkpoint_architecture(model_type, model_id):

@@ -14,7 +14,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from src.models.candidates import Candidates, candidates_of, greedy_distances, read_candidates
+from src.models.candidates import (
+    MOST_CANDIDATES,
+    Candidates,
+    candidates_of,
+    greedy_distances,
+    read_candidates,
+)
+from src.sampling.memory import rows_within
 
 FEATURES = 6  # see PoolJudge._features
 _THOUGHTS = 64  # later thoughts share the last position embedding; so do later answer tokens
@@ -107,17 +114,34 @@ class PoolJudge(PreTrainedModel):
         the questions' greedy trajectories. parse(ids): the number in an answer, or None. Also
         returns how many token positions were read.
         """
-        eos = generator.config.eos_token_id
+        eos, longest = generator.config.eos_token_id, max(map(len, prompts))
         pools = [_candidates(greedy, trajectories, q, parse, eos) for q in range(len(prompts))]
+        steps = greedy.thoughts.shape[2] + max(pool.ids.shape[2] for pool in pools)
+        # all layers' states of a row stay in memory, as much as its cache or more
+        rows = rows_within(generator, 4 * steps, steps, longest, MOST_CANDIDATES)
+        judged, num_read = [], 0
+        for questions in torch.arange(len(prompts)).split(max(1, rows // MOST_CANDIDATES)):
+            part = [pools[q] for q in questions]
+            thoughts, num_thoughts = (
+                x[questions.to(x.device), 0] for x in (greedy.thoughts, greedy.num_thoughts)
+            )
+            of_part = [prompts[q] for q in questions]
+            views, more = self._judge(generator, of_part, thoughts, num_thoughts, part)
+            judged, num_read = judged + views, num_read + more
+        return judged, num_read
+
+    def _judge(self, generator, prompts, thoughts, num_thoughts, pools):
+        """``judge`` of questions that are read together."""
         candidates = Candidates.stack(pools).to(self.device)
-        thoughts, num_thoughts = greedy.thoughts[:, 0], greedy.num_thoughts[:, 0]
+        if not bool(candidates.exists.any()):  # no answer can be parsed
+            return [{"answers": [], "scores": []} for _ in pools], 0
         reading = read_candidates(generator, prompts, thoughts, num_thoughts, candidates)
         scores = self(reading, candidates).tolist()
-        judged = [
+        views = [
             {"answers": numbers, "scores": [round(x, 4) for x in of_question[: len(numbers)]]}
             for numbers, of_question in zip(candidates.numbers, scores, strict=True)
         ]
-        return judged, int(reading.valid.sum())
+        return views, int(reading.valid.sum())
 
     def _read(self, reading):
         """What the generator's states say of each candidate, (R, W)."""

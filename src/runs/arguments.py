@@ -349,8 +349,8 @@ class InferenceArguments(SamplingArguments):
     signals: bool = flag(False, f"true: {SIGNALS}")
     stop_error: float | None = flag(
         None,
-        "stop a question once its vote is decided, but for this probability, such as 0.05; then "
-        "n_samples is the most",
+        "stop sampling a question once its vote is decided, with at most this probability, such as "
+        "0.05, that the winner is not its most frequent answer; n_samples is then the most",
     )
     dropout_embedding: bool | None = _dropout_embedding("false")
     output_dir: str | None = flag(None, OUTPUT_DIR)
@@ -366,6 +366,8 @@ class InferenceArguments(SamplingArguments):
         if not self.do_sample and self.n_samples > 1:
             equal = f"--do_sample false gives {self.n_samples} equal trajectories"
             raise ValueError(f"{equal}: leave out --n_samples")
+        if not self.do_sample and self.signals:
+            raise ValueError("--signals has no effect with --do_sample false: leave it out")
         self._check_stop()
         self._resolve(self.do_sample)
         if self.stop_error is None:
@@ -449,7 +451,7 @@ class RewardArguments(SamplingArguments):
     guide: str | None = flag(
         None,
         "search: what judges a prefix, default the LatentRM; likelihood: log p of the answer that "
-        "it leads to; agreement: that of the mean p after the thoughts of all proposals",
+        "it leads to; agreement: log of that answer's mean probability under all proposals",
         GUIDES,
     )
     lookahead: str | None = flag(
@@ -477,8 +479,8 @@ class RewardArguments(SamplingArguments):
         if self.prm_mode == "best_of_n":
             self.report_n = report_sizes(self.report_n, self.n_samples)
         else:
-            self._check_thoughts_differ("--prm_mode beam_search")
-        if self.prm_mode == "beam_search" and self.dropout_mask == "trajectory":
+            self._check_thoughts_differ(f"--prm_mode {self.prm_mode}")
+        if self.searches and self.dropout_mask == "trajectory":
             raise ValueError("--dropout_mask trajectory: beams draw at every step; leave it out")
         chooser = Path(self.prm_id).name if self.prm_id else self.guide
         default = f"outputs/{chooser}-{self.run_name}"

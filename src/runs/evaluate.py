@@ -30,7 +30,7 @@ from src.search.best_of_n import (
 )
 from src.search.choosers import trajectory_scores
 from src.search.diversity import thought_distances
-from src.search.greedy import greedy_fields, judge_pools, think_greedily
+from src.search.greedy import judge_pools, rerank_fields, think_greedily
 from src.search.guides import ANSWER_GUIDES, RewardGuide
 from src.search.voting import measure, measure_search, measure_stopped
 from utils import records
@@ -174,6 +174,9 @@ class RewardEvaluation(Evaluation):
         if self.mode not in ("best_of_n", "saved_pool"):
             fault = f"judges whole pools, it can't guide --prm_mode {self.mode}"
             raise UserError(f"--prm_id {self.arguments.prm_id}: {fault}; choose a LatentRM")
+        if self.arguments.score_by != "sum":
+            fault = f"--score_by {self.arguments.score_by} has no effect with a pool judge"
+            raise UserError(f"--prm_id {self.arguments.prm_id}: {fault}; leave it out")
         return models
 
     def reward_model(self):
@@ -249,13 +252,14 @@ def _sample_pool(evaluation, batch, sizes, reward_model=None):
 def _greedy_views(evaluation, request, trajectories, sizes, judge):
     """What the greedy trajectories say of pools: {key: a value for each question}."""
     (model, _), signals = evaluation.backbone(), evaluation.arguments.signals
-    fields, counters, parse = {}, evaluation.counters, evaluation.parse
-    if signals or judge is not None:
-        greedy = think_greedily(model, request, counters[sizes[0]])
+    if not signals and judge is None:
+        return {}
+    counters, parse = evaluation.counters, evaluation.parse
+    greedy = think_greedily(model, request, counters[sizes[0]])
+    fields, pools = {"greedy": greedy.numbers(parse)}, (greedy, trajectories, sizes)
     if signals:
-        fields |= greedy_fields(model, greedy, trajectories, parse, counters[sizes[0]])
+        fields |= rerank_fields(model, *pools, parse, counters)
     if judge is not None:
-        pools = (greedy, trajectories, sizes)
         fields["judged"] = judge_pools(judge, model, *pools, parse, counters)
     return fields
 
@@ -318,7 +322,8 @@ def _judge_saved(evaluation, i, latents):
     sizes, counters = evaluation.arguments.report_n, evaluation.counters
     greedy = think_greedily(model, evaluation.request([i]), counters[sizes[0]])
     judge, parse = evaluation.reward_model(), evaluation.parse
-    return {"judged": judge_pools(judge, model, greedy, trajectories, sizes, parse, counters)}
+    judged = judge_pools(judge, model, greedy, trajectories, sizes, parse, counters)
+    return {"greedy": greedy.numbers(parse), "judged": judged}
 
 
 MODES = {

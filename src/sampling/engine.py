@@ -144,7 +144,7 @@ def _read_prompts_by_row(model, request, rng_keys, ids, row_lengths):
         of_rows = questions[rows]
         x = shared.select(of_rows) if shares_start else shared[of_rows]  # (r, L, D)
         steps = positions - (row_lengths[rows, None] - 1)  # (r, L)
-        hook = sampling.pass_hook(model, rng_keys[rows], steps)
+        hook = sampling.prompt_hook(model, rng_keys[rows], steps)
         hidden, part = model.prefill(x, row_lengths[rows], hook)
         prefix = prefix or part.allocate(part, row_lengths, longest)
         prefix.write(first, part)

@@ -58,13 +58,15 @@ def sample_pool(model, request, sizes, counters, parse=None, reward_model=None, 
 
 def _grow_pool(model, request, sizes, counters, readers, reward_model):
     """``sample_pool`` of questions whose pools fit into memory together."""
-    parts, rewards, agreement = [], [], _Agreement(request)
+    parts, rewards, agreement = [], [], None
+    if "confidence" in readers and request.sampling.varies_thoughts:
+        agreement = _Agreement(request)
     for first, size in pairwise([0, *sizes]):
         part = replace(request, first_sample=first, n_samples=size - first)
         counter = counters[size]
         with timed_apart(model, counter):
             parts.append(_sample(model, part, readers, counter))
-            if "confidence" in readers:
+            if agreement is not None:
                 with timed(counter, "agreement_seconds"):
                     agreement.add(parts[-1])
             if reward_model is not None:
@@ -78,7 +80,7 @@ def _grow_pool(model, request, sizes, counters, readers, reward_model):
         fields = {key: concatenate_lists([part[key] for part in rewards]) for key in rewards[0]}
     for reader in readers.values():
         fields |= reader.fields()
-    if "confidence" in readers:
+    if agreement is not None:
         fields |= agreement.fields()
     return Trajectories.concatenate(parts), fields
 

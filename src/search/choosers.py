@@ -199,7 +199,7 @@ CHOOSERS = {  # tables have this order
     "greedy": Chooser(_greedy, ("greedy",)),
     "greedy_voter": Chooser(_greedy_voter, ("greedy",)),
     "greedy_rerank": Chooser(_greedy_rerank, ("greedy", "rerank")),
-    "pool_judge": Chooser(_pool_judge, ("judge",)),
+    "pool_judge": Chooser(_pool_judge, ("greedy", "judge")),
     "log_prob_vote": Chooser(_log_prob_vote, ("confidence",)),
     "log_prob_best": Chooser(_log_prob_best, ("confidence",)),
     "self_certainty_vote": Chooser(_self_certainty_vote, ("confidence",)),

@@ -26,6 +26,10 @@ class Greedy:
     state: State
     trajectories: Trajectories
 
+    def numbers(self, parse):
+        """The number in each greedy answer, or None. parse(ids): the same of token ids."""
+        return [parse(answers[0]) for answers in self.trajectories.tokens]
+
 
 def think_greedily(model, request, counter):
     """The Greedy of a request's questions, counted in ``counter`` under names with ``greedy_``."""
@@ -38,27 +42,31 @@ def think_greedily(model, request, counter):
     return Greedy(request, state, trajectories)
 
 
-def greedy_fields(model, greedy, trajectories, parse, counter):
-    """{key: a value for each question} of pools of Trajectories.
+def rerank_fields(model, greedy, trajectories, sizes, parse, counters):
+    """{key: a value for each question} of pools of Trajectories that grew through ``sizes``.
 
-    "greedy": the number in the greedy answer, or None. "rerank_candidates": the K numbers in the
-    pool's answers and the greedy one. "rerank_log_probs": log p(text of the candidate, end-of-text
-    | greedy thoughts), K floats; the text is that of the first trajectory with this number.
-    parse(ids): the number in an answer. ``counter`` gets "rerank_tokens" and "rerank_seconds".
+    "rerank_candidates": the K numbers in the greedy answer and the pool's. "rerank_log_probs": log
+    p(text of the candidate, end-of-text | greedy thoughts), K floats; the text is the greedy one,
+    or that of the first trajectory with this number. parse(ids): the number in an answer. The
+    counter of each size gets the "rerank_tokens" and "rerank_seconds" of the answers that are new
+    at this size.
     """
-    numbers = [parse(answers[0]) for answers in greedy.trajectories.tokens]
-    with timed_apart(model, counter), timed(counter, "rerank_seconds"):
-        reader = LikelihoodPool(model, parse, len(numbers))
-        texts = [{} for _ in numbers]
-        for part in (greedy.trajectories, trajectories):
-            for q, answers in enumerate(zip(part.tokens, part.finished, strict=True)):
-                texts[q] |= reader.new_texts(texts[q], *answers)
-        log_probs = reader.of_texts(greedy.request, greedy.state, texts)
-    counter["rerank_tokens"] += reader.tokens_read
+    questions = greedy.request.prompts
+    texts, log_probs = [{} for _ in questions], [[] for _ in questions]
+    for size in sizes:
+        with timed_apart(model, counters[size]), timed(counters[size], "rerank_seconds"):
+            reader, new = LikelihoodPool(model, parse, len(questions)), [{} for _ in questions]
+            for part in (greedy.trajectories, trajectories.first(size)):
+                for q, answers in enumerate(zip(part.tokens, part.finished, strict=True)):
+                    new[q] |= reader.new_texts(texts[q] | new[q], *answers)
+            found = reader.of_texts(greedy.request, greedy.state, new)
+        counters[size]["rerank_tokens"] += reader.tokens_read
+        for q, of_question in enumerate(found):
+            texts[q] |= new[q]
+            log_probs[q] += [round(x, 4) for x in of_question[0].tolist()]
     return {
-        "greedy": numbers,
         "rerank_candidates": [list(of_question) for of_question in texts],
-        "rerank_log_probs": [[round(x, 4) for x in found[0].tolist()] for found in log_probs],
+        "rerank_log_probs": log_probs,
     }
 
 
@@ -66,12 +74,12 @@ def judge_pools(judge, model, greedy, trajectories, sizes, parse, counters):
     """{size: the judge's view of the first so many trajectories} of each question, for ``sizes``.
 
     judge: a PoolJudge (src.models.pool_judge), whose ``judge`` gives the views. The counter of a
-    size gets by how much its "judge_tokens" and "judge_seconds" exceed those of the size before.
+    size gets by how much its tokens and seconds exceed those of the size before.
     """
     views, before = [{} for _ in greedy.request.prompts], Counter()
     for size in sizes:
         spent = Counter()
-        with timed_apart(model, counters[size]), timed(spent, "judge_seconds"):
+        with timed_apart(model, spent), timed(spent, "judge_seconds"):
             pool = (greedy.trajectories, trajectories.first(size))
             judged, spent["judge_tokens"] = judge.judge(model, greedy.request.prompts, *pool, parse)
         counters[size].update({name: spent[name] - before[name] for name in spent})

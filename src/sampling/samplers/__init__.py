@@ -119,6 +119,11 @@ class Sampling:
         """As Sampler.pass_hook, of all samplers."""
         return mixed([sampler.pass_hook(model, rng_keys, steps) for sampler in self.samplers])
 
+    def prompt_hook(self, model, rng_keys, steps):
+        """As Sampler.pass_hook over the prompt, of the samplers that act there."""
+        acting = [sampler for sampler in self.samplers if sampler.own_prompts]
+        return mixed([sampler.pass_hook(model, rng_keys, steps) for sampler in acting])
+
     def answer_hook(self, model, rng_keys, steps, num_thoughts=None):
         """As Sampler.answer_hook, of all samplers."""
         inputs = (model, rng_keys, steps, num_thoughts)

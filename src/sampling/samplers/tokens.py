@@ -41,7 +41,9 @@ class Tokens(Sampler):
 
     def _draw(self, logits, uniform):
         """Tokens (r,) by logits (r, V) and numbers (r,) in (0, 1)."""
-        p, ids = (logits.float() / self.temperature).softmax(-1), None  # (r, V)
+        logits = logits.float()
+        logits = logits - logits.max(dim=-1, keepdim=True).values  # no overflow when divided
+        p, ids = (logits / self.temperature).softmax(-1), None  # (r, V)
         if self.top_p < 1:
             p, ids = p.sort(dim=-1, descending=True, stable=True)
             mass_before = p.cumsum(-1, dtype=torch.float64) - p

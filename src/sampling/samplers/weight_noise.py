@@ -25,8 +25,8 @@ class WeightNoise(Sampler):
 
     weight_noise_std: sigma, in units of the weights themselves. weight_noise_target: the linear
     map, one of TARGETS. Every sample reads the prompt under its own noise. It is off from the
-    end-of-thinking token on. E is made anew in every pass, in parts, as memory for a weight a row
-    is not to be had: slow, and bounded in memory.
+    end-of-thinking token on. E is made anew in every pass, in parts, since a weight for each row
+    would not fit in memory: slow, and bounded in memory.
     """
 
     weight_noise_std: float = 0.0
