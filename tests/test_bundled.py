@@ -88,9 +88,8 @@ def test_coverage_grows_with_n_on_the_other_benchmarks(bundled, split, sampler):
 )
 def test_bundled_checkpoints_are_small_and_hold_their_recipe(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
-    name = folder.name.removeprefix("tiny-")
-    recipe = f"backbone_tiny_{name}"
-    if name.startswith("latentRM-"):
-        recipe = f"train_tiny_{name.removeprefix('latentRM-')}"
+    kind, _, backbone = folder.name.removeprefix("tiny-").rpartition("-")
+    names = {"": "backbone_tiny_", "latentRM": "train_tiny_", "judge": "train_tiny_"}
+    recipe = names[kind] + backbone + ("_pool_judge" if kind == "judge" else "")
     current = yaml.safe_load((ROOT / f"training_args/{recipe}.yaml").read_text())
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == current
