@@ -1,0 +1,125 @@
+"""All samplers at equal numbers of trajectories: python -m benchmarks.samplers RUNS --output_dir F
+
+RUNS: a folder of src.tune_sampler, or other runs of src.infer_gpt2 on one benchmark. Of each sampler
+the strength with the highest coverage is shown. Writes samplers-MODEL.csv and .png: coverage, vote
+and mean accuracy against N, with 95 % intervals of the bootstrap over questions. Prints a table.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from src.runs.figure_style import (
+    GREEDY_LOOK,
+    SAMPLER_HUES,
+    STYLE,
+    draw_curve,
+    draw_legend,
+    load_matplotlib,
+    panel_grid,
+    set_size_axis,
+)
+from src.runs.finished_runs import finished_runs
+from src.sampling.samplers import STRENGTHS
+from utils.errors import UserError, reports_user_errors
+from utils.metrics import measured, powers_of_two, question_scores
+
+MEASURES = {
+    "coverage": "coverage",
+    "voting_accuracy": "majority vote",
+    "mean_accuracy": "mean accuracy",
+}
+
+
+def rows_of(runs):
+    """The rows of the csv: one for each sampler, strength, N and measure."""
+    groups = defaultdict(list)
+    for run in runs:
+        sampler = run.columns["sampler"]
+        strength = float(run.columns[STRENGTHS[sampler]])
+        groups[sampler, strength].append(run)
+    for (sampler, strength), same in sorted(groups.items()):
+        for n in powers_of_two(min(run.metrics["n_samples"] for run in same)):
+            scores = [_scores(run, n) for run in same]
+            for name in MEASURES:
+                values = np.mean([[s[name] for s in of_run] for of_run in scores], axis=0)  # (Q,)
+                row = {"sampler": sampler, "strength": strength, "N": n, "measure": name}
+                yield row | {"seeds": len(same), "questions": len(values)} | measured(values)
+
+
+def _scores(run, n):
+    records = [run.records[i] for i in sorted(run.records)]
+    return [question_scores(r["predictions"], r["answer"], n) for r in records]
+
+
+def best_of(frame):
+    """The rows of each sampler's strength with the highest coverage at the largest N."""
+    last = frame[(frame["measure"] == "coverage") & (frame["N"] == frame["N"].max())]
+    best = last.loc[last.groupby("sampler")["value"].idxmax(), ["sampler", "strength"]]
+    return frame.merge(best, on=["sampler", "strength"])
+
+
+def table_of(frame):
+    """A markdown table: every sampler and strength at the largest N."""
+    lines = ["| sampler | strength | " + " | ".join(MEASURES.values()) + " |", "| --- " * 5 + "|"]
+    of_largest = frame[frame["N"] == frame["N"].max()]
+    for (sampler, strength), group in of_largest.groupby(["sampler", "strength"], sort=False):
+        row = group.set_index("measure")
+        cells = [_cell(row.loc[name]) for name in MEASURES]
+        lines.append(f"| {sampler} | {strength:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row):
+    return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+
+
+def draw(frame, greedy, title, path):
+    """A panel for each measure, a line for each sampler; greedy: its accuracy in percent."""
+    with load_matplotlib().rc_context(STYLE):
+        figure, axes = panel_grid(title, "questions, %", len(MEASURES))
+        entries = {}
+        for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):
+            axis.set_title(label)
+            of_measure = frame[frame["measure"] == measure]
+            for (sampler, strength), group in of_measure.groupby(["sampler", "strength"]):
+                color = SAMPLER_HUES[sampler][1]
+                points = group.sort_values("N")[["value", "low", "high"]].to_numpy()
+                draw_curve(axis, sorted(group["N"]), points, color, "-")
+                entries[f"{sampler} {strength:g}"] = {"color": color, "marker": "o"}
+            if greedy is not None:
+                axis.axhline(greedy, **GREEDY_LOOK)
+            set_size_axis(axis, sorted(frame["N"].unique()))
+            axis.set_xlabel("N")
+        draw_legend(figure, entries | ({} if greedy is None else {"greedy": GREEDY_LOOK}))
+        figure.savefig(path, dpi=200)
+
+
+@reports_user_errors
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="benchmarks.samplers", description=__doc__)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/samplers"))
+    args = parser.parse_args(argv)
+    runs = finished_runs(args.runs)
+    sampled = [run for run in runs if run.columns["sampler"] in STRENGTHS]
+    if len({(run.columns["model"], run.columns["benchmark"]) for run in sampled}) != 1:
+        raise UserError(f"{args.runs}: runs of one model on one benchmark are needed")
+    frame = pd.DataFrame(rows_of(sampled))
+    greedy = next(
+        (r.metrics["by_n"]["1"]["mean_accuracy"]["value"] for r in runs if r.greedy), None
+    )
+    model, benchmark = sampled[0].columns["model"], sampled[0].columns["benchmark"]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / f"samplers-{model}"
+    frame.to_csv(path.with_suffix(".csv"), index=False)
+    title = f"{model}, {benchmark}: each sampler at its strength of highest coverage"
+    draw(best_of(frame), greedy, title, path.with_suffix(".png"))
+    print(f"greedy {greedy}\n{table_of(frame)}")
+
+
+if __name__ == "__main__":
+    main()
