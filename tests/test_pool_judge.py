@@ -193,6 +193,8 @@ def test_candidates_by_hand():
     for greedy, last in ((many[-1], many[-1]), (3.0, MOST_CANDIDATES - 1), (None, 15.0)):
         capped = candidates_of(many, ids, torch.ones(len(many)), greedy, [99])
         assert len(capped.numbers[0]) == MOST_CANDIDATES and capped.numbers[0][-1] == last
+        texts = [99 if number == greedy else 10 + int(number) for number in capped.numbers[0]]
+        assert capped.ids[0, :, 0].tolist() == texts  # the greedy text where there is one
         assert capped.votes.sum() * len(many) == pytest.approx(MOST_CANDIDATES)
     assert capped.is_greedy.dtype == torch.bool and not capped.is_greedy.any()
 

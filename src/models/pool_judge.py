@@ -133,8 +133,6 @@ class PoolJudge(PreTrainedModel):
     def _judge(self, generator, prompts, thoughts, num_thoughts, pools):
         """``judge`` of questions that are read together."""
         candidates = Candidates.stack(pools).to(self.device)
-        if not bool(candidates.exists.any()):  # no answer can be parsed
-            return [{"answers": [], "scores": []} for _ in pools], 0
         reading = read_candidates(generator, prompts, thoughts, num_thoughts, candidates)
         scores = self(reading, candidates).tolist()
         views = [
