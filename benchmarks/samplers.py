@@ -1,8 +1,9 @@
 """All samplers at equal numbers of trajectories: python -m benchmarks.samplers RUNS --output_dir F
 
-RUNS: a folder of src.tune_sampler, or other runs of src.infer_gpt2 on one benchmark. Of each sampler
-the strength with the highest coverage is shown. Writes samplers-MODEL.csv and .png: coverage, vote
-and mean accuracy against N, with 95 % intervals of the bootstrap over questions. Prints a table.
+RUNS: a folder of src.tune_sampler, or other runs of src.infer_gpt2 on one benchmark. The figure has
+each sampler at the strength with the highest coverage: coverage, vote and mean accuracy against N,
+with 95 % intervals of the bootstrap over questions. Writes samplers-MODEL.csv and .png and prints a
+table.
 """
 
 import argparse
