@@ -94,7 +94,7 @@ def _gain(row, base):
 def draw(frame, path):
     """Accuracy against N of every model and benchmark."""
     panels = list(frame.groupby(["model", "benchmark"], sort=False))
-    title = "A judge of the pool's answers gains over the vote, and mostly over greedy"
+    title = "How many questions each choice gets right"
     with load_matplotlib().rc_context(STYLE):
         figure, axes = panel_grid(title, "right, %", len(panels))
         for axis, ((model, benchmark), group) in zip(axes, panels, strict=True):
