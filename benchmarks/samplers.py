@@ -15,7 +15,6 @@ import pandas as pd
 
 from src.runs.figure_style import (
     GREEDY_LOOK,
-    SAMPLER_HUES,
     STYLE,
     draw_curve,
     draw_legend,
@@ -28,6 +27,13 @@ from src.sampling.samplers import STRENGTHS
 from utils.errors import UserError, reports_user_errors
 from utils.metrics import measured, powers_of_two, question_scores
 
+COLORS = {  # of Okabe and Ito
+    "dropout": "#0072B2",
+    "noise": "#D55E00",
+    "svp": "#009E73",
+    "weight_noise": "#CC79A7",
+    "tokens": "#000000",
+}
 MEASURES = {
     "coverage": "coverage",
     "voting_accuracy": "majority vote",
@@ -87,7 +93,7 @@ def draw(frame, greedy, title, path):
             axis.set_title(label)
             of_measure = frame[frame["measure"] == measure]
             for (sampler, strength), group in of_measure.groupby(["sampler", "strength"]):
-                color = SAMPLER_HUES[sampler][1]
+                color = COLORS.get(sampler, "#777777")
                 points = group.sort_values("N")[["value", "low", "high"]].to_numpy()
                 draw_curve(axis, sorted(group["N"]), points, color, "-")
                 entries[f"{sampler} {strength:g}"] = {"color": color, "marker": "o"}
@@ -119,7 +125,7 @@ def main(argv=None):
     frame.to_csv(path.with_suffix(".csv"), index=False)
     title = f"{model}, {benchmark}: each sampler at its strength of highest coverage"
     draw(best_of(frame), greedy, title, path.with_suffix(".png"))
-    print(f"greedy {greedy}\n{table_of(frame)}")
+    print(f"greedy {greedy}\n{table_of(frame)}\n\nhighest coverage:\n{table_of(best_of(frame))}")
 
 
 if __name__ == "__main__":
