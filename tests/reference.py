@@ -148,6 +148,7 @@ class _Reader:
                 if mass < self.sampling.top_p:
                     order.append(token)
                 mass += p[token]
+            order.sort()
         left = uniform * sum(p[token] for token in order)
         for token in order:
             left -= p[token]

@@ -21,7 +21,7 @@ from tests.test_rollouts import (
     A,
     T,
     parse,
-    plain_log_prob,
+    plain_log_probs,
     request,
     sampler_for,
 )
@@ -120,7 +120,8 @@ def plain_scores(model, guide, q, prefixes, plan):
     texts = [ids + [model.config.eos_token_id] * (len(ids) < A) for _, ids in completed]
 
     def log_p(n, text):
-        return plain_log_prob(model, PROMPTS[q], torch.stack(completed[n][0]), text).double()
+        of_words = plain_log_probs(model, PROMPTS[q], torch.stack(completed[n][0]), text)
+        return of_words.gather(1, torch.tensor(text)[:, None]).sum().double()
 
     if isinstance(guide, LikelihoodGuide):
         own = [log_p(n, text).item() for n, text in enumerate(texts)]

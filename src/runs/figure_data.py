@@ -23,8 +23,8 @@ from utils.errors import UserError, warn
 from utils.metrics import majority_vote, measured
 
 # The settings that tell one sampler from another. Runs that differ in the seed alone are averaged.
-# --signals changes no sample.
-_LATER = tuple(flag for flag in LATER_FLAGS if flag != "signals")
+# --signals and --stop_error change no sample.
+_LATER = tuple(flag for flag in LATER_FLAGS if flag not in ("signals", "stop_error"))
 _SAMPLER = (
     "sampling_by", "dropout_p", "noise_std", "dropout_prompt", "dropout_answer", "dropout_mask",
     *EXTRA_DROPOUTS, *_LATER, "latent_length", "max_new_tokens", "model_dtype",

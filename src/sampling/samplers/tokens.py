@@ -43,12 +43,13 @@ class Tokens(Sampler):
         """Tokens (r,) by logits (r, V) and numbers (r,) in (0, 1)."""
         logits = logits.float()
         logits = logits - logits.max(dim=-1, keepdim=True).values  # no overflow when divided
-        p, ids = (logits / self.temperature).softmax(-1), None  # (r, V)
+        p = (logits / self.temperature).softmax(-1)  # (r, V)
         if self.top_p < 1:
-            p, ids = p.sort(dim=-1, descending=True, stable=True)
-            mass_before = p.cumsum(-1, dtype=torch.float64) - p
-            p = p.masked_fill(mass_before >= self.top_p, 0)
+            likeliest, ids = p.sort(dim=-1, descending=True, stable=True)
+            mass_before = likeliest.cumsum(-1, dtype=torch.float64) - likeliest
+            likeliest = likeliest.masked_fill(mass_before >= self.top_p, 0)
+            # In the vocabulary's order: rounding may swap two tokens that are equally likely.
+            p = torch.zeros_like(p).scatter(-1, ids, likeliest)
         total = p.cumsum(-1, dtype=torch.float64)
         place = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True)  # (r, 1)
-        place = place.clamp_(max=p.shape[-1] - 1)
-        return (place if ids is None else ids.gather(-1, place))[:, 0]
+        return place.clamp_(max=p.shape[-1] - 1)[:, 0]
