@@ -161,7 +161,7 @@ def test_names_of_samplers_and_strengths_by_purpose():
 @pytest.mark.parametrize(
     ("cls", "flags", "fault"),
     [
-        (AnnotationArguments, {"sampling_by": "tokens"}, "would have the same thoughts"),
+        (AnnotationArguments, {"sampling_by": "tokens"}, "64: .* same thoughts; 0 labels"),
         (
             RewardArguments,
             {"sampling_by": "tokens", "prm_mode": "beam_search"},

@@ -289,12 +289,11 @@ class SamplingArguments:
         on = [name.removeprefix("dropout_") for name in sites if getattr(self, name)]
         return "-".join([sampler, str(getattr(self, STRENGTHS[sampler])), *on])
 
-    def _check_thoughts_differ(self, command):
+    def _check_thoughts_differ(self, flag, mend="add another sampler, as noise+tokens"):
         """Raises ValueError where the trajectories of a question have the same thoughts."""
         if sampler_names(self.sampling_by) == ["tokens"]:
             fault = "all trajectories of a question would have the same thoughts"
-            mend = "add another sampler, as noise+tokens"
-            raise ValueError(f"--sampling_by tokens with {command}: {fault}; {mend}")
+            raise ValueError(f"--sampling_by tokens with {flag}: {fault}; {mend}")
 
     @property
     def run_name(self):
@@ -419,7 +418,9 @@ class AnnotationArguments(SamplingArguments):
         for name, least in (("n_samples", 1), ("n_samples_per_step", 0), ("shard_size", 1)):
             self._at_least(name, least)
         self._resolve()
-        self._check_thoughts_differ("src.annotate_data")
+        if self.n_samples_per_step:  # a pool judge reads answers only
+            rollouts = f"--n_samples_per_step {self.n_samples_per_step}"
+            self._check_thoughts_differ(rollouts, "0 labels the answers alone")
         self.name = self.name or self.run_name
 
     @property
