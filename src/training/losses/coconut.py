@@ -11,6 +11,7 @@ from src.training.curriculum import DIGITS, IGNORED, NO_DIGIT
 from src.training.losses.base import BackboneLoss
 
 DIGIT_CLASSES = NO_DIGIT + 1
+MARGIN = 0.5  # of SimCTG: thoughts whose cosine is below 1 - MARGIN are far enough apart
 
 
 class CoconutLoss(BackboneLoss):
@@ -23,10 +24,12 @@ class CoconutLoss(BackboneLoss):
 
     The probe is one linear map that reads the result digits of step k from thought 2 k (step
     supervision in the manner of SIM-CoT, arXiv 2509.20317); its weight may be 0.
+
+    The contrastive term keeps the thoughts of a batch apart (see ``contrastive_loss``).
     Shapes: B rows, S tokens of a text, K probed steps, D model width.
     """
 
-    default_settings = {"probe": 0.0}
+    default_settings = {"probe": 0.0, "contrastive": 0.0}
     stage_keys = {"thoughts", "hidden_steps"}
 
     def __init__(self, model, *args, **kwargs):
@@ -50,7 +53,10 @@ class CoconutLoss(BackboneLoss):
         sampling = training_dropout(stage, self.model_dropout * self.training)
         thoughts, hidden = self.read(batch, "text", stage.thoughts, sampling, rng_keys)
         loss, right = self.text_loss(batch, "text", hidden)
-        return loss + self.settings["probe"] * self.probe_loss(thoughts, batch.digits), right
+        loss = loss + self.settings["probe"] * self.probe_loss(thoughts, batch.digits)
+        if thoughts and self.settings["contrastive"]:
+            loss = loss + self.settings["contrastive"] * contrastive_loss(thoughts)
+        return loss, right
 
     def num_positions(self, batch, stage):
         """How many positions of the model a batch takes."""
@@ -96,6 +102,18 @@ class CoconutLoss(BackboneLoss):
         if hidden_states is not None:
             hidden_states[:] = [states[:, first:] for states in hidden_states]
         return thoughts, hidden[:, first:]
+
+
+def contrastive_loss(thoughts):
+    """How much closer than the margin a batch's thoughts lie (scalar), T of (B, D).
+
+    The mean over all pairs of max(0, margin - 1 + cosine), as SimCTG (arXiv 2202.06417) has it for
+    the tokens of a text; here pairs of other questions count too.
+    """
+    x = F.normalize(torch.cat(thoughts).float(), dim=-1)  # (T B, D)
+    too_close = (x @ x.T - 1 + MARGIN).clamp(min=0)  # (T B, T B)
+    pairs = len(x) * (len(x) - 1)
+    return (too_close.sum() - too_close.diagonal().sum()) / max(1, pairs)
 
 
 def training_dropout(stage, model_dropout):
