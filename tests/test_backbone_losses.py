@@ -106,7 +106,7 @@ def plain_contrast(thoughts):
     """The mean over all pairs of thoughts (T, D)."""
     pairs = torch.combinations(torch.arange(len(thoughts)))
     cosines = F.cosine_similarity(*thoughts[pairs.T])
-    return torch.relu(0.5 - 1 + cosines).mean()
+    return torch.relu(cosines).mean()
 
 
 def plain_codi(module, tokenizer, rows, thoughts, hidden_steps):

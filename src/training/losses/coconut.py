@@ -11,7 +11,6 @@ from src.training.curriculum import DIGITS, IGNORED, NO_DIGIT
 from src.training.losses.base import BackboneLoss
 
 DIGIT_CLASSES = NO_DIGIT + 1
-MARGIN = 0.5  # of SimCTG: thoughts whose cosine is below 1 - MARGIN are far enough apart
 
 
 class CoconutLoss(BackboneLoss):
@@ -105,13 +104,14 @@ class CoconutLoss(BackboneLoss):
 
 
 def contrastive_loss(thoughts):
-    """How much closer than the margin a batch's thoughts lie (scalar), T of (B, D).
+    """How much a batch's thoughts, T of (B, D), lie in the same direction (scalar).
 
-    The mean over all pairs of max(0, margin - 1 + cosine), as SimCTG (arXiv 2202.06417) has it for
-    the tokens of a text; here pairs of other questions count too.
+    The mean over all pairs of max(0, cosine): that of SimCTG (arXiv 2202.06417) for the tokens of a
+    text, with margin 1, since at its 0.5 few thoughts are too close; pairs of other questions count
+    too.
     """
     x = F.normalize(torch.cat(thoughts).float(), dim=-1)  # (T B, D)
-    too_close = (x @ x.T - 1 + MARGIN).clamp(min=0)  # (T B, T B)
+    too_close = (x @ x.T).clamp(min=0)  # (T B, T B)
     pairs = len(x) * (len(x) - 1)
     return (too_close.sum() - too_close.diagonal().sum()) / max(1, pairs)
 
