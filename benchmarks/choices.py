@@ -27,6 +27,7 @@ from src.runs.figure_style import (
     set_size_axis,
 )
 from src.runs.finished_runs import finished_runs
+from src.runs.tables import NOT_MEASURED
 from utils.errors import UserError, reports_user_errors
 from utils.metrics import measured
 
@@ -80,10 +81,8 @@ def _measures(point, vote, greedy):
     """Accuracy and gains of a Point over two others; vote: may be None."""
     row = {"questions": len(point.hits), "seeds": point.seeds} | measured(point.hits)
     for name, base in zip(BASES, (vote, greedy), strict=True):
-        gain = {} if base is None else measured(point.hits - base.hits)
-        row |= {
-            f"over_{name}_{key}": gain.get(key, float("nan")) for key in ("value", "low", "high")
-        }
+        gain = NOT_MEASURED if base is None else measured(point.hits - base.hits)
+        row |= {f"over_{name}_{key}": x for key, x in gain.items()}
     return row
 
 
@@ -104,24 +103,35 @@ def tables_of(choices, equal, shown):
     vote, *others = shown
     at_n = _by_key(choices, "benchmark", "N", "method")
     at_ms = _by_key(equal[equal["equal"] == "ms"], "benchmark", "vote_N", "method")
+    lines = product(choices["benchmark"].unique(), SIZES)
+    lines = [line for line in lines if (*line, vote) in at_n]
     names = list(map(label, others))
-    head = ["benchmark", "N", "greedy", label(vote), *names, "coverage"]
-    accuracies = [[*head, "ms", *(f"{name}, equal ms" for name in names)]]
-    gains = ["benchmark", "N", *(f"{name} over {label(b)}" for name in names for b in BASES)]
-    by_cost = [[gains], [gains]]
-    for benchmark, n in product(choices["benchmark"].unique(), SIZES):
-        base = at_n.get((benchmark, n, vote))
-        if base is None:
-            continue
-        cells = [[rows.get((benchmark, n, name)) for name in others] for rows in (at_n, at_ms)]
-        covered = at_n[benchmark, n, vote.replace("majority", "coverage")]
-        greedy = at_n[benchmark, *reversed(GREEDY)]
-        line = [benchmark, n, *(f"{row['value']:.1f}" for row in (greedy, base))]
-        line += [*map(_accuracy, cells[0]), f"{covered['value']:.1f}", base.get("ms", "")]
-        accuracies.append([*line, *(_accuracy(row, with_size=True) for row in cells[1])])
-        for lines, rows in zip(by_cost, cells, strict=True):
-            lines.append([benchmark, n, *(_gain(row, b) for row in rows for b in BASES)])
-    return list(map(markdown, (accuracies, *by_cost)))
+    head = ["benchmark", "N", "greedy", label(vote), *names, "coverage", "ms"]
+    head += [f"{name}, equal ms" for name in names]
+    accuracies = [_accuracies(*line, at_n, at_ms, shown) for line in lines]
+    gains = [_gain_table(lines, rows, others) for rows in (at_n, at_ms)]
+    return [markdown([head, *accuracies]), *gains]
+
+
+def _accuracies(benchmark, n, at_n, at_ms, shown):
+    """The cells of one line. Greedy, vote and coverage are the same at equal N and at equal ms."""
+    vote, *others = shown
+    base = at_n[benchmark, n, vote]
+    plain = [at_n[benchmark, *reversed(GREEDY)], base]
+    covered = at_n[benchmark, n, vote.replace("majority", "coverage")]
+    cells = [benchmark, n, *(f"{row['value']:.1f}" for row in plain)]
+    cells += [_accuracy(at_n.get((benchmark, n, name))) for name in others]
+    cells += [f"{covered['value']:.1f}", f"{base['ms']:.1f}"]
+    at_ms = [at_ms.get((benchmark, n, name)) for name in others]
+    return cells + [_accuracy(row) + (f" ({row['N']})" if row else "") for row in at_ms]
+
+
+def _gain_table(lines, rows, methods):
+    """A markdown table of gains over the vote and greedy. lines: (benchmark, N)."""
+    pairs = list(product(methods, BASES))
+    head = ["benchmark", "N", *(f"{label(name)} over {label(base)}" for name, base in pairs)]
+    gains = ([_gain(rows.get((*line, name)), base) for name, base in pairs] for line in lines)
+    return markdown([head, *([*line, *cells] for line, cells in zip(lines, gains, strict=True))])
 
 
 def _by_key(frame, *columns):
@@ -129,13 +139,12 @@ def _by_key(frame, *columns):
     return {tuple(row[c] for c in columns): row for row in frame.to_dict("records")}
 
 
-def _accuracy(row, with_size=False):
+def _accuracy(row):
     """A cell; bold where the intervals of the gains over the vote and over greedy are above 0."""
     if row is None:
         return "-"
     better = all(row[f"over_{base}_low"] > 0 for base in BASES)
-    text = f"**{row['value']:.1f}**" if better else f"{row['value']:.1f}"
-    return f"{text} ({row['N']})" if with_size else text
+    return f"**{row['value']:.1f}**" if better else f"{row['value']:.1f}"
 
 
 def _gain(row, base):
@@ -148,8 +157,8 @@ def draw(frame, x, shown, path):
     entries = {label(name): {"color": COLORS[k], "marker": "o"} for k, name in enumerate(shown)}
     entries |= {"greedy": GREEDY_LOOK | ({"marker": "D"} if x == "ms" else {})}
     entries |= {"coverage": COVERAGE_LOOK}
-    groups = frame.dropna(subset=x).sort_values(x).groupby(["model", "benchmark"], sort=False)
-    panels = {", ".join(names): dict(list(of.groupby("method"))) for names, of in groups}
+    groups = frame.dropna(subset=x).groupby(["model", "benchmark"], sort=False)
+    panels = {", ".join(key): dict(list(of.sort_values(x).groupby("method"))) for key, of in groups}
     title = "How many questions each choice gets right"
 
     def draw_panel(axis, by_method):
@@ -190,9 +199,10 @@ def check_shown(shown, panels):
         if name not in known:
             raise UserError(f"--shown {name}: no run has it; there are {', '.join(known)}")
     for names, points in panels.items():
-        if not any((vote, n) in points for n in SIZES):
-            sizes = ", ".join(map(str, SIZES))
-            raise UserError(f"{' on '.join(names)}: no {vote} of any of {sizes} trajectories")
+        if not any("ms" in points[vote, n].cost for n in SIZES if (vote, n) in points):
+            sizes = f"{vote} of {' or '.join(map(str, SIZES))} trajectories"
+            fault = f"no {sizes} has a measured cost (saved pools have none)"
+            raise UserError(f"{' on '.join(names)}: {fault}")
 
 
 @reports_user_errors
@@ -207,8 +217,6 @@ def main(argv=None):
     equal = frame_of(
         {key: equal_cost_rows(points, args.shown[0]) for key, points in panels.items()}
     )
-    if equal.empty:
-        raise UserError(f"{args.runs}: no run has its cost, as those of saved pools (--pool)")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, frame in {"choices": choices, "equal_cost": equal}.items():
         frame.to_csv(args.output_dir / f"{name}.csv", index=False)
