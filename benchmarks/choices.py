@@ -28,7 +28,7 @@ from src.runs.figure_style import (
 )
 from src.runs.finished_runs import finished_runs
 from src.runs.tables import NOT_MEASURED
-from utils.errors import UserError, reports_user_errors
+from utils.errors import UserError, reports_user_errors, warn
 from utils.metrics import measured
 
 SIZES = (4, 16, 64)  # of the votes whose cost is a budget
@@ -188,7 +188,10 @@ def _draw_panel(axis, by_method, x, shown):
 
 
 def check_shown(shown, panels):
-    """Raises UserError where a method to show is unknown, or the first is no vote at SIZES."""
+    """Raises UserError where a method to show is unknown, or the first is no vote at SIZES.
+
+    Warns of those that lack seeds which others have.
+    """
     vote = shown[0]
     if vote.partition(" ")[0] != "majority":
         raise UserError(f"--shown must begin with the vote, majority, not {vote}")
@@ -203,6 +206,11 @@ def check_shown(shown, panels):
             sizes = f"{vote} of {' or '.join(map(str, SIZES))} trajectories"
             fault = f"no {sizes} has a measured cost (saved pools have none)"
             raise UserError(f"{' on '.join(names)}: {fault}")
+        seeds = max(point.seeds for point in points.values())
+        for (name, n), point in points.items():
+            if name in shown and point.seeds < seeds:
+                missing = f"{name} of {n} has {point.seeds} of {seeds} seeds"
+                warn(f"{' on '.join(names)}: {missing}")
 
 
 @reports_user_errors

@@ -136,7 +136,9 @@ def test_searches_and_pools_are_compared_at_equal_n_and_at_equal_cost(folder, tm
     assert at["passes"].loc["dvts agreement", "over_majority_value"] == 75
     assert at["ms"].loc["pool_judge", ["N", "value", "over_majority_value"]].tolist() == [1, 50, 25]
     assert at["ms"].loc["majority", "over_majority_value"] == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| x |"))
+    out, err = capsys.readouterr()
+    assert "warning: a on x: best_of_n of 4 has 1 of 2 seeds" in err
+    line = next(line for line in out.splitlines() if line.startswith("| x |"))
     cells = "x 4 0.0 25.0 75.0 50.0 **100.0** 100.0 13.0 50.0~(1) 50.0~(4) -".split()
     assert line.strip("| ").split(" | ") == [cell.replace("~", " ") for cell in cells]
     assert {path.name for path in tmp_path.glob("*.png")} == {"choices.png", "choices_ms.png"}
