@@ -252,10 +252,10 @@ def test_the_figures_of_the_report_are_those_of_the_runs(micro):
     )
     greedy = FinishedRun(plan.greedy("MultiArith")).metrics["by_n"]["1"]["voting_accuracy"]["value"]
     assert (row["first"], row["second"]) == (pytest.approx(chosen), pytest.approx(greedy))
-    row = rows_of(setting, "G")["Hard", "pool judge", "greedy"]  # of two, that of the largest N
-    judged = mean_of(setting, lambda seed: plan.chosen(JUDGE, "Hard", seed), 64, "pool_judge")
-    over = mean_of(
-        setting, lambda seed: plan.chosen(JUDGE, "Hard", seed), 64, "pool_judge_gain_over_greedy"
+    row = rows_of(setting, "G")["Hard, N = 16", "pool judge", "greedy"]
+    judged, over = (
+        mean_of(setting, lambda seed: plan.chosen(JUDGE, "Hard", seed), 16, measure)
+        for measure in ("pool_judge", "pool_judge_gain_over_greedy")
     )
     assert (row["first"], row["value"]) == (pytest.approx(judged), pytest.approx(over))
     row = rows_of(setting, "1")["Test, dropout", "coverage at 64", "at 16"]

@@ -201,17 +201,18 @@ def thoughts_tell_little(evidence):
 def _judge_beats(name, other):
     """The pool judge against ``other(evidence, benchmark, n)``, where there is a judge."""
 
-    def of_size(evidence, n):
-        if evidence.setting.judge is None:
-            return []
+    def comparisons(evidence):
+        benchmarks = evidence.setting.benchmarks if evidence.setting.judge else ()
         rows = []
-        for benchmark in evidence.setting.benchmarks:
-            judged = evidence.method(JUDGE, benchmark, "pool_judge", n)
-            pair = (judged, other(evidence, benchmark, n))
-            rows.append(compare(benchmark, "greater", ("pool judge", name), *pair))
-        return rows
+        for n in JUDGE_SIZES:
+            for benchmark in benchmarks:
+                judged = evidence.method(JUDGE, benchmark, "pool_judge", n)
+                pair = (judged, other(evidence, benchmark, n))
+                where = f"{benchmark}, N = {n}"
+                rows.append(compare(where, "greater", ("pool judge", name), *pair))
+        return {"From the answers of a pool of N trajectories": rows}
 
-    return lambda evidence: {f"Of {n} trajectories": of_size(evidence, n) for n in JUDGE_SIZES}
+    return comparisons
 
 
 PAPER_CLAIMS = (
