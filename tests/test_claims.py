@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from src.claims import setting as settings
 from src.claims import stages
 from src.claims.claims import CLAIMS
 from src.claims.evidence import Evidence
-from src.claims.plan import PAPER, SHIPPED, Plan
+from src.claims.plan import JUDGE, PAPER, SHIPPED, Plan
 from src.claims.report import UNTESTED, table, verdict
 from src.claims.setting import full_setting, paper_setting, tiny_setting
 from src.claims.verdicts import FAILS, HOLDS, OPEN, Comparison, compare, verdict_of
@@ -130,6 +131,21 @@ def test_every_command_of_a_plan_has_only_flags_that_exist(monkeypatch, tmp_path
 
 
 @pytest.mark.quick
+def test_the_pool_judge_is_left_out_where_there_is_none(monkeypatch, tmp_path):
+    by_name = {claim.name: claim for claim in CLAIMS}
+    for setting in all_settings(monkeypatch, tmp_path):
+        lines = [line for line in Plan(setting).commands()["chosen"] if "-judge-" in line]
+        if setting.model_id.startswith("checkpoints/"):
+            assert len(lines) == len(setting.benchmarks) * len(setting.seeds)
+            assert all(f"--prm_id checkpoints/tiny-judge-{setting.model_type} " in x for x in lines)
+            continue
+        assert not lines
+        for name in ("F", "G"):
+            parts = by_name[name].compare(SimpleNamespace(setting=setting))
+            assert verdict(parts) == UNTESTED
+
+
+@pytest.mark.quick
 def test_recipes_differ_in_what_is_compared_and_in_the_seed(tmp_path):
     recipes = {
         path.stem: values
@@ -236,6 +252,12 @@ def test_the_figures_of_the_report_are_those_of_the_runs(micro):
     )
     greedy = FinishedRun(plan.greedy("MultiArith")).metrics["by_n"]["1"]["voting_accuracy"]["value"]
     assert (row["first"], row["second"]) == (pytest.approx(chosen), pytest.approx(greedy))
+    row = rows_of(setting, "G")["Hard, N = 16", "pool judge", "greedy"]
+    judged, over = (
+        mean_of(setting, lambda seed: plan.chosen(JUDGE, "Hard", seed), 16, measure)
+        for measure in ("pool_judge", "pool_judge_gain_over_greedy")
+    )
+    assert (row["first"], row["value"]) == (pytest.approx(judged), pytest.approx(over))
     row = rows_of(setting, "1")["Test, dropout", "coverage at 64", "at 16"]
     p = setting.chosen["dropout"]
     pool = mean_of(setting, lambda seed: plan.pool("Test", "dropout", p, seed), 64, "coverage")
@@ -289,6 +311,13 @@ def test_a_folder_of_another_setting_is_refused(micro, tmp_path):
     with pytest.raises(settings.UserError, match="was begun with another seeds; name another"):
         settings.prepare(replace(setting, seeds=(42,)))
     settings.prepare(replace(setting, nproc=7))
+    edit_json(setting.folder / "setting.json", judge="other")
+    with pytest.raises(settings.UserError, match="was begun with another judge"):
+        settings.prepare(setting)
+    before_judges = {key: value for key, value in setting.contents().items() if key != "judge"}
+    (setting.folder / "setting.json").write_text(json.dumps(before_judges))
+    settings.prepare(setting)
+    assert json.loads((setting.folder / "setting.json").read_text()) == setting.contents()
 
 
 def test_what_the_reward_model_answers_alone_is_renewed_after_a_change(micro):

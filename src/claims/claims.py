@@ -1,7 +1,7 @@
 """The claims of You et al. (arXiv 2510.07745) and of this project, and what decides each.
 
 A claim's ``compare`` makes its comparisons {part: [Comparison]} from the Evidence. The statements
-and the comparisons stand here before anything is run.
+and the comparisons stand here before anything is run; a note says where results were known before.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.claims.plan import PAPER, SHIPPED, SWEPT
+from src.claims.plan import JUDGE, JUDGE_SIZES, PAPER, SHIPPED, SWEPT
 from src.claims.setting import BEAMS, SIZES
 from src.claims.verdicts import compare
 
@@ -198,6 +198,23 @@ def thoughts_tell_little(evidence):
     return {"Pairwise AUC of right and wrong trajectories of one question, x 100": rows}
 
 
+def _judge_beats(name, other):
+    """The pool judge against ``other(evidence, benchmark, n)``, where there is a judge."""
+
+    def comparisons(evidence):
+        benchmarks = evidence.setting.benchmarks if evidence.setting.judge else ()
+        rows = []
+        for n in JUDGE_SIZES:
+            for benchmark in benchmarks:
+                judged = evidence.method(JUDGE, benchmark, "pool_judge", n)
+                pair = (judged, other(evidence, benchmark, n))
+                where = f"{benchmark}, N = {n}"
+                rows.append(compare(where, "greater", ("pool judge", name), *pair))
+        return {"From the answers of a pool of N trajectories": rows}
+
+    return comparisons
+
+
 PAPER_CLAIMS = (
     Claim(
         "1",
@@ -325,6 +342,25 @@ OWN_CLAIMS = (
         "This would explain why it does not beat the vote here. 0.5 is chance; the bar was set "
         "before the run, on what earlier models had reached (docs/latent_rm.md). Only questions "
         "with right and wrong trajectories count.",
+    ),
+    Claim(
+        "F",
+        "The pool judge, which reads the frozen generator, beats the majority vote.",
+        "",
+        _judge_beats("vote", lambda evidence, benchmark, n: evidence.vote(benchmark, n)),
+        ("pools", "chosen"),
+        (),
+        "The judge scores the distinct answers of a pool, by what the generator computes when it "
+        "reads each of them and by the votes; it can't write one of its own (docs/choosing.md). It "
+        "was trained on other questions. Its results on these questions, with these seeds, were "
+        "known when claims F and G were written.",
+    ),
+    Claim(
+        "G",
+        "The pool judge beats one greedy trajectory.",
+        "",
+        _judge_beats("greedy", lambda evidence, benchmark, _: evidence.greedy(benchmark)),
+        ("greedy", "pools", "chosen"),
     ),
 )
 CLAIMS = PAPER_CLAIMS + OWN_CLAIMS

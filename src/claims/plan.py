@@ -17,6 +17,8 @@ TRAININGS = {
 }
 PAPER = "contrastive-rollout"
 SHIPPED = "shipped"
+JUDGE = "judge"  # the pool judge of the setting
+JUDGE_SIZES = (16, 64)  # N at which it judges
 PARTS = ("train", "valid")  # of the annotated data
 SWEPT = "Test"  # the benchmark on which strengths are swept
 BATCHES = {"limit": 200, "n_samples": 16, "batch_size": 7}  # of the runs in other batches
@@ -55,9 +57,11 @@ class Plan:
         return self.folder / "annotated" / part
 
     def trained(self, kind, seed):
-        """The folder of a reward model: trained, or for SHIPPED the one of the setting."""
+        """The folder of a reward model: trained, or for SHIPPED and JUDGE that of the setting."""
         if kind == SHIPPED:
             return Path(self.setting.reward_model)
+        if kind == JUDGE:
+            return Path(self.setting.judge)
         return self.folder / "reward_models" / f"{kind}-seed{seed}"
 
     def chosen(self, kind, benchmark, seed):
@@ -208,14 +212,14 @@ class Plan:
         }
 
     def chosen_cells(self):
-        """The scores of every seed's pools by every reward model.
+        """The scores of every seed's pools by every reward model, and by the judge if there is one.
 
         The shipped one samples its pools itself, so that costs are measured.
         """
-        lines = []
+        lines, kinds = [], [*TRAININGS, *([JUDGE] if self.setting.judge else [])]
         for benchmark in self.setting.benchmarks:
             for seed in self.setting.seeds:
-                lines += [self._scores(kind, benchmark, seed) for kind in TRAININGS]
+                lines += [self._scores(kind, benchmark, seed) for kind in kinds]
                 folder = self.chosen(SHIPPED, benchmark, seed)
                 lines.append(self._chooses(SHIPPED, benchmark, seed, folder, {"report_n": SIZES}))
         return lines
@@ -236,7 +240,7 @@ class Plan:
         flags = {
             "prm_id": self.trained(kind, seed),
             "pool": self.scored_pool(benchmark, seed),
-            "report_n": SIZES,
+            "report_n": JUDGE_SIZES if kind == JUDGE else SIZES,
             "output_dir": self.chosen(kind, benchmark, seed),
         }
         return command_line(sampling_command(self.architecture, chooses=True), flags)

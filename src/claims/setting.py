@@ -25,15 +25,16 @@ class Setting:
     """The models, data and sizes of one run of src.reproduce.
 
     benchmarks: {the paper's name: file}. limit: questions of each, the first ones; None: all.
-    reward_model: the one that is shipped or published. sampler: the kind that the pools for
-    training and choosing are sampled by. train_questions, rollouts: size of the annotated pool.
-    recipe: the YAML file from which the reward models of the claims are trained, one of each kind
-    for every seed.
+    reward_model: the one that is shipped or published. judge: the pool judge that is shipped, None
+    where there is none. sampler: the kind that the pools for training and choosing are sampled by.
+    train_questions, rollouts: size of the annotated pool. recipe: the YAML file from which the
+    reward models of the claims are trained, one of each kind for every seed.
     """
 
     model_type: str
     model_id: str
     reward_model: str
+    judge: str | None
     benchmarks: dict
     limit: int | None
     seeds: tuple
@@ -80,6 +81,7 @@ def tiny_setting(model_type, folder, nproc):
         model_type=model_type,
         model_id=str(bundled_backbone(model_type)),
         reward_model=f"checkpoints/tiny-latentRM-{model_type}",
+        judge=f"checkpoints/tiny-judge-{model_type}",
         benchmarks={
             "Test": "data/tiny_test.json",
             "Hard": "data/tiny_hard.json",
@@ -118,6 +120,7 @@ def paper_setting(model_type, folder, nproc):
         model_type=model_type,
         model_id=f"ModalityDance/latent-tts-{model_type}",
         reward_model=published if model_type == "coconut" else f"outputs/latentRM-{model_type}",
+        judge=None,
         benchmarks={
             "Test": "data/gsm_test.json",
             "Hard": "data/gsm_hard.json",
@@ -152,10 +155,12 @@ def prepare(setting):
             which = "tiny" if bundled else "paper --train"
             raise UserError(f"{path}: no such data file; python -m src.prepare_data {which}")
     checkpoint_folder(setting.model_type, setting.model_id)
-    checkpoint_folder("rm", setting.reward_model)
+    for reward_model in filter(None, (setting.reward_model, setting.judge)):
+        checkpoint_folder("rm", reward_model)
     path, contents = setting.folder / "setting.json", setting.contents()
     begun = read_json(path) if path.exists() else contents
-    other = [key for key in contents if begun.get(key) != contents[key]]
+    # A folder of an older version lacks later keys, and the runs that they are for.
+    other = [key for key in contents if begun.get(key, contents[key]) != contents[key]]
     if other:
         fault = f"{setting.folder} was begun with another {other[0]}"
         raise UserError(f"{fault}; name another --output_dir or remove it")
