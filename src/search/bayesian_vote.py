@@ -16,7 +16,7 @@ from src.sampling.engine import decode, think
 from src.sampling.logits import token_log_probs
 from src.sampling.memory import rows_in_flight, rows_within
 from src.sampling.state import State
-from src.sampling.trajectories import Request, pad_right
+from src.sampling.trajectories import Request, pad_right, with_end
 from utils.records import rounded
 
 
@@ -116,11 +116,11 @@ class LikelihoodPool:
 
     def new_texts(self, texts, answers, finished):
         """{number: token ids} of the answers that are not in ``texts``."""
-        new = {}
-        for ids, done in zip(answers, finished, strict=True):
+        new, whole = {}, with_end(answers, finished, self.model.config.eos_token_id)
+        for ids, text in zip(answers, whole, strict=True):
             number = self.parse(ids)
             if number is not None and number not in texts:
-                new.setdefault(number, ids + [self.model.config.eos_token_id] * done)
+                new.setdefault(number, text)
         return new
 
     def _score(self, part, texts):
