@@ -320,7 +320,7 @@ def test_a_token_of_a_group_is_drawn_uniformly():
 def test_two_processes_train_the_same_backbone_as_one(name, tmp_path):
     folders = []
     for processes in (1, 2):
-        values = OF[name] | {"model_type": name, "problems_per_epoch": 200}
+        values = OF[name] | {"model_type": name, "problems_per_epoch": 100}
         values |= {"per_device_train_batch_size": 2}  # the passes have the same rows, too
         recipe = write_recipe(tmp_path / f"{name}{processes}.yaml", **{"loss": {}} | values)
         done = train(recipe, processes=processes)
@@ -356,7 +356,7 @@ def test_training_starts_from_a_plain_base_in_bf16(name, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     recipe = write_recipe(tmp_path / "x.yaml", **{"loss": {}} | OF[name] | {
         "model_type": name, "base": str(tmp_path / "base"), "config": added,
-        "problems_per_epoch": 200, "lora": {"r": 4, "alpha": 8, "dropout": 0.1,
+        "problems_per_epoch": 100, "lora": {"r": 4, "alpha": 8, "dropout": 0.1,
                                             "target_modules": targets, "also_train": [part]},
     })  # fmt: skip
     done = train(recipe)
@@ -380,6 +380,7 @@ def test_lora_trains_its_targets_and_leaves_a_plain_checkpoint(tmp_path):
     recipe = write_recipe(
         tmp_path / "x.yaml", model_type="coconut", base=str(tmp_path / "base"), config={},
         lora={"r": 4, "alpha": 8, "target_modules": ["mlp.c_proj"], "also_train": ["ln_f"]},
+        problems_per_epoch=100,
     )  # fmt: skip
     done = train(recipe)
     assert done.returncode == 0, done.stderr

@@ -330,22 +330,20 @@ def test_every_size_of_a_pool_is_judged(trained, judged):
     assert 0 < tokens[0] <= tokens[1] <= tokens[2]
 
 
-def test_a_saved_pool_and_other_batches_are_judged_alike(trained, judged, tmp_path):
-    flags = (*DATA, *SAMPLER, "--n_samples", 4, "--output_dir")
-    batches = judge_command(trained / "x", *flags, tmp_path / "one", *SIZES, "--batch_size", 1)
-    pool = infer_command(*flags, tmp_path / "pool", "--save_latents", "true")
+def test_a_saved_pool_is_judged_alike(trained, judged, tmp_path):
+    """One question at a time, and the other run all questions at once."""
+    flags = (*DATA, *SAMPLER, "--n_samples", 4, "--output_dir", tmp_path / "pool")
+    assert_success(run_here(infer_command(*flags, "--save_latents", "true")))
     saved = ("--pool", tmp_path / "pool", *SIZES, "--output_dir", tmp_path / "saved")
-    for line in (batches, pool, judge_command(trained / "x", *saved)):
-        assert_success(run_here(line))
-    for name in ("one", "saved"):
-        by_n, of_judged = (outputs(path)[1]["by_n"] for path in (tmp_path / name, judged))
-        for n, measures in of_judged.items():
-            for key in ("pool_judge", "pool_judge_gain"):
-                assert by_n[n][key] == measures[key]
-        for record, expected in zip(samples_of(tmp_path / name), samples_of(judged), strict=True):
-            for n, view in expected["judged"].items():
-                assert record["judged"][n]["answers"] == view["answers"]
-                assert record["judged"][n]["scores"] == pytest.approx(view["scores"], abs=2e-3)
+    assert_success(run_here(judge_command(trained / "x", *saved)))
+    by_n, of_judged = (outputs(path)[1]["by_n"] for path in (tmp_path / "saved", judged))
+    for n, measures in of_judged.items():
+        for key in ("pool_judge", "pool_judge_gain"):
+            assert by_n[n][key] == measures[key]
+    for record, expected in zip(samples_of(tmp_path / "saved"), samples_of(judged), strict=True):
+        for n, view in expected["judged"].items():
+            assert record["judged"][n]["answers"] == view["answers"]
+            assert record["judged"][n]["scores"] == pytest.approx(view["scores"], abs=2e-3)
 
 
 def test_what_a_judge_cannot_judge_is_a_one_line_error(trained, checkpoint, tmp_path):
