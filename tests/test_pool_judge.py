@@ -17,7 +17,7 @@ from src.models.candidates import (
     read_candidates,
 )
 from src.models.pool_judge import PoolJudge, PoolJudgeConfig
-from src.sampling.samplers import DETERMINISTIC, Sampling
+from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Request
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.voting import aggregate
@@ -32,10 +32,10 @@ from tests.commands import (
     run_here,
     samples_of,
 )
+from tests.conftest import NOISE, PROMPTS, QUESTIONS
 
-PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]
-GREEDY = Request(PROMPTS, [7, 3, 11], 1, 4, 5, 5, DETERMINISTIC)
-POOL = replace(GREEDY, n_samples=6, sampling=Sampling("noise", noise_std=0.5))
+GREEDY = Request(PROMPTS, QUESTIONS, 1, 4, 5, 5, DETERMINISTIC)
+POOL = replace(GREEDY, n_samples=6, sampling=NOISE)
 
 
 def parse(ids):

@@ -13,12 +13,10 @@ from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request, thought_mask
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
 from src.search.confidence import ConfidencePool
-from tests.conftest import RANDOM
-from tests.reference import continue_one, key_of, rollout_key
+from tests.conftest import NOISE, PROMPTS, QUESTIONS, RANDOM
+from tests.reference import continue_one, key_of, plain_log_probs, rollout_key
 
-PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
 T, A, SEED = 4, 5, 5
-NOISE = Sampling("noise", noise_std=0.5)
 SAMPLERS = {
     "noise": NOISE,
     "dropout": Sampling("dropout", dropout_p=0.3),
@@ -212,15 +210,6 @@ def test_self_certainty_is_the_divergence_of_the_uniform_distribution(backbone):
         uniform = torch.full_like(plain, 1 / plain.shape[1])
         divergence = (uniform * (uniform.log() - plain)).sum(1).mean()
         assert confidence["self_certainties"][q][n] == pytest.approx(divergence.item(), abs=1e-3)
-
-
-@torch.no_grad()
-def plain_log_probs(model, prompt, thoughts, text):
-    """log p (A, V) of every word at each token of a text, by one pass of Hugging Face's model."""
-    answer = [model.config.end_latent_token_id, *text[:-1]]
-    parts = (model.embed(torch.tensor(prompt)), thoughts, model.embed(torch.tensor(answer)))
-    logits = model(inputs_embeds=torch.cat(parts)[None]).logits[0, -len(text) :]
-    return logits.log_softmax(-1)
 
 
 def test_answer_likelihoods_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):

@@ -10,21 +10,17 @@ from src.sampling.engine import sample
 from src.sampling.samplers import DETERMINISTIC
 from src.search.beam_search import SearchPlan, _Search, beam_search
 from src.search.guides import AgreementGuide, LikelihoodGuide, RewardGuide
-from tests.conftest import random_reward_model
-from tests.reference import continue_one, ends_thinking, key_of, noise_of, thought_of
-from tests.test_rollouts import (
-    NOISE,
-    PROMPTS,
-    QUESTIONS,
-    SAMPLERS,
-    SEED,
-    A,
-    T,
-    parse,
+from tests.conftest import NOISE, PROMPTS, QUESTIONS, random_reward_model
+from tests.reference import (
+    continue_one,
+    ends_thinking,
+    hidden_after,
+    key_of,
+    noise_of,
     plain_log_probs,
-    request,
-    sampler_for,
+    thought_of,
 )
+from tests.test_rollouts import SAMPLERS, SEED, A, T, parse, request, sampler_for
 from utils.metrics import trajectory_score
 
 
@@ -221,10 +217,3 @@ def proposals_of(model, q, beam, keys, step):
     thought = thought_of(model, hidden)
     noisy = [thought + 0.5 * noise_of(key, step, len(hidden)) for key in keys]
     return [([*prefix, new.detach()], False) for new in noisy]
-
-
-@torch.no_grad()
-def hidden_after(model, prompt, thoughts):
-    """The final hidden state (D,) after a prompt and thoughts, by the Hugging Face model."""
-    x = torch.cat((model.embed(torch.tensor(prompt)), *(thought[None] for thought in thoughts)))
-    return model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]
