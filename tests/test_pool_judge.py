@@ -19,7 +19,8 @@ from src.models.candidates import (
 from src.models.pool_judge import PoolJudge, PoolJudgeConfig
 from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Request
-from src.search.bayesian_vote import LikelihoodPool, sample_with_state
+from src.search.bayesian_vote import sample_with_state
+from src.search.confidence import answer_confidence
 from src.search.voting import aggregate
 from src.training.losses.pool_judge import JudgeLoss
 from src.training.model_card import model_card
@@ -86,17 +87,17 @@ def sampled(backbone):
     return model, *greedy_and_pool(model)
 
 
-def test_a_reading_equals_a_plain_forward_and_the_likelihoods_of_the_vote(sampled):
+def test_a_reading_equals_a_plain_forward_and_the_log_probabilities_of_the_reranking(sampled):
     model, greedy, state, pool = sampled
     prompts, thoughts, num_thoughts, candidates = batch_of(model, greedy, pool, [0, 1, 2])
     reading = read_candidates(model, prompts, thoughts, num_thoughts, candidates)
     assert candidates.exists.sum() > 4
-    row, texts = 0, []
+    row, texts, questions = 0, [], []
     for q, numbers in enumerate(candidates.numbers):
-        texts.append({})
-        for k, number in enumerate(numbers):
+        for k in range(len(numbers)):
             ids = candidates.ids[q, k][candidates.ids[q, k] >= 0].tolist()
-            texts[q][number] = ids
+            texts.append(ids)
+            questions.append(q)
             states, log_prob = plain_reading(model, prompts[q], greedy.thoughts_of(q)[0], ids)
             valid = reading.valid[row]
             assert reading.is_thought[row].sum() == num_thoughts[q]
@@ -105,8 +106,7 @@ def test_a_reading_equals_a_plain_forward_and_the_likelihoods_of_the_vote(sample
             torch.testing.assert_close(read, states, rtol=1e-4, atol=1e-4)
             assert float(reading.log_probs[row]) == pytest.approx(log_prob, abs=1e-3)
             row += 1
-    of_vote = LikelihoodPool(model, parse, 3).of_texts(GREEDY, state, texts)
-    expected = torch.cat([of_question[0] for of_question in of_vote])
+    expected = answer_confidence(model, GREEDY, state, texts, questions)[:, 0]
     torch.testing.assert_close(reading.log_probs, expected, rtol=1e-4, atol=1e-3)
 
 

@@ -24,7 +24,6 @@ class ConfidencePool:
         self.model, self.tokens_read = model, 0
         self.parts = []  # {key: for each question a list of n values} of each part
 
-    @torch.inference_mode()
     def add(self, request, state, trajectories):
         """Adds further trajectories, with the State that ``sample_with_state`` gave."""
         eos, shape = self.model.config.eos_token_id, trajectories.num_thoughts.shape
@@ -50,19 +49,21 @@ class ConfidencePool:
         return {key: concatenate_lists([part[key] for part in self.parts]) for key in keys}
 
 
-def answer_confidence(model, request, state, answers):
+@torch.inference_mode()
+def answer_confidence(model, request, state, answers, rows=None):
     """The sums over an answer's tokens of ``token_confidence``, (R, 2): log p and divergence.
 
-    answers: R lists of token ids, each read under its own row of a State at the end of the latent
-    phase. The rows stay as they are.
+    answers: R lists of token ids. rows: under which row of a State at the end of the latent phase
+    each of them is read, None: each under its own. The State stays as it is.
     """
+    rows = state.all_rows if rows is None else torch.tensor(rows, device=model.device)
     ids, lengths = (x.to(model.device) for x in pad_right(answers, 0))  # (R, A), (R,)
     longest = ids.shape[1]
-    rows = rows_within(model, request.latent_length + longest, longest + 1)
-    chunks = state.all_rows.split(rows)
+    size = rows_within(model, request.latent_length + longest, longest + 1)
+    chunks = zip(*(x.split(size) for x in (rows, ids, lengths)), strict=True)
     sums = [
         _confidence(model, request.sampling, state.select(chunk, extra=longest + 1), *texts)
-        for chunk, *texts in zip(chunks, ids.split(rows), lengths.split(rows), strict=True)
+        for chunk, *texts in chunks
     ]
     return torch.cat(sums)
 
