@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import fields, replace
 
 import pytest
@@ -21,6 +22,7 @@ from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Request
 from src.search.bayesian_vote import sample_with_state
 from src.search.confidence import answer_confidence
+from src.search.greedy import Greedy, rerank_fields
 from src.search.voting import aggregate
 from src.training.losses.pool_judge import JudgeLoss
 from src.training.model_card import model_card
@@ -120,6 +122,28 @@ def plain_reading(model, prompt, thoughts, ids):
         states = torch.stack(out.hidden_states, dim=2)[0, len(prompt) :]
         logits = model.lm_head(out.last_hidden_state[0, -len(ids) :]).float()
     return states, float(logits.log_softmax(-1)[range(len(ids)), ids].sum())
+
+
+def test_reranking_reads_each_answer_once_however_the_pool_grew(sampled):
+    model, greedy, state, pool = sampled
+    found, counters = [], [{size: Counter() for size in (1, 3, 6)} for _ in range(2)]
+    for sizes, counter in zip(([1, 3, 6], [6]), counters, strict=True):
+        of_greedy = Greedy(GREEDY, state, greedy)
+        found.append(rerank_fields(model, of_greedy, pool, sizes, parse, counter))
+    grown, whole = found
+    tokens = [sum(counter[size]["rerank_tokens"] for size in counter) for counter in counters]
+    assert grown["rerank_candidates"] == whole["rerank_candidates"]
+    assert tokens[0] == tokens[1] > counters[0][1]["rerank_tokens"] > 0
+    for q, numbers in enumerate(grown["rerank_candidates"]):
+        first = {}
+        for part in (greedy, pool):
+            for ids, finished in zip(part.tokens[q], part.finished[q], strict=True):
+                first.setdefault(parse(ids), ids + [model.config.eos_token_id] * finished)
+        assert numbers == [number for number in first if number is not None]
+        thoughts = greedy.thoughts_of(q)[0]
+        plain = [plain_reading(model, PROMPTS[q], thoughts, first[n])[1] for n in numbers]
+        for read in found:
+            assert read["rerank_log_probs"][q] == pytest.approx(plain, abs=1e-3)
 
 
 READS = {"both": {}, "votes": {"reads_states": False}, "states": {"reads_votes": False}}
