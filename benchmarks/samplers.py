@@ -6,22 +6,13 @@ with 95 % intervals of the bootstrap over questions. Writes samplers-MODEL.csv a
 table.
 """
 
-import argparse
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from src.runs.figure_style import (
-    GREEDY_LOOK,
-    STYLE,
-    draw_curve,
-    draw_legend,
-    load_matplotlib,
-    panel_grid,
-    set_size_axis,
-)
+from benchmarks.seeds import interval_cell, markdown, parser_of, save_panels
+from src.runs.figure_style import GREEDY_LOOK, draw_curve, set_size_axis
 from src.runs.finished_runs import finished_runs
 from src.sampling.samplers import STRENGTHS
 from utils.errors import UserError, reports_user_errors
@@ -71,46 +62,38 @@ def best_of(frame):
 
 def table_of(frame):
     """A markdown table: every sampler and strength at the largest N."""
-    lines = ["| sampler | strength | " + " | ".join(MEASURES.values()) + " |", "| --- " * 5 + "|"]
+    lines = [["sampler", "strength", *MEASURES.values()]]
     of_largest = frame[frame["N"] == frame["N"].max()]
     for (sampler, strength), group in of_largest.groupby(["sampler", "strength"], sort=False):
         row = group.set_index("measure")
-        cells = [_cell(row.loc[name]) for name in MEASURES]
-        lines.append(f"| {sampler} | {strength:g} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(row):
-    return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        cells = [interval_cell(row.loc[name]) for name in MEASURES]
+        lines.append([sampler, f"{strength:g}", *cells])
+    return markdown(lines)
 
 
 def draw(frame, greedy, title, path):
     """A panel for each measure, a line for each sampler; greedy: its accuracy in percent."""
-    with load_matplotlib().rc_context(STYLE):
-        figure, axes = panel_grid(title, "questions, %", len(MEASURES))
-        entries = {}
-        for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):
-            axis.set_title(label)
-            of_measure = frame[frame["measure"] == measure]
-            for (sampler, strength), group in of_measure.groupby(["sampler", "strength"]):
-                color = COLORS.get(sampler, "#777777")
-                points = group.sort_values("N")[["value", "low", "high"]].to_numpy()
-                draw_curve(axis, sorted(group["N"]), points, color, "-")
-                entries[f"{sampler} {strength:g}"] = {"color": color, "marker": "o"}
-            if greedy is not None:
-                axis.axhline(greedy, **GREEDY_LOOK)
-            set_size_axis(axis, sorted(frame["N"].unique()))
-            axis.set_xlabel("N")
-        draw_legend(figure, entries | ({} if greedy is None else {"greedy": GREEDY_LOOK}))
-        figure.savefig(path, dpi=200)
+    samplers = sorted(set(zip(frame["sampler"], frame["strength"], strict=True)))
+    colors = {sampler: COLORS.get(sampler[0], "#777777") for sampler in samplers}
+    entries = {f"{s} {x:g}": {"color": colors[s, x], "marker": "o"} for s, x in samplers}
+
+    def draw_panel(axis, of_measure):
+        for sampler, group in of_measure.groupby(["sampler", "strength"]):
+            points = group.sort_values("N")[["value", "low", "high"]].to_numpy()
+            draw_curve(axis, sorted(group["N"]), points, colors[sampler], "-")
+        if greedy is not None:
+            axis.axhline(greedy, **GREEDY_LOOK)
+        set_size_axis(axis, sorted(frame["N"].unique()))
+        axis.set_xlabel("N")
+
+    panels = {name: frame[frame["measure"] == measure] for measure, name in MEASURES.items()}
+    entries |= {} if greedy is None else {"greedy": GREEDY_LOOK}
+    save_panels(path, title, "questions, %", panels, draw_panel, entries)
 
 
 @reports_user_errors
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="benchmarks.samplers", description=__doc__)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/samplers"))
-    args = parser.parse_args(argv)
+    args = parser_of("samplers", __doc__).parse_args(argv)
     runs = finished_runs(args.runs)
     sampled = [run for run in runs if run.columns["sampler"] in STRENGTHS]
     if len({(run.columns["model"], run.columns["benchmark"]) for run in sampled}) != 1:

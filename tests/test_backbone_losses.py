@@ -96,7 +96,18 @@ def plain_coconut(module, tokenizer, rows, thoughts, hidden_steps):
         hidden = model.base_model(inputs_embeds=x[None]).last_hidden_state[0]
         sums += summed_cross_entropy(model, hidden, end, text)
         count += len(text)
-    return {"text": sums / count, "probe": mean_probe_loss(module, rows, states)}
+    return {
+        "text": sums / count,
+        "probe": mean_probe_loss(module, rows, states),
+        "contrastive": plain_contrast(torch.cat(states)),
+    }
+
+
+def plain_contrast(thoughts):
+    """The mean over all pairs of thoughts (T, D)."""
+    pairs = torch.combinations(torch.arange(len(thoughts)))
+    cosines = F.cosine_similarity(*thoughts[pairs.T])
+    return torch.relu(cosines).mean()
 
 
 def plain_codi(module, tokenizer, rows, thoughts, hidden_steps):
@@ -159,10 +170,10 @@ def latent_stage(thoughts, hidden_steps, **values):
 def test_coconut_loss_is_that_of_the_official_sequence_term_by_term(name, thoughts, hidden_steps):
     model, tokenizer = RANDOM[name](max_position_embeddings=128)
     stage = latent_stage(thoughts, hidden_steps)
-    module = CoconutLoss(model, {"probe": 0.7}, tokenizer).double()
+    module = CoconutLoss(model, {"probe": 0.7, "contrastive": 0.3}, tokenizer).double()
     loss, _ = module(one_batch(module, tokenizer, stage), stage)
     terms = plain_coconut(module, tokenizer, ROWS[:4], thoughts, hidden_steps)
-    expected = terms["text"] + 0.7 * terms["probe"]
+    expected = terms["text"] + 0.7 * terms["probe"] + 0.3 * terms["contrastive"]
     torch.testing.assert_close(loss, expected.to(loss), rtol=1e-4, atol=1e-4)
     assert_same_gradients(gradients_of(module, loss), gradients_of(module, expected))
 

@@ -45,7 +45,7 @@ def stage_of(thoughts, hidden_steps, **values):
 
 
 def loss_of(model, tokenizer, probe=0.0):
-    return CoconutLoss(model, {"probe": probe}, tokenizer)
+    return CoconutLoss(model, CoconutLoss.default_settings | {"probe": probe}, tokenizer)
 
 
 def some_batches(stage, size=4, remainder="drop"):

@@ -114,9 +114,12 @@ def _searches(run, shared, pools, greedy):
     beams, proposals = run.settings["num_beams"], run.settings["num_beam_candidates"]
     size = {"N": f"{beams} x {proposals}", "budget": beams * proposals}
     pool = pools.get(run.pool_key())
-    for name, answers in _search_answers(run).items():
+    for name, answers in search_answers(run).items():
         row = (
-            shared | size | {"method": name + _variant(run)} | _interval("accuracy", summary[name])
+            shared
+            | size
+            | {"method": name + search_variant(run)}
+            | _interval("accuracy", summary[name])
         )
         row["coverage"] = summary["coverage"]["value"]
         if pool is not None and pool.metrics["n_samples"] >= size["budget"]:
@@ -125,10 +128,10 @@ def _searches(run, shared, pools, greedy):
         if greedy is not None:
             gain = paired_difference(run.records, answers, greedy_answers(greedy))
             row |= _interval("greedy_gain", gain)
-        yield row | _search_cost(spent)
+        yield row | search_cost(spent)
 
 
-def _search_answers(run):
+def search_answers(run):
     """{method: {idx: answer}} of a search."""
     mode, score_by = run.settings["prm_mode"], run.settings["score_by"]
     answers = {mode: {i: record["vote"] for i, record in run.records.items()}}
@@ -140,7 +143,7 @@ def _search_answers(run):
     return answers
 
 
-def _variant(run):
+def search_variant(run):
     """What the name of a search says of its guide, or of a LatentRM's lookahead."""
     guide, lookahead = run.settings["guide"], run.settings["lookahead"]
     if guide != "rm":
@@ -169,7 +172,7 @@ def _choices_from_pool(run, shared, pools, greedy):
             for column, name in (("gain", "gain"), ("greedy_gain", "gain_over_greedy")):
                 gain = summary.get(f"{method}_{name}")
                 row |= _interval(column, gain) if gain else {}
-            yield row | _cost(spent, METHODS[method])
+            yield row | pool_cost(spent, METHODS[method])
 
 
 def reward_model_name(settings):
@@ -203,7 +206,7 @@ def paired_difference(records, answers, base):
     return measured(gains)
 
 
-def _cost(spent, parts):
+def pool_cost(spent, parts):
     """The cost of a question for a method that needs ``parts``; empty for a saved pool."""
     if "trajectories" not in spent:
         return {}
@@ -220,7 +223,7 @@ def _cost(spent, parts):
     }
 
 
-def _search_cost(spent):
+def search_cost(spent):
     """The cost of a question for a search: what it looked ahead and what its guide read, too."""
     if "trajectories" not in spent:
         return {}

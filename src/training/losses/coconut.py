@@ -23,10 +23,12 @@ class CoconutLoss(BackboneLoss):
 
     The probe is one linear map that reads the result digits of step k from thought 2 k (step
     supervision in the manner of SIM-CoT, arXiv 2509.20317); its weight may be 0.
+
+    The contrastive term keeps the thoughts of a batch apart (see ``contrastive_loss``).
     Shapes: B rows, S tokens of a text, K probed steps, D model width.
     """
 
-    default_settings = {"probe": 0.0}
+    default_settings = {"probe": 0.0, "contrastive": 0.0}
     stage_keys = {"thoughts", "hidden_steps"}
 
     def __init__(self, model, *args, **kwargs):
@@ -50,7 +52,10 @@ class CoconutLoss(BackboneLoss):
         sampling = training_dropout(stage, self.model_dropout * self.training)
         thoughts, hidden = self.read(batch, "text", stage.thoughts, sampling, rng_keys)
         loss, right = self.text_loss(batch, "text", hidden)
-        return loss + self.settings["probe"] * self.probe_loss(thoughts, batch.digits), right
+        loss = loss + self.settings["probe"] * self.probe_loss(thoughts, batch.digits)
+        if thoughts and self.settings["contrastive"]:
+            loss = loss + self.settings["contrastive"] * contrastive_loss(thoughts)
+        return loss, right
 
     def num_positions(self, batch, stage):
         """How many positions of the model a batch takes."""
@@ -96,6 +101,19 @@ class CoconutLoss(BackboneLoss):
         if hidden_states is not None:
             hidden_states[:] = [states[:, first:] for states in hidden_states]
         return thoughts, hidden[:, first:]
+
+
+def contrastive_loss(thoughts):
+    """How much a batch's thoughts, T of (B, D), lie in the same direction (scalar).
+
+    The mean over all pairs of max(0, cosine): that of SimCTG (arXiv 2202.06417) for the tokens of a
+    text, with margin 1, since at its 0.5 few thoughts are too close; pairs of other questions count
+    too.
+    """
+    x = F.normalize(torch.cat(thoughts).float(), dim=-1)  # (T B, D)
+    too_close = (x @ x.T).clamp(min=0)  # (T B, T B)
+    pairs = len(x) * (len(x) - 1)
+    return (too_close.sum() - too_close.diagonal().sum()) / max(1, pairs)
 
 
 def training_dropout(stage, model_dropout):
