@@ -20,10 +20,14 @@ from src.models.codi import CODI
 from src.models.colar import CoLaR
 from src.models.latent_rm import LATENT_RMS, GPT2LatentRM
 from src.models.tokenizers import build_tokenizer, set_token_ids
+from src.sampling.samplers import Sampling
 from utils.errors import UserError
 
 # As in the processes that tests start: another number of threads rounds differently.
 torch.set_num_threads(1)
+
+PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
+NOISE = Sampling("noise", noise_std=0.5)
 
 _rms_norm_in_float32 = LlamaRMSNorm.forward
 

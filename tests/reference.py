@@ -107,6 +107,22 @@ def thought_of(model, hidden):
     return model.projector(hidden) if getattr(model.config, "projector", False) else hidden
 
 
+@torch.no_grad()
+def hidden_after(model, prompt, thoughts):
+    """The final hidden state (D,) after a prompt and thoughts, by the Hugging Face model."""
+    x = torch.cat((model.embed(torch.tensor(prompt)), *(thought[None] for thought in thoughts)))
+    return model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]
+
+
+@torch.no_grad()
+def plain_log_probs(model, prompt, thoughts, text):
+    """log p (A, V) of every word at each token of a text, by one pass of Hugging Face's model."""
+    answer = [model.config.end_latent_token_id, *text[:-1]]
+    parts = (model.embed(torch.tensor(prompt)), thoughts, model.embed(torch.tensor(answer)))
+    logits = model(inputs_embeds=torch.cat(parts)[None]).logits[0, -len(text) :]
+    return logits.log_softmax(-1)
+
+
 def noise_of(key, step, width):
     """Standard normal noise (D,) of thought number ``step``."""
     return rng.normal(rng.fold(key, step), _NOISE_SITE, width)

@@ -27,12 +27,13 @@ LLAMA = {
     "latent_intermediate_size": 24, "latent_embedding_std": 0.1,
 }  # fmt: skip
 OF = {
-    "codi": {"config": CONFIG | {"projector": True, "projector_hidden_size": 24},
+    "codi": {"problems_per_epoch": 100,
+             "config": CONFIG | {"projector": True, "projector_hidden_size": 24},
              "stages": [{"epochs": 1, "learning_rate": 1e-3},
                         {"epochs": 1, "learning_rate": 1e-3, "thoughts": 4, "hidden_steps": -1,
                          "dropout": 0.1}]},
-    "colar": {"config": LLAMA, "loss": {"latent": 0.5},
-              "stages": [{"speeds": [1, 2], "epochs": 2, "learning_rate": 1e-3, "dropout": 0.1}]},
+    "colar": {"problems_per_epoch": 200, "config": LLAMA, "loss": {"latent": 0.5},
+              "stages": [{"speeds": [1, 2], "epochs": 1, "learning_rate": 1e-3, "dropout": 0.1}]},
 }  # fmt: skip
 
 
@@ -331,7 +332,7 @@ def test_a_token_of_a_group_is_drawn_uniformly():
 def test_two_processes_train_the_same_backbone_as_one(name, tmp_path):
     folders = []
     for processes in (1, 2):
-        values = OF[name] | {"model_type": name, "problems_per_epoch": 200}
+        values = OF[name] | {"model_type": name}
         values |= {"per_device_train_batch_size": 2}  # the passes have the same rows, too
         recipe = write_recipe(tmp_path / f"{name}{processes}.yaml", **{"loss": {}} | values)
         done = train(recipe, processes=processes)
@@ -367,8 +368,8 @@ def test_training_starts_from_a_plain_base_in_bf16(name, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     recipe = write_recipe(tmp_path / "x.yaml", **{"loss": {}} | OF[name] | {
         "model_type": name, "base": str(tmp_path / "base"), "config": added,
-        "problems_per_epoch": 200, "lora": {"r": 4, "alpha": 8, "dropout": 0.1,
-                                            "target_modules": targets, "also_train": [part]},
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": targets,
+                 "also_train": [part]},
     })  # fmt: skip
     done = train(recipe)
     assert done.returncode == 0, done.stderr
@@ -391,6 +392,7 @@ def test_lora_trains_its_targets_and_leaves_a_plain_checkpoint(tmp_path):
     recipe = write_recipe(
         tmp_path / "x.yaml", model_type="coconut", base=str(tmp_path / "base"), config={},
         lora={"r": 4, "alpha": 8, "target_modules": ["mlp.c_proj"], "also_train": ["ln_f"]},
+        problems_per_epoch=100,
     )  # fmt: skip
     done = train(recipe)
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,7 @@ def measure(bundled, split, limit, report_n, sampling):
 
 
 def test_greedy_solves_the_benchmark(bundled, name):
-    by_n = measure(bundled, "tiny_test", 400, [1], Sampling())["1"]
+    by_n = measure(bundled, "tiny_test", 200, [1], Sampling())["1"]
     assert by_n["mean_accuracy"]["value"] >= GREEDY[name]
     assert by_n["unparsable"]["value"] < 1
 
@@ -67,18 +67,21 @@ def coverage(bundled, split, limit, report_n, sampling):
     return [by_n[str(n)]["coverage"]["value"] for n in report_n]
 
 
-@pytest.mark.parametrize("sampler", ["dropout", "noise"])
-def test_coverage_at_64_is_well_above_greedy(bundled, name, sampler):
+# Fewer questions with dropout, whose samples each read the prompt.
+@pytest.mark.parametrize(("sampler", "limit"), [("dropout", 20), ("noise", 32)])
+def test_coverage_at_64_is_well_above_greedy(bundled, name, sampler, limit):
     sampling = default_sampling(bundled, sampler)
-    (greedy,) = coverage(bundled, "tiny_test", 32, [1], Sampling())
-    sampled = coverage(bundled, "tiny_test", 32, [1, 4, 16, 64], sampling)
+    (greedy,) = coverage(bundled, "tiny_test", limit, [1], Sampling())
+    sampled = coverage(bundled, "tiny_test", limit, [1, 4, 16, 64], sampling)
     assert sampled == sorted(sampled) and sampled[0] < sampled[1] < sampled[2]
     assert sampled[-1] >= greedy + MARGIN[name]
 
 
-@pytest.mark.parametrize(("split", "sampler"), [("tiny_multi", "noise"), ("tiny_hard", "dropout")])
-def test_coverage_grows_with_n_on_the_other_benchmarks(bundled, split, sampler):
-    sampled = coverage(bundled, split, 60, [1, 4, 16], default_sampling(bundled, sampler))
+@pytest.mark.parametrize(
+    ("split", "sampler", "limit"), [("tiny_multi", "noise", 60), ("tiny_hard", "dropout", 40)]
+)
+def test_coverage_grows_with_n_on_the_other_benchmarks(bundled, split, sampler, limit):
+    sampled = coverage(bundled, split, limit, [1, 4, 16], default_sampling(bundled, sampler))
     assert sampled == sorted(set(sampled))
 
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from src.sampling.engine import sample
-from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from src.search.diversity import agreement_sizes, agreements, thought_distances
+from tests.conftest import NOISE
 
 pytestmark = pytest.mark.quick
-NOISE = Sampling("noise", noise_std=0.5)
 
 
 def plain_distance(thoughts, lengths):

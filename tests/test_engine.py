@@ -73,7 +73,7 @@ def test_engine_equals_the_reference(backbone, name):
     sampled = run(model, prompts, range(len(prompts)), 3, sampling)
     answers, lengths = set(), set()
     for q, prompt in enumerate(prompts):
-        for n in range(3):
+        for n in {0, 1, 2} - {q % 3}:  # two are enough
             thoughts, tokens = assert_equals_reference(model, sampled, prompt, q, n, sampling)
             answers.add(tuple(tokens))
             lengths.add(len(thoughts))
@@ -142,7 +142,7 @@ def test_few_samples_are_the_first_of_many(backbone, name):
     model, tokenizer = backbone
     prompts, sampling = prompts_of(tokenizer, model), SAMPLINGS[name]
     few = run(model, prompts, range(5), 4, sampling)
-    many = run(model, prompts, range(5), 64, sampling)
+    many = run(model, prompts, range(5), 20, sampling)
     assert few.tokens == [answers[:4] for answers in many.tokens]
     assert torch.equal(few.num_thoughts, many.num_thoughts[:, :4])
     longest = few.thoughts.shape[2]

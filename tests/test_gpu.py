@@ -17,7 +17,7 @@ from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request
 from tests.commands import ROOT, command
-from tests.conftest import RANDOM
+from tests.conftest import PROMPTS, QUESTIONS, RANDOM
 from tests.test_steps import gpt2, llama, steps
 
 pytestmark = [
@@ -31,11 +31,10 @@ SAMPLINGS = {
     "own prompts": Sampling("dropout", dropout_p=0.2, dropout_answer=True),
     "svp, tokens": Sampling("svp+tokens", svp_alpha=0.2, top_p=0.9),
 }
-PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]  # two are padded
 
 
 def request_of(name, n_samples=16):
-    return Request(PROMPTS, [7, 3, 11], n_samples, 6, 12, 5, SAMPLINGS[name])
+    return Request(PROMPTS, QUESTIONS, n_samples, 6, 12, 5, SAMPLINGS[name])
 
 
 def model_of(kind):

@@ -19,6 +19,7 @@ from src.search.prefix_scorer import PrefixScorer
 from src.training.losses.latent_rm import RewardLoss, bce, contrastive
 from tests.conftest import (
     LLAMAS,
+    PROMPTS,
     RANDOM,
     raises_user_error,
     random_coconut,
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.quick
 
 Q, N, T = 3, 4, 5
 ALL_THOUGHTS = torch.ones(Q, N, T, dtype=torch.bool)
-PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]
 
 
 def padded(side="right", extra=0):

@@ -40,7 +40,14 @@ from tests.commands import (
     outputs,
     run_here,
 )
-from tests.conftest import RANDOM, random_coconut, random_reward_model
+from tests.conftest import (
+    NOISE,
+    PROMPTS,
+    QUESTIONS,
+    RANDOM,
+    random_coconut,
+    random_reward_model,
+)
 from utils import device_memory
 from utils.errors import UserError
 
@@ -55,10 +62,8 @@ LLAMA_1B = LlamaConfig(
     vocab_size=128_256,
     head_dim=64,
 )
-NOISE = Sampling("noise", noise_std=0.5)
 DROPOUT = Sampling("dropout", dropout_p=0.3)
 SHARED_PROMPT = replace(DROPOUT, dropout_prompt=False)
-PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
 
 
 def model_of(config, dtype=torch.float32):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import fields, replace
 
 import pytest
@@ -17,9 +18,11 @@ from src.models.candidates import (
     read_candidates,
 )
 from src.models.pool_judge import PoolJudge, PoolJudgeConfig
-from src.sampling.samplers import DETERMINISTIC, Sampling
+from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Request
-from src.search.bayesian_vote import LikelihoodPool, sample_with_state
+from src.search.bayesian_vote import sample_with_state
+from src.search.confidence import answer_confidence
+from src.search.greedy import Greedy, rerank_fields
 from src.search.voting import aggregate
 from src.training.losses.pool_judge import JudgeLoss
 from src.training.model_card import model_card
@@ -32,10 +35,10 @@ from tests.commands import (
     run_here,
     samples_of,
 )
+from tests.conftest import NOISE, PROMPTS, QUESTIONS
 
-PROMPTS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]]
-GREEDY = Request(PROMPTS, [7, 3, 11], 1, 4, 5, 5, DETERMINISTIC)
-POOL = replace(GREEDY, n_samples=6, sampling=Sampling("noise", noise_std=0.5))
+GREEDY = Request(PROMPTS, QUESTIONS, 1, 4, 5, 5, DETERMINISTIC)
+POOL = replace(GREEDY, n_samples=6, sampling=NOISE)
 
 
 def parse(ids):
@@ -86,17 +89,17 @@ def sampled(backbone):
     return model, *greedy_and_pool(model)
 
 
-def test_a_reading_equals_a_plain_forward_and_the_likelihoods_of_the_vote(sampled):
+def test_a_reading_equals_a_plain_forward_and_the_log_probabilities_of_the_reranking(sampled):
     model, greedy, state, pool = sampled
     prompts, thoughts, num_thoughts, candidates = batch_of(model, greedy, pool, [0, 1, 2])
     reading = read_candidates(model, prompts, thoughts, num_thoughts, candidates)
     assert candidates.exists.sum() > 4
-    row, texts = 0, []
+    row, texts, questions = 0, [], []
     for q, numbers in enumerate(candidates.numbers):
-        texts.append({})
-        for k, number in enumerate(numbers):
+        for k in range(len(numbers)):
             ids = candidates.ids[q, k][candidates.ids[q, k] >= 0].tolist()
-            texts[q][number] = ids
+            texts.append(ids)
+            questions.append(q)
             states, log_prob = plain_reading(model, prompts[q], greedy.thoughts_of(q)[0], ids)
             valid = reading.valid[row]
             assert reading.is_thought[row].sum() == num_thoughts[q]
@@ -105,8 +108,7 @@ def test_a_reading_equals_a_plain_forward_and_the_likelihoods_of_the_vote(sample
             torch.testing.assert_close(read, states, rtol=1e-4, atol=1e-4)
             assert float(reading.log_probs[row]) == pytest.approx(log_prob, abs=1e-3)
             row += 1
-    of_vote = LikelihoodPool(model, parse, 3).of_texts(GREEDY, state, texts)
-    expected = torch.cat([of_question[0] for of_question in of_vote])
+    expected = answer_confidence(model, GREEDY, state, texts, questions)[:, 0]
     torch.testing.assert_close(reading.log_probs, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -120,6 +122,28 @@ def plain_reading(model, prompt, thoughts, ids):
         states = torch.stack(out.hidden_states, dim=2)[0, len(prompt) :]
         logits = model.lm_head(out.last_hidden_state[0, -len(ids) :]).float()
     return states, float(logits.log_softmax(-1)[range(len(ids)), ids].sum())
+
+
+def test_reranking_reads_each_answer_once_however_the_pool_grew(sampled):
+    model, greedy, state, pool = sampled
+    found, counters = [], [{size: Counter() for size in (1, 3, 6)} for _ in range(2)]
+    for sizes, counter in zip(([1, 3, 6], [6]), counters, strict=True):
+        of_greedy = Greedy(GREEDY, state, greedy)
+        found.append(rerank_fields(model, of_greedy, pool, sizes, parse, counter))
+    grown, whole = found
+    tokens = [sum(counter[size]["rerank_tokens"] for size in counter) for counter in counters]
+    assert grown["rerank_candidates"] == whole["rerank_candidates"]
+    assert tokens[0] == tokens[1] > counters[0][1]["rerank_tokens"] > 0
+    for q, numbers in enumerate(grown["rerank_candidates"]):
+        first = {}
+        for part in (greedy, pool):
+            for ids, finished in zip(part.tokens[q], part.finished[q], strict=True):
+                first.setdefault(parse(ids), ids + [model.config.eos_token_id] * finished)
+        assert numbers == [number for number in first if number is not None]
+        thoughts = greedy.thoughts_of(q)[0]
+        plain = [plain_reading(model, PROMPTS[q], thoughts, first[n])[1] for n in numbers]
+        for read in found:
+            assert read["rerank_log_probs"][q] == pytest.approx(plain, abs=1e-3)
 
 
 READS = {"both": {}, "votes": {"reads_states": False}, "states": {"reads_votes": False}}
@@ -330,22 +354,20 @@ def test_every_size_of_a_pool_is_judged(trained, judged):
     assert 0 < tokens[0] <= tokens[1] <= tokens[2]
 
 
-def test_a_saved_pool_and_other_batches_are_judged_alike(trained, judged, tmp_path):
-    flags = (*DATA, *SAMPLER, "--n_samples", 4, "--output_dir")
-    batches = judge_command(trained / "x", *flags, tmp_path / "one", *SIZES, "--batch_size", 1)
-    pool = infer_command(*flags, tmp_path / "pool", "--save_latents", "true")
+def test_a_saved_pool_is_judged_alike(trained, judged, tmp_path):
+    """One question at a time, and the other run all questions at once."""
+    flags = (*DATA, *SAMPLER, "--n_samples", 4, "--output_dir", tmp_path / "pool")
+    assert_success(run_here(infer_command(*flags, "--save_latents", "true")))
     saved = ("--pool", tmp_path / "pool", *SIZES, "--output_dir", tmp_path / "saved")
-    for line in (batches, pool, judge_command(trained / "x", *saved)):
-        assert_success(run_here(line))
-    for name in ("one", "saved"):
-        by_n, of_judged = (outputs(path)[1]["by_n"] for path in (tmp_path / name, judged))
-        for n, measures in of_judged.items():
-            for key in ("pool_judge", "pool_judge_gain"):
-                assert by_n[n][key] == measures[key]
-        for record, expected in zip(samples_of(tmp_path / name), samples_of(judged), strict=True):
-            for n, view in expected["judged"].items():
-                assert record["judged"][n]["answers"] == view["answers"]
-                assert record["judged"][n]["scores"] == pytest.approx(view["scores"], abs=2e-3)
+    assert_success(run_here(judge_command(trained / "x", *saved)))
+    by_n, of_judged = (outputs(path)[1]["by_n"] for path in (tmp_path / "saved", judged))
+    for n, measures in of_judged.items():
+        for key in ("pool_judge", "pool_judge_gain"):
+            assert by_n[n][key] == measures[key]
+    for record, expected in zip(samples_of(tmp_path / "saved"), samples_of(judged), strict=True):
+        for n, view in expected["judged"].items():
+            assert record["judged"][n]["answers"] == view["answers"]
+            assert record["judged"][n]["scores"] == pytest.approx(view["scores"], abs=2e-3)
 
 
 def test_what_a_judge_cannot_judge_is_a_one_line_error(trained, checkpoint, tmp_path):

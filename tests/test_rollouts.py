@@ -1,4 +1,4 @@
-"""Rollouts, answer likelihoods and beam search against plain ways to compute them."""
+"""Rollouts and answer likelihoods against plain ways to compute them."""
 
 from dataclasses import replace
 from itertools import chain, product
@@ -12,22 +12,11 @@ from src.sampling.rollouts import annotate
 from src.sampling.samplers import Sampling
 from src.sampling.trajectories import Request, thought_mask
 from src.search.bayesian_vote import LikelihoodPool, sample_with_state
-from src.search.beam_search import SearchPlan, beam_search
 from src.search.confidence import ConfidencePool
-from src.search.guides import RewardGuide
-from tests.conftest import RANDOM, random_reward_model
-from tests.reference import (
-    continue_one,
-    ends_thinking,
-    key_of,
-    noise_of,
-    rollout_key,
-    thought_of,
-)
+from tests.conftest import NOISE, PROMPTS, QUESTIONS, RANDOM
+from tests.reference import continue_one, key_of, plain_log_probs, rollout_key
 
-PROMPTS, QUESTIONS = [[20, 21, 22, 23, 24], [30, 31, 32], [40, 41, 42, 43]], [7, 3, 11]
 T, A, SEED = 4, 5, 5
-NOISE = Sampling("noise", noise_std=0.5)
 SAMPLERS = {
     "noise": NOISE,
     "dropout": Sampling("dropout", dropout_p=0.3),
@@ -68,7 +57,7 @@ def test_labels_equal_those_of_plain_rollouts(backbone, name):
     trajectories = labelled.trajectories
     assert not labelled.skipped.all()
     for q in range(len(PROMPTS)):
-        for n in range(3):
+        for n in (0, 2):
             assert is_right(q, trajectories.tokens[q][n]) == labelled.corrects[q, n]
             if labelled.skipped[q]:
                 continue
@@ -96,11 +85,11 @@ def plain_labels(model, sampling, q, n, thoughts, m):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_labels_do_not_depend_on_the_batch_or_the_memory(backbone, name, monkeypatch):
     sampling = sampler_for(backbone[0], name)
-    whole = annotate(backbone[0], request(sampling), 5, is_right)
+    whole = annotate(backbone[0], request(sampling), 3, is_right)
     monkeypatch.setitem(memory.WORK_BYTES, "cpu", 7 * 70_000)  # about 7 rows
     for q in range(3):
         one_question = request(sampling, questions=slice(q, q + 1))
-        alone = annotate(backbone[0], one_question, 5, is_right)
+        alone = annotate(backbone[0], one_question, 3, is_right)
         assert torch.equal(alone.corrects[0], whole.corrects[q])
         longest = alone.estimations.shape[2]
         assert torch.equal(alone.estimations[0], whole.estimations[q, :, :longest])
@@ -162,14 +151,14 @@ def sample_with_confidence(model, request):
     return pool.fields()
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("answer", [False, True])
+@pytest.mark.parametrize(
+    ("name", "answer"), [*((name, False) for name in SAMPLERS), ("dropout_shared_prompt", True)]
+)
 def test_answer_likelihoods_do_not_depend_on_the_batch_or_the_memory(
     backbone, name, answer, monkeypatch
 ):
-    model, sampling = backbone[0], sampler_for(backbone[0], name)
-    if name != "noise":
-        sampling = replace(sampling, dropout_answer=answer)
+    model = backbone[0]
+    sampling = replace(sampler_for(model, name), dropout_answer=answer)
     trajectories, likelihoods = sample_with_likelihoods(model, request(sampling))
     confidence = sample_with_confidence(model, request(sampling))
     assert trajectories.tokens == sample(model, request(sampling)).tokens
@@ -223,15 +212,6 @@ def test_self_certainty_is_the_divergence_of_the_uniform_distribution(backbone):
         assert confidence["self_certainties"][q][n] == pytest.approx(divergence.item(), abs=1e-3)
 
 
-@torch.no_grad()
-def plain_log_probs(model, prompt, thoughts, text):
-    """log p (A, V) of every word at each token of a text, by one pass of Hugging Face's model."""
-    answer = [model.config.end_latent_token_id, *text[:-1]]
-    parts = (model.embed(torch.tensor(prompt)), thoughts, model.embed(torch.tensor(answer)))
-    logits = model(inputs_embeds=torch.cat(parts)[None]).logits[0, -len(text) :]
-    return logits.log_softmax(-1)
-
-
 def test_answer_likelihoods_of_a_larger_pool_begin_with_those_of_a_smaller(backbone):
     _, small = sample_with_likelihoods(backbone[0], request(NOISE, n=2))
     _, large = sample_with_likelihoods(backbone[0], request(NOISE, n=6))
@@ -239,96 +219,3 @@ def test_answer_likelihoods_of_a_larger_pool_begin_with_those_of_a_smaller(backb
         count = len(a.answers)
         assert b.answers[:count] == a.answers
         torch.testing.assert_close(b.log_probs[:2, :count], a.log_probs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_one_beam_with_one_proposal_is_sample_0(backbone, name):
-    model, sampling = backbone[0], sampler_for(backbone[0], name)
-    beams = beam_search(
-        model, RewardGuide(random_reward_model(model)), request(sampling), SearchPlan(1, 1)
-    ).trajectories
-    sampled = sample(model, request(sampling, n=1))
-    assert beams.tokens == sampled.tokens
-    torch.testing.assert_close(beams.thoughts, sampled.thoughts, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (4, 1)])
-def test_beams_do_not_depend_on_the_batch_and_carry_their_rewards(backbone, name, shape):
-    """Rewards that differ from the reward model's would mean that caches and beams are mixed up."""
-    model, rm = backbone[0], random_reward_model(backbone[0])
-    sampling = sampler_for(model, name)
-    whole = beam_search(model, RewardGuide(rm), request(sampling), SearchPlan(*shape))
-    for q, prompt in enumerate(PROMPTS):
-        one_question = request(sampling, questions=slice(q, q + 1))
-        alone = beam_search(model, RewardGuide(rm), one_question, SearchPlan(*shape))
-        assert alone.trajectories.tokens[0] == whole.trajectories.tokens[q]
-        thoughts = whole.trajectories.thoughts[q : q + 1]
-        lengths = whole.trajectories.num_thoughts[q : q + 1]
-        rewards = rewards_of(rm, prompt, thoughts, lengths)  # (1, B, T)
-        torch.testing.assert_close(rewards[0].float(), whole.rewards[q], rtol=1e-3, atol=1e-3)
-        scores = whole.rewards[q].sum(1)
-        assert torch.equal(scores, scores.sort(descending=True).values)
-
-
-@torch.no_grad()
-def rewards_of(rm, prompt, thoughts, lengths=None):
-    ids = torch.tensor([prompt])
-    return rm(ids, torch.ones_like(ids), thoughts, lengths)
-
-
-@pytest.mark.parametrize("score_by", ["sum", "mean"])
-def test_beam_search_keeps_the_best_proposals_of_every_step(backbone, score_by):
-    """Against a plain search, which computes every prefix anew."""
-    model, rm, shape = backbone[0], random_reward_model(backbone[0]), (3, 3)
-    # A thought costs something on average, so that beams which end early are kept, too.
-    rm.classifier.bias.data -= 1.5
-    plan = SearchPlan(*shape, score_by=score_by)
-    beams = beam_search(model, RewardGuide(rm), request(NOISE), plan).trajectories
-    ended_early = False
-    for q in range(len(PROMPTS)):
-        for n, plain in enumerate(plain_beams(model, rm, q, shape, score_by)):
-            length = int(beams.num_thoughts[q, n])
-            assert length == len(plain)
-            thoughts = beams.thoughts[q, n, :length]
-            torch.testing.assert_close(thoughts, torch.stack(plain), rtol=1e-3, atol=1e-3)
-            ended_early |= length < T
-    assert ended_early == model.stops_itself
-
-
-def plain_beams(model, rm, q, shape, score_by):
-    """The thoughts of the best beams of question ``q``, the best first."""
-    num_beams, num_candidates = shape
-    slots = range(num_beams * num_candidates)
-    keys = torch.stack([key_of(SEED, QUESTIONS[q], slot) for slot in slots])
-    beams = [(0.0, [], False)]  # score, thoughts, ended
-    for step in range(1, T + 1):
-        proposals = []
-        for b, beam in enumerate(beams):
-            own = slots if step == 1 else slots[b * num_candidates : (b + 1) * num_candidates]
-            proposals += proposals_of(model, rm, q, beam, keys[list(own)], step, score_by)
-        beams = sorted(proposals, key=lambda proposal: -proposal[0])[:num_beams]
-    return [thoughts for _, thoughts, _ in beams]
-
-
-def proposals_of(model, rm, q, beam, keys, step, score_by):
-    """The beam with one more thought under each of ``keys``; a beam that has ended is its own."""
-    score, prefix, ended = beam
-    hidden = hidden_after(model, PROMPTS[q], prefix)
-    if ended or (prefix and ends_thinking(model, hidden)):
-        return [(score, prefix, True)]
-    proposals = []
-    for key in keys:
-        thought = thought_of(model, hidden) + 0.5 * noise_of(key, step, len(hidden))
-        thoughts = [*prefix, thought.detach()]
-        rewards = rewards_of(rm, PROMPTS[q], torch.stack(thoughts)[None, None])
-        score = float(rewards.sum() if score_by == "sum" else rewards.mean())
-        proposals.append((score, thoughts, False))
-    return proposals
-
-
-@torch.no_grad()
-def hidden_after(model, prompt, thoughts):
-    """The final hidden state (D,) after a prompt and thoughts, by the Hugging Face model."""
-    x = torch.cat((model.embed(torch.tensor(prompt)), *(thought[None] for thought in thoughts)))
-    return model.base_model(inputs_embeds=x[None]).last_hidden_state[0, -1]

@@ -24,7 +24,7 @@ from src.training.losses.latent_rm import RewardLoss
 from src.training.model_card import model_card
 from src.training.reward_dataset import LengthSampler, TrajectoryDataset, collate
 from src.training.reward_trainer import last_checkpoint, pool_metrics
-from tests.commands import ROOT, command, launch, run, run_here
+from tests.commands import ROOT, command, run, run_here
 from tests.conftest import random_latent_rm
 from tests.recipes import load_recipe
 from utils.errors import UserError
@@ -143,7 +143,7 @@ def test_an_incomplete_checkpoint_is_not_resumed(tmp_path):
 
 def test_two_processes_train_the_same_reward_model_as_one(pool, whole, tmp_path):
     path = recipe(tmp_path / "x.yaml", pool, per_device_train_batch_size=2, **JUDGE)
-    done = launch(train_command(path, processes=2))
+    done = run(train_command(path, processes=2))
     assert done.returncode == 0, done.stderr
     assert_same_weights(path.with_suffix(""), whole, tolerance=2e-4)
     one, two = (json.loads((f / "metrics.json").read_text()) for f in (whole, path.with_suffix("")))

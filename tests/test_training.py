@@ -228,7 +228,7 @@ def write_recipe(path, **values):
     valid.write_text(json.dumps(ROWS[:64]))
     recipe = {
         "output_dir": str(path.with_suffix("")), "config": CONFIG, "train": "tiny", "seed": 1,
-        "problems_per_epoch": 600, "valid": str(valid), "batch_size": 8,
+        "problems_per_epoch": 300, "valid": str(valid), "batch_size": 8,
         "weight_decay": 0.01, "warmup_steps": 5, "loss": {"probe": 1.0}, "save_steps": 10,
         "stages": [
             {"thoughts": 0, "hidden_steps": 0, "epochs": 1, "learning_rate": 1e-3},
@@ -263,10 +263,10 @@ def test_training_writes_a_checkpoint_with_its_recipe_and_metrics(trained):
 
 
 def test_resumed_training_gives_the_same_weights(trained, tmp_path, monkeypatch):
-    """Stopped by force after 25 and 110 optimizer steps, with the last save some steps before."""
+    """Stopped by force after 15 and 43 optimizer steps, with the last save some steps before."""
     recipe = load_yaml(write_recipe(tmp_path / "resumed.yaml"), Recipe)
     plain_step = BackboneTrainer._step
-    for allowed in (25, 85, None):
+    for allowed in (15, 33, None):
         taken = 0
 
         def counted(self, *args, allowed=allowed):
@@ -394,7 +394,7 @@ def trainer_of(tmp_path, name="x", **values):
     return BackboneTrainer(load_yaml(path, Recipe), Accelerator(cpu=True))
 
 
-SHORT = {"problems_per_epoch": 300, "stages": [STAGE | {"thoughts": 4, "hidden_steps": -1}]}
+SHORT = {"problems_per_epoch": 150, "stages": [STAGE | {"thoughts": 4, "hidden_steps": -1}]}
 
 
 def test_several_passes_of_a_step_train_the_same_as_one(tmp_path):
@@ -449,7 +449,7 @@ def test_the_best_weights_are_kept_and_training_stops_without_better_ones(tmp_pa
 
     monkeypatch.setattr(BackboneTrainer, "accuracy", accuracy)
     stage = STAGE | {"epochs": 9}
-    values = {"problems_per_epoch": 300, "eval_on_start": True, "stages": [stage]}
+    values = {"problems_per_epoch": 100, "eval_on_start": True, "stages": [stage]}
     values |= {"load_best_model_at_end": True, "early_stopping_patience": 2}
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(BackboneTrainer, "_validate", interrupted_after(3))
@@ -479,7 +479,7 @@ def test_biases_and_norms_may_be_spared_from_weight_decay(tmp_path):
 
 def test_a_new_optimizer_starts_with_every_epoch(tmp_path):
     """Its state counts the steps of one epoch only."""
-    values = {"problems_per_epoch": 300, "stages": [STAGE | {"epochs": 2}]}
+    values = {"problems_per_epoch": 100, "stages": [STAGE | {"epochs": 2}]}
     steps = {}
     for name in ("stage", "epoch"):
         trainer = trainer_of(tmp_path, name, **values, new_optimizer=name)

@@ -99,14 +99,13 @@ def test_a_checkpoint_that_was_not_tuned_for_the_vote_is_named(copy):
         InferenceArguments(model_id=copy, sampling_by="noise", tuned_for="vote")
 
 
-KEYS = {"noise": "noise_std", "dropout": "dropout_p", "tokens": "answer_temperature"}
+KEYS = {"noise": "noise_std", "tokens": "answer_temperature"}
 
 
 def tune(model, folder, *flags):
     shared = ("--data_path", "data/tiny_valid.json", "--limit", 6, "--n_samples", 4, "--nproc", 1)
-    samplers = ("--samplers", "dropout", "noise", "tokens")
-    grids = ("--noise_stds", 0.1, 0.8, 3, "--dropout_ps", 0.05, 0.1, 0.6)
-    grids += ("--temperatures", 0.5, 1, 2)
+    samplers = ("--samplers", "noise", "tokens")
+    grids = ("--noise_stds", 0.1, 0.8, 3, "--temperatures", 0.5, 1, 2)
     line = command("tune_sampler", "--model_id", model, *shared, *samplers, *grids, *flags)
     return run_here([*line, "--output_dir", str(folder)])
 

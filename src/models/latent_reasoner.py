@@ -218,19 +218,14 @@ class LatentReasoner:
 
     def _sequences(self, input_ids, trajectories):
         """LatentGenerateOutput.sequences, (B * N, length)."""
-        config, (questions, n_samples) = self.config, trajectories.num_thoughts.shape
+        config, num_thoughts = self.config, trajectories.num_thoughts  # (B, N)
+        counts, texts = num_thoughts.flatten().tolist(), trajectories.texts(config.eos_token_id)
         answers = [
-            torch.tensor(
-                [config.latent_token_id] * int(trajectories.num_thoughts[q, n])
-                + [config.end_latent_token_id]
-                + trajectories.tokens[q][n]
-                + [config.eos_token_id] * trajectories.finished[q][n]
-            )
-            for q in range(questions)
-            for n in range(n_samples)
+            torch.tensor([config.latent_token_id] * count + [config.end_latent_token_id, *ids])
+            for count, ids in zip(counts, texts, strict=True)
         ]
         # GPT-2 has no padding token.
         pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
         answers = pad_sequence(answers, batch_first=True, padding_value=pad)
-        prompts = input_ids.repeat_interleave(n_samples, dim=0)
+        prompts = input_ids.repeat_interleave(num_thoughts.shape[1], dim=0)
         return torch.cat((prompts, answers.to(prompts.device)), dim=1)

@@ -22,6 +22,7 @@ from src.models.candidates import (
     read_candidates,
 )
 from src.sampling.memory import rows_within
+from src.sampling.trajectories import with_end
 
 FEATURES = 6  # see PoolJudge._features
 _THOUGHTS = 64  # later thoughts share the last position embedding; so do later answer tokens
@@ -160,13 +161,12 @@ def _candidates(greedy, trajectories, q, parse, eos):
     device = of_greedy.device  # those of a saved pool lie on the CPU
     thoughts, num_thoughts = trajectories.thoughts[q], trajectories.num_thoughts[q]
     distances = greedy_distances(thoughts.to(device), num_thoughts.to(device), of_greedy)  # (N,)
-    answers = zip(trajectories.tokens[q], trajectories.finished[q], strict=True)
     return candidates_of(
         [parse(ids) for ids in trajectories.tokens[q]],
-        [ids + [eos] * finished for ids, finished in answers],
+        with_end(trajectories.tokens[q], trajectories.finished[q], eos),
         distances.cpu(),
         parse(greedy.tokens[q][0]),
-        greedy.tokens[q][0] + [eos] * greedy.finished[q][0],
+        with_end(greedy.tokens[q], greedy.finished[q], eos)[0],
     )
 
 

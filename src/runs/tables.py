@@ -160,7 +160,8 @@ def _choices_from_pool(run, shared, pools, greedy):
     """The rows of a pool. With one trajectory all methods agree: only the vote gets a row."""
     for n, summary in run.metrics["by_n"].items():
         spent = run.metrics["speed"].get("per_question", {}).get(n, {})
-        over_greedy = _gains_over_greedy(run, int(n), _greedy_base(run, greedy))
+        if greedy is not None and "majority_gain_over_greedy" not in summary:
+            summary = summary | _gains_over_greedy(run, int(n), greedy_answers(greedy))
         for method in METHODS:
             measure = summary.get("voting_accuracy" if method == "majority" else method)
             if measure is None or (n == "1" and method != "majority"):
@@ -168,9 +169,9 @@ def _choices_from_pool(run, shared, pools, greedy):
             row = shared | {"N": n, "budget": int(n), "method": method}
             row |= _interval("accuracy", measure)
             row["coverage"] = summary["coverage"]["value"]
-            gain = summary.get(f"{method}_gain")
-            row |= _interval("gain", gain) if gain else {}
-            row |= _interval("greedy_gain", over_greedy[method]) if over_greedy else {}
+            for column, name in (("gain", "gain"), ("greedy_gain", "gain_over_greedy")):
+                gain = summary.get(f"{method}_{name}")
+                row |= _interval(column, gain) if gain else {}
             yield row | pool_cost(spent, METHODS[method])
 
 
@@ -181,21 +182,13 @@ def reward_model_name(settings):
     return name if score_by == default else f"{name} ({score_by})"
 
 
-def _greedy_base(run, greedy):
-    """The greedy answers {idx: number} of a greedy run, or else of the run's records; or None."""
-    if greedy is not None:
-        return greedy_answers(greedy)
-    if all("greedy" in record for record in run.records.values()):
-        return {i: record["greedy"] for i, record in run.records.items()}
-    return None
-
-
 def _gains_over_greedy(run, n, base):
-    """{method: its paired difference to greedy answers ``base``}; empty where that is None."""
-    if base is None:
-        return {}
+    """The paired differences to greedy answers ``base``, named as in metrics.json."""
     chosen = chosen_answers(run, n)
-    return {name: paired_difference(run.records, chosen[name], base) for name in chosen}
+    return {
+        f"{name}_gain_over_greedy": paired_difference(run.records, chosen[name], base)
+        for name in chosen
+    }
 
 
 def chosen_answers(run, n):

@@ -91,10 +91,13 @@ class Trajectories:
         """Thoughts (N, T', D) of question number q, T' those of its longest trajectory."""
         return self.thoughts[q, :, : int(self.num_thoughts[q].max())]
 
+    def texts(self, eos):
+        """Answers of the Q * N trajectories: lists of ids, with end-of-text where it came."""
+        return with_end(chain(*self.tokens), chain(*self.finished), eos)
+
     def answer_ids(self, q, eos):
         """Answers of question number q, (N, A): ids, end-of-text where it came, then -1."""
-        answers = zip(self.tokens[q], self.finished[q], strict=True)
-        return pad_right([ids + [eos] * done for ids, done in answers], -1)[0]
+        return pad_right(with_end(self.tokens[q], self.finished[q], eos), -1)[0]
 
     @classmethod
     def concatenate(cls, parts):
@@ -132,6 +135,11 @@ def thought_mask(num_thoughts, most):
 def concatenate_lists(parts):
     """One list for each question from the lists that the parts of its pool have."""
     return [list(chain.from_iterable(lists)) for lists in zip(*parts, strict=True)]
+
+
+def with_end(answers, finished, eos):
+    """Answers, lists of token ids, with end-of-text, ``eos``, where they are finished."""
+    return [ids + [eos] * done for ids, done in zip(answers, finished, strict=True)]
 
 
 def pad_right(sequences, fill):

@@ -16,7 +16,7 @@ from src.sampling.engine import decode, think
 from src.sampling.logits import token_log_probs
 from src.sampling.memory import rows_in_flight, rows_within
 from src.sampling.state import State
-from src.sampling.trajectories import Request, pad_right
+from src.sampling.trajectories import Request, pad_right, with_end
 from utils.records import rounded
 
 
@@ -72,8 +72,9 @@ class LikelihoodPool:
     def add(self, request, state, trajectories):
         """Adds further trajectories, with the State that ``sample_with_state`` gave."""
         part = _Part(request, *self._read_start(request, state), [[] for _ in self.texts])
-        given = zip(self.texts, trajectories.tokens, trajectories.finished, strict=True)
-        new = [self.new_texts(*of_question) for of_question in given]
+        answers = zip(self.texts, trajectories.tokens, trajectories.finished, strict=True)
+        eos = self.model.config.eos_token_id
+        new = [new_texts(self.parse, eos, *of_question) for of_question in answers]
         for earlier in self.parts:  # these need the new answers only
             self._score(earlier, new)
         self.texts = [texts | more for texts, more in zip(self.texts, new, strict=True)]
@@ -82,17 +83,6 @@ class LikelihoodPool:
         if in_memory + len(part.state) > rows_in_flight(self.model, request):
             part.state = part.hidden = None
         self.parts.append(part)
-
-    @torch.inference_mode()
-    def of_texts(self, request, state, texts):
-        """log p of given answers under other trajectories, which do not join the pool.
-
-        texts: {number: token ids with end-of-text} of each question. Returns an (n, K) tensor for
-        each question.
-        """
-        part = _Part(request, *self._read_start(request, state), [[] for _ in texts])
-        self._score(part, texts)
-        return [torch.cat(of_question, 1) for of_question in part.log_probs]
 
     def _read_start(self, request, state):
         return end_thinking(self.model, request.sampling, state)
@@ -113,15 +103,6 @@ class LikelihoodPool:
             "candidates": [question.answers for question in of_questions],
             "log_probs": [rounded(question.log_probs) for question in of_questions],
         }
-
-    def new_texts(self, texts, answers, finished):
-        """{number: token ids} of the answers that are not in ``texts``."""
-        new = {}
-        for ids, done in zip(answers, finished, strict=True):
-            number = self.parse(ids)
-            if number is not None and number not in texts:
-                new.setdefault(number, ids + [self.model.config.eos_token_id] * done)
-        return new
 
     def _score(self, part, texts):
         """Adds the log-probabilities of ``texts``, {number: token ids} of each question."""
@@ -146,6 +127,19 @@ class LikelihoodPool:
         log_probs = [_log_probs(self.model, part, chunk, ids, lengths) for chunk in chunks]
         part.log_probs[q].append(torch.cat(log_probs).cpu())
         self.tokens_read += n * int((lengths - 1).sum())
+
+
+def new_texts(parse, eos, known, answers, finished):
+    """{number: token ids with end-of-text} of the answers of a question that are not ``known``.
+
+    parse(ids): the number in an answer, or None. eos: the end-of-text id.
+    """
+    new = {}
+    for ids, text in zip(answers, with_end(answers, finished, eos), strict=True):
+        number = parse(ids)
+        if number is not None and number not in known:
+            new.setdefault(number, text)
+    return new
 
 
 def _log_probs(model, part, rows, ids, lengths):

@@ -4,8 +4,6 @@ Shapes: Q questions, n trajectories of each, R = Q * n rows, A tokens of the lon
 end-of-text, S inputs with which an answer starts, D model width.
 """
 
-from itertools import chain
-
 import torch
 
 from src.sampling.answers import answer_start, read_answer
@@ -26,39 +24,19 @@ class ConfidencePool:
         self.model, self.tokens_read = model, 0
         self.parts = []  # {key: for each question a list of n values} of each part
 
-    @torch.inference_mode()
     def add(self, request, state, trajectories):
         """Adds further trajectories, with the State that ``sample_with_state`` gave."""
         eos, shape = self.model.config.eos_token_id, trajectories.num_thoughts.shape
-        written = zip(chain(*trajectories.tokens), chain(*trajectories.finished), strict=True)
-        answers = [ids + [eos] * finished for ids, finished in written]
-        ids, lengths = (x.to(self.model.device) for x in pad_right(answers, 0))  # (R, A), (R,)
-        longest = ids.shape[1]
-        rows = rows_within(self.model, request.latent_length + longest, longest + 1)
-        chunks = state.all_rows.split(rows)
-        sums = torch.cat([self._read(request, state, rows, ids, lengths) for rows in chunks])
+        answers = trajectories.texts(eos)
+        sums = answer_confidence(self.model, request, state, answers)  # (R, 2)
         log_probs, certainties = sums.cpu().view(*shape, 2).unbind(-1)  # (Q, n) each
-        lengths = lengths.cpu().view(shape)
+        lengths = torch.tensor([len(ids) for ids in answers]).view(shape)
         self.tokens_read += int(lengths.sum())
         fields = {
             "answer_log_probs": rounded(log_probs),
             "self_certainties": rounded(certainties / lengths),
         }
         self.parts.append(fields)
-
-    def _read(self, request, state, rows, ids, lengths):
-        """The sums over an answer's tokens of ``token_confidence``, (r, 2), of some rows."""
-        ids, lengths, longest = ids[rows], lengths[rows], ids.shape[1]
-        branch = state.select(rows, extra=longest + 1)
-        x, positions = answer_start(self.model, branch)  # (r, S, D), (r, S)
-        x = torch.cat((x, self.model.embed(ids[:, :-1])), dim=1)  # (r, S + A - 1, D)
-        further = torch.arange(1, longest, device=ids.device)
-        positions = torch.cat((positions, positions[:, -1:] + further), dim=1)
-        hidden = read_answer(self.model, request.sampling, branch, x, positions, at_start=True)
-        hidden = hidden[:, -longest:]  # (r, A, D)
-        padding = torch.arange(longest, device=ids.device) >= lengths[:, None]  # (r, A)
-        confidence = token_confidence(self.model, hidden, ids)  # (r, A, 2)
-        return confidence.masked_fill(padding[..., None], 0).sum(1)
 
     def fields(self):
         """{key: for each question a list of N values}.
@@ -69,3 +47,35 @@ class ConfidencePool:
         """
         keys = self.parts[0]
         return {key: concatenate_lists([part[key] for part in self.parts]) for key in keys}
+
+
+@torch.inference_mode()
+def answer_confidence(model, request, state, answers, rows=None):
+    """The sums over an answer's tokens of ``token_confidence``, (R, 2): log p and divergence.
+
+    answers: R lists of token ids. rows: under which row of a State at the end of the latent phase
+    each of them is read, None: each under its own. The State stays as it is.
+    """
+    rows = state.all_rows if rows is None else torch.tensor(rows, device=model.device)
+    ids, lengths = (x.to(model.device) for x in pad_right(answers, 0))  # (R, A), (R,)
+    longest = ids.shape[1]
+    size = rows_within(model, request.latent_length + longest, longest + 1)
+    chunks = zip(*(x.split(size) for x in (rows, ids, lengths)), strict=True)
+    sums = [
+        _confidence(model, request.sampling, state.select(chunk, extra=longest + 1), *texts)
+        for chunk, *texts in chunks
+    ]
+    return torch.cat(sums)
+
+
+def _confidence(model, sampling, state, ids, lengths):
+    """``answer_confidence`` of rows that are read together; fills their suffix."""
+    longest = ids.shape[1]
+    x, positions = answer_start(model, state)  # (R, S, D), (R, S)
+    x = torch.cat((x, model.embed(ids[:, :-1])), dim=1)  # (R, S + A - 1, D)
+    further = torch.arange(1, longest, device=ids.device)
+    positions = torch.cat((positions, positions[:, -1:] + further), dim=1)
+    hidden = read_answer(model, sampling, state, x, positions, at_start=True)
+    padding = torch.arange(longest, device=ids.device) >= lengths[:, None]  # (R, A)
+    confidence = token_confidence(model, hidden[:, -longest:], ids)  # (R, A, 2)
+    return confidence.masked_fill(padding[..., None], 0).sum(1)

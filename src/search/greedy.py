@@ -13,8 +13,9 @@ from src.sampling.compilation import timed_apart
 from src.sampling.samplers import DETERMINISTIC
 from src.sampling.state import State
 from src.sampling.trajectories import Request, Trajectories
-from src.search.bayesian_vote import LikelihoodPool, sample_with_state
+from src.search.bayesian_vote import new_texts, sample_with_state
 from src.search.best_of_n import count_trajectories
+from src.search.confidence import answer_confidence
 from utils.progress import timed
 
 
@@ -51,23 +52,32 @@ def rerank_fields(model, greedy, trajectories, sizes, parse, counters):
     counter of each size gets the "rerank_tokens" and "rerank_seconds" of the answers that are new
     at this size.
     """
-    questions = greedy.request.prompts
+    questions, eos = greedy.request.prompts, model.config.eos_token_id
     texts, log_probs = [{} for _ in questions], [[] for _ in questions]
     for size in sizes:
         with timed_apart(model, counters[size]), timed(counters[size], "rerank_seconds"):
-            reader, new = LikelihoodPool(model, parse, len(questions)), [{} for _ in questions]
+            new = []  # (question, token ids) of the answers that were not read yet
             for part in (greedy.trajectories, trajectories.first(size)):
                 for q, answers in enumerate(zip(part.tokens, part.finished, strict=True)):
-                    new[q] |= reader.new_texts(texts[q] | new[q], *answers)
-            found = reader.of_texts(greedy.request, greedy.state, new)
-        counters[size]["rerank_tokens"] += reader.tokens_read
-        for q, of_question in enumerate(found):
-            texts[q] |= new[q]
-            log_probs[q] += [round(x, 4) for x in of_question[0].tolist()]
+                    of_question = new_texts(parse, eos, texts[q], *answers)
+                    texts[q] |= of_question
+                    new += [(q, ids) for ids in of_question.values()]
+            values = _log_probs(model, greedy, new)
+        counters[size]["rerank_tokens"] += sum(len(ids) - 1 for _, ids in new)
+        for (q, _), value in zip(new, values, strict=True):
+            log_probs[q].append(round(value, 4))
     return {
         "rerank_candidates": [list(of_question) for of_question in texts],
         "rerank_log_probs": log_probs,
     }
+
+
+def _log_probs(model, greedy, answers):
+    """log p, a list, of (question, token ids) pairs after the questions' greedy thoughts."""
+    if not answers:
+        return []
+    questions, texts = zip(*answers, strict=True)
+    return answer_confidence(model, greedy.request, greedy.state, texts, questions)[:, 0].tolist()
 
 
 def judge_pools(judge, model, greedy, trajectories, sizes, parse, counters):

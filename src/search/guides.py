@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from src.sampling.answers import answer_start, read_answer
 from src.sampling.memory import rows_in_flight, rows_within
-from src.sampling.trajectories import Trajectories, pad_right
-from src.search.bayesian_vote import LikelihoodPool, answer_log_probs
+from src.sampling.trajectories import Trajectories
+from src.search.bayesian_vote import LikelihoodPool
+from src.search.confidence import answer_confidence
 from src.search.lookahead import ANSWER, Outlook
 from src.search.prefix_scorer import PrefixScorer
 
@@ -126,26 +126,10 @@ class LikelihoodGuide(_AnswerGuide):
     def values(self, outlook):
         """(R,) of an Outlook with answers."""
         answers = outlook.answer_ids(self.model.config.eos_token_id)
-        values = own_log_probs(self.model, outlook.request, outlook.state, answers)
+        values = answer_confidence(self.model, outlook.request, outlook.state, answers)[:, 0]
         self.counts["candidate_tokens"] += sum(map(len, answers))
         parsed = torch.tensor([self.parse(ids) is not None for ids in outlook.tokens])
         return values.where(parsed.to(values.device), LEAST)
-
-
-def own_log_probs(model, request, state, answers):
-    """log p (R,) of R answers, lists of token ids, each under its own row of a State.
-
-    The rows are at the end of their latent phase; they stay as they are.
-    """
-    ids, lengths = (x.to(model.device) for x in pad_right(answers, 0))  # (R, A), (R,)
-    new, values = ids.shape[1] + 2, []  # also the last thought and the end-of-thinking token
-    for rows in state.all_rows.split(rows_within(model, request.latent_length + new, new)):
-        part = state.select(rows, extra=new)
-        start = answer_start(model, part)
-        hidden = read_answer(model, request.sampling, part, *start, at_start=True)[:, -1]  # (r, D)
-        texts = (ids[rows], lengths[rows])
-        values.append(answer_log_probs(model, request.sampling, part, hidden, *texts))
-    return torch.cat(values)
 
 
 class AgreementGuide(_AnswerGuide):

@@ -14,7 +14,7 @@ from src.sampling.answers import decode_states
 from src.sampling.engine import continue_thinking
 from src.sampling.samplers import DETERMINISTIC
 from src.sampling.state import State
-from src.sampling.trajectories import Request
+from src.sampling.trajectories import Request, with_end
 
 ANSWER = "answer"  # the lookahead that goes on to the answer
 
@@ -39,8 +39,7 @@ class Outlook:
 
     def answer_ids(self, eos):
         """The answers, lists of token ids; with end-of-text, ``eos``, where it came."""
-        pairs = zip(self.tokens, self.finished, strict=True)
-        return [ids + [eos] * finished for ids, finished in pairs]
+        return with_end(self.tokens, self.finished, eos)
 
 
 def look_ahead(model, request, state, step, ended, lookahead):

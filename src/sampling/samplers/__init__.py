@@ -1,10 +1,11 @@
 """What makes trajectories differ. A sampler is one file here and one entry of SAMPLERS.
 
-Its flags are fields of Sampling, of the flags' dataclass (src/runs/arguments.py), and of a
-checkpoint's defaults (GenerationDefaults in src/models/latent_reasoner.py).
+Its flags, which become fields of Sampling, are also those of the flags' dataclass
+(src/runs/arguments.py) and of a checkpoint's defaults (GenerationDefaults in
+src/models/latent_reasoner.py).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 
 from src.sampling.logits import next_tokens
 from src.sampling.samplers.base import ATTENTION, MLP, NO_HOOK, PROMPT, SUFFIX, TARGETS, mixed
@@ -41,30 +42,18 @@ def sampler_names(method):
     return [name for name in SAMPLERS if name in names]
 
 
+_FLAGS = [(f.name, f.type, f.default) for cls in SAMPLERS.values() for f in fields(cls)]
+_Settings = make_dataclass("_Settings", [("method", str | None, None), *_FLAGS], frozen=True)
+
+
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(_Settings):
     """How trajectories are sampled: the settings of all samplers, and their hooks, in order.
 
     method: a key of SAMPLERS, several joined by "+", or None (deterministic). The other fields are
-    those of the samplers; see there.
+    those of the samplers, with their defaults; see there.
     Raises ValueError on impossible values.
     """
-
-    method: str | None = None
-    dropout_p: float = 0.0
-    noise_std: float = 0.0
-    dropout_prompt: bool = True
-    dropout_answer: bool = False
-    dropout_embedding: bool = False
-    dropout_mask: str = "step"
-    dropout_attention: bool = False
-    svp_alpha: float = 0.0
-    svp_target: str = "attn_v"
-    svp_prompt: bool = True
-    weight_noise_std: float = 0.0
-    weight_noise_target: str = "attn_v"
-    temperature: float = 1.0
-    top_p: float = 1.0
 
     def __post_init__(self):
         names = sampler_names(self.method)
