@@ -151,7 +151,7 @@ READS = {"both": {}, "votes": {"reads_states": False}, "states": {"reads_votes":
 
 @pytest.mark.parametrize("reads", READS)
 def test_scores_depend_on_neither_the_batch_nor_the_order_of_candidates(sampled, reads):
-    model, greedy, _, pool = sampled
+    model, greedy, state, pool = sampled
     judge = random_judge(model, **READS[reads])
     whole = scores_of(judge, model, *batch_of(model, greedy, pool, [0, 1, 2]))
     for q in range(3):
@@ -168,7 +168,7 @@ def test_scores_depend_on_neither_the_batch_nor_the_order_of_candidates(sampled,
         }
         again = scores_of(judge, model, *prompt, replace(candidates, **moved))
         assert_close(again[0], alone[0, order])
-    judged, _ = judge.judge(model, PROMPTS, greedy, pool, parse)
+    judged, _ = judge.judge(model, PROMPTS, state.prefix, greedy, pool, parse)
     for of_question, scores in zip(judged, whole.tolist(), strict=True):
         count = len(of_question["answers"])
         assert of_question["scores"] == pytest.approx(scores[:count], abs=2e-4)
@@ -184,7 +184,7 @@ def assert_close(one, other):
 
 
 def test_a_question_without_any_answer_is_judged_beside_others_and_alone(sampled):
-    model, greedy, _, pool = sampled
+    model, greedy, state, pool = sampled
     judge = random_judge(model)
     *prompts, others = batch_of(model, greedy, pool, [0, 1, 2])
     nothing = candidates_of_question(model, greedy, pool, 0, parse=lambda ids: None)
@@ -192,7 +192,7 @@ def test_a_question_without_any_answer_is_judged_beside_others_and_alone(sampled
     scores = scores_of(judge, model, *prompts, Candidates.stack(parts))
     assert (scores[0] == -torch.inf).all()
     assert_close(scores[1:], scores_of(judge, model, *prompts, others)[1:])
-    judged, tokens = judge.judge(model, PROMPTS, greedy, pool, lambda ids: None)
+    judged, tokens = judge.judge(model, PROMPTS, state.prefix, greedy, pool, lambda ids: None)
     assert (judged, tokens) == ([{"answers": [], "scores": []}] * 3, 0)
 
 

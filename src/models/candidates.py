@@ -124,10 +124,11 @@ class Reading:
 
 
 @torch.no_grad()
-def read_candidates(generator, prompts, thoughts, num_thoughts, candidates):
+def read_candidates(generator, prompts, thoughts, num_thoughts, candidates, prefix=None):
     """The Reading of Candidates after the greedy trajectories' thoughts (Q, T, D).
 
-    prompts: Q lists of token ids. num_thoughts (Q,): of the greedy trajectories.
+    prompts: Q lists of token ids. num_thoughts (Q,): of the greedy trajectories. prefix: the
+    PrefixCache of the prompts, None: they are read.
     """
     device = generator.device
     tokens, lengths = (x.to(device) for x in pad_right(prompts, 0))  # (Q, L), (Q,)
@@ -145,8 +146,9 @@ def read_candidates(generator, prompts, thoughts, num_thoughts, candidates):
     steps = torch.arange(x.shape[1], device=device)  # (S,)
     positions = lengths[questions, None] + steps  # (R, S)
     positions = positions.clamp(max=generator.config.max_position_embeddings - 1)  # of padding only
-    _, prefix = generator.prefill(generator.embed(tokens), lengths)
-    prefix, layers = prefix.select(questions), []
+    if prefix is None:
+        _, prefix = generator.prefill(generator.embed(tokens), lengths)
+    prefix, layers = prefix.select(prefix.groups_of(len(prompts))[questions]), []
     last = generator.extend(x, positions, prefix, SinglePass(device), hidden_states=layers)
     answer = num_thoughts[:, None] + torch.arange(rows.shape[1], device=device)  # (R, A)
     before = last.take_along_dim(answer[..., None], dim=1)  # (R, A, D)

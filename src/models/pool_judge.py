@@ -108,12 +108,13 @@ class PoolJudge(PreTrainedModel):
         return torch.cat((of_pool, log_probs[..., None]), dim=-1)
 
     @torch.inference_mode()
-    def judge(self, generator, prompts, greedy, trajectories, parse):
+    def judge(self, generator, prompts, prefix, greedy, trajectories, parse):
         """The judge's view of Q questions' pools, a list of {"answers": numbers, "scores": floats}.
 
-        generator: whose states are read. prompts: Q lists of token ids. greedy: the Trajectories of
-        the questions' greedy trajectories. parse(ids): the number in an answer, or None. Also
-        returns how many token positions were read.
+        generator: whose states are read. prompts: Q lists of token ids, which prefix, a
+        PrefixCache, holds. greedy: the Trajectories of the questions' greedy trajectories.
+        parse(ids): the number in an answer, or None. Also returns how many token positions were
+        read.
         """
         eos, longest = generator.config.eos_token_id, max(map(len, prompts))
         pools = [_candidates(greedy, trajectories, q, parse, eos) for q in range(len(prompts))]
@@ -127,14 +128,17 @@ class PoolJudge(PreTrainedModel):
                 x[questions.to(x.device), 0] for x in (greedy.thoughts, greedy.num_thoughts)
             )
             of_part = [prompts[q] for q in questions]
-            views, more = self._judge(generator, of_part, thoughts, num_thoughts, part)
+            groups = prefix.groups_of(len(prompts))
+            cached = prefix.select(groups[questions.to(groups.device)])
+            views, more = self._judge(generator, of_part, cached, thoughts, num_thoughts, part)
             judged, num_read = judged + views, num_read + more
         return judged, num_read
 
-    def _judge(self, generator, prompts, thoughts, num_thoughts, pools):
+    def _judge(self, generator, prompts, prefix, thoughts, num_thoughts, pools):
         """``judge`` of questions that are read together."""
         candidates = Candidates.stack(pools).to(self.device)
-        reading = read_candidates(generator, prompts, thoughts, num_thoughts, candidates)
+        of_greedy = (prompts, thoughts, num_thoughts)
+        reading = read_candidates(generator, *of_greedy, candidates, prefix)
         scores = self(reading, candidates).tolist()
         views = [
             {"answers": numbers, "scores": [round(x, 4) for x in of_question[: len(numbers)]]}
