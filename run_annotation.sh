@@ -42,8 +42,8 @@ pools() { # pools in the format below, in which N stands for each size of NS
   done
 }
 
-# name : questions : trajectories : rollouts per thought : sampler : dropout_p or noise_std; if the
-# last is missing, the checkpoint's own
+# name : questions : trajectories : rollouts per thought : sampler : its strength; if the last is
+# missing, the checkpoint's own
 case "$PROFILE-$SIZE" in
 tiny-full)
   questions=60000

@@ -52,18 +52,22 @@ def label(method):
 def rows_of(points):
     """The rows of choices.csv for the Points of one model and benchmark."""
     for (name, n), point in sorted(points.items()):
-        sampler = name.partition(BY)[2]
+        sampler = _sampler(name)
         vote = points.get((f"majority{BY}{sampler}" if sampler else "majority", n))
         row = {"N": n, "size": point.size, "method": name}
         yield row | _measures(point, vote, points[GREEDY]) | point.cost
 
 
+def _sampler(method):
+    return method.partition(BY)[2]
+
+
 def equal_cost_rows(points, vote):
     """The rows of equal_cost.csv; ``vote``: the method whose cost at SIZES is the budget.
 
-    A method that costs more at every N has no row.
+    A method that costs more at every N has no row, nor does one of another sampler than the vote.
     """
-    methods = sorted({name for name, _ in points})
+    methods = sorted({name for name, _ in points if _sampler(name) in ("", _sampler(vote))})
     for kind, size in product(COSTS, SIZES):
         base = points.get((vote, size))
         if base is None or kind not in base.cost:
@@ -78,10 +82,11 @@ def equal_cost_rows(points, vote):
 
 
 def _measures(point, vote, greedy):
-    """Accuracy and gains of a Point over two others; vote: may be None."""
+    """Accuracy and gains of a Point over two others, of the same seeds; vote: may be None."""
     row = {"questions": len(point.hits), "seeds": point.seeds} | measured(point.hits)
     for name, base in zip(BASES, (vote, greedy), strict=True):
-        gain = NOT_MEASURED if base is None else measured(point.hits - base.hits)
+        comparable = base is not None and base.seeds == point.seeds
+        gain = measured(point.hits - base.hits) if comparable else NOT_MEASURED
         row |= {f"over_{name}_{key}": x for key, x in gain.items()}
     return row
 
@@ -122,8 +127,8 @@ def _accuracies(benchmark, n, at_n, at_ms, shown):
     cells = [benchmark, n, *(f"{row['value']:.1f}" for row in plain)]
     cells += [_accuracy(at_n.get((benchmark, n, name))) for name in others]
     cells += [f"{covered['value']:.1f}", f"{base['ms']:.1f}"]
-    at_ms = [at_ms.get((benchmark, n, name)) for name in others]
-    return cells + [_accuracy(row) + (f" ({row['N']})" if row else "") for row in at_ms]
+    affordable_rows = [at_ms.get((benchmark, n, name)) for name in others]
+    return cells + [_accuracy(row) + (f" ({row['N']})" if row else "") for row in affordable_rows]
 
 
 def _gain_table(lines, rows, methods):
@@ -201,6 +206,8 @@ def check_shown(shown, panels):
     for name in shown:
         if name not in known:
             raise UserError(f"--shown {name}: no run has it; there are {', '.join(known)}")
+        if _sampler(name) not in ("", _sampler(vote)):
+            raise UserError(f"--shown {name}: another sampler than that of {vote}, the budget")
     for names, points in panels.items():
         if not any("ms" in points[vote, n].cost for n in SIZES if (vote, n) in points):
             sizes = f"{vote} of {' or '.join(map(str, SIZES))} trajectories"

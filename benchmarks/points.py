@@ -39,11 +39,12 @@ class Point:
 def all_points(runs):
     """{(model, benchmark): {(method, N): Point}} of finished choosing runs.
 
-    Where a model has several samplers, each method's name ends with its own: ``majority by noise``,
-    or ``majority by noise_std 0.8`` beside another strength. Raises UserError where runs of one
-    name do not belong together.
+    Where the pools of a model have several samplers, the names of all methods end with their own:
+    ``majority by noise``, or ``majority by noise_std 0.8`` beside another strength; so do those of
+    searches with several samplers. Raises UserError where runs of one name do not belong together.
     """
-    suffixes, found = _suffixes(runs), {}
+    pools, searches = ([r for r in runs if bool(r.beams) == is_beams] for is_beams in (False, True))
+    suffixes, found = _suffixes(pools) | _suffixes(searches), {}
     names = groups_of(runs, lambda run: (run.columns["model"], run.columns["benchmark"]))
     for name, same in names.items():
         first, *others = groups_of(same, lambda run: (model_of(run), benchmark_of(run))).values()
@@ -76,7 +77,7 @@ def points_of(runs, suffixes):
     Runs of several reward models may share a pool: what reads none is taken from the first of them.
     """
     found = defaultdict(dict)  # {(method, N): {seed: (folder, size, hits, cost)}}
-    for run in runs:
+    for run in sorted(runs, key=_is_saved):  # saved pools have no cost
         for name, n, *measured in (_of_search if run.beams else _of_pool)(run):
             key = (name, n) if name == "greedy" else (name + suffixes[run.folder], n)
             first = found[key].setdefault(run.settings["seed"], (run.folder, *measured))
@@ -84,6 +85,10 @@ def points_of(runs, suffixes):
                 fault = f"both are {key[0]} of {n} trajectories with one seed; keep one of them"
                 raise UserError(f"{first[0]} and {run.folder}: {fault}")
     return {key: _mean(list(of_seeds.values())) for key, of_seeds in found.items()}
+
+
+def _is_saved(run):
+    return run.settings.get("pool") is not None
 
 
 def _needs_reward_model(method):
@@ -106,9 +111,10 @@ def _of_pool(run):
         spent = _spent(run, n)
         chosen = [aggregate(record, n, score_by) for record in records]
         for name in chosen[0]:
-            size, cost = (n, _cost(pool_cost(spent, CHOOSERS[name].parts)))
             if name == "greedy":
                 size, cost = 1, _greedy_cost(spent)
+            else:
+                size, cost = n, _cost(pool_cost(spent, CHOOSERS[name].parts))
             yield name, size, str(size), _hits([c[name] for c in chosen], records), cost
         covered = np.array([any(record["correct"][:n]) for record in records], dtype=float)
         yield "coverage", n, str(n), covered, _cost(pool_cost(spent, ()))
@@ -146,7 +152,7 @@ def _greedy_cost(spent):
     """What the greedy trajectory of a question costs, which its pool does not need."""
     if "greedy_seconds" not in spent:
         return {}
-    passes = spent["greedy_latent_steps"] + spent["greedy_tokens"]
+    passes = spent.get("greedy_latent_steps", 0) + spent.get("greedy_tokens", 0)
     return {"ms": 1000 * spent["greedy_seconds"], "passes": passes}
 
 

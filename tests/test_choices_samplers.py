@@ -1,6 +1,7 @@
 """The tables over several seeds: benchmarks.choices and benchmarks.samplers."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_name_has_the_sampler_where_there_are_several(folder):
     tokens = {"sampling_by": "tokens", "noise_std": None, "temperature": 0.7}
     write_run(folder / "tokens", pool, COST, **tokens)
     names = {name for name, _ in points(folder)}
-    assert {"majority by noise", "majority by tokens", "dvts agreement by noise"} <= names
+    assert {"majority by noise", "majority by tokens", "dvts agreement"} <= names
     write_run(folder / "weak", pool, COST, noise_std=0.1)
     names = {name for name, _ in points(folder)}
     assert {"majority by noise_std 0.1", "majority by noise_std 0.5", "greedy"} <= names
@@ -162,6 +163,11 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "--shown beams: no run has it; there are" in error_of("--shown", "majority", "beams")
+    tokens = {"sampling_by": "tokens", "noise_std": None, "temperature": 0.7}
+    write_run(folder / "tokens", [judged([2, 3, 3, 2], n1=2, n4=3)] * 2, COST, **tokens)
+    shown = ("--shown", "majority by noise", "pool_judge by tokens")
+    assert "pool_judge by tokens: another sampler than that of" in error_of(*shown)
+    shutil.rmtree(folder / "tokens")
     assert "--shown must begin with the vote" in error_of("--shown", "pool_judge")
     pool = [judged([2, 3, 3, 2], n1=2, n4=3)] * 2
     write_run(folder / "second", pool, COST, seed=2)

@@ -18,6 +18,7 @@ from src.models.candidates import (
     read_candidates,
 )
 from src.models.pool_judge import PoolJudge, PoolJudgeConfig
+from src.sampling import memory
 from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Request
 from src.search.bayesian_vote import sample_with_state
@@ -124,8 +125,9 @@ def plain_reading(model, prompt, thoughts, ids):
     return states, float(logits.log_softmax(-1)[range(len(ids)), ids].sum())
 
 
-def test_reranking_reads_each_answer_once_however_the_pool_grew(sampled):
+def test_reranking_reads_each_answer_once_however_the_pool_grew(sampled, monkeypatch):
     model, greedy, state, pool = sampled
+    monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)  # a row at a time
     found, counters = [], [{size: Counter() for size in (1, 3, 6)} for _ in range(2)]
     for sizes, counter in zip(([1, 3, 6], [6]), counters, strict=True):
         of_greedy = Greedy(GREEDY, state, greedy)
@@ -150,7 +152,9 @@ READS = {"both": {}, "votes": {"reads_states": False}, "states": {"reads_votes":
 
 
 @pytest.mark.parametrize("reads", READS)
-def test_scores_depend_on_neither_the_batch_nor_the_order_of_candidates(sampled, reads):
+def test_scores_depend_on_neither_the_batch_nor_the_order_of_candidates(
+    sampled, reads, monkeypatch
+):
     model, greedy, state, pool = sampled
     judge = random_judge(model, **READS[reads])
     whole = scores_of(judge, model, *batch_of(model, greedy, pool, [0, 1, 2]))
@@ -168,10 +172,13 @@ def test_scores_depend_on_neither_the_batch_nor_the_order_of_candidates(sampled,
         }
         again = scores_of(judge, model, *prompt, replace(candidates, **moved))
         assert_close(again[0], alone[0, order])
-    judged, _ = judge.judge(model, PROMPTS, state.prefix, greedy, pool, parse)
-    for of_question, scores in zip(judged, whole.tolist(), strict=True):
-        count = len(of_question["answers"])
-        assert of_question["scores"] == pytest.approx(scores[:count], abs=2e-4)
+    for at_once in ("all questions", "one question"):
+        if at_once == "one question":
+            monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)
+        judged, _ = judge.judge(model, PROMPTS, state.prefix, greedy, pool, parse)
+        for of_question, scores in zip(judged, whole.tolist(), strict=True):
+            count = len(of_question["answers"])
+            assert of_question["scores"] == pytest.approx(scores[:count], abs=2e-4)
 
 
 def scores_of(judge, model, *batch):

@@ -152,7 +152,8 @@ def sample_with_confidence(model, request):
 
 
 @pytest.mark.parametrize(
-    ("name", "answer"), [*((name, False) for name in SAMPLERS), ("dropout_shared_prompt", True)]
+    ("name", "answer"),
+    [*((name, False) for name in SAMPLERS), ("dropout", True), ("dropout_shared_prompt", True)],
 )
 def test_answer_likelihoods_do_not_depend_on_the_batch_or_the_memory(
     backbone, name, answer, monkeypatch

@@ -17,6 +17,7 @@ MORE_SEEDS = (45, 46)
 SWEEP_FACTORS = (0.25, 0.5, 1, 2, 3)  # times the strength that was chosen for coverage
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # N; all come from one pool of the largest
 BEAMS = (4, 8)  # beams, proposals of each: the budget of best-of-32
+_LATER = ("judge",)  # keys that folders of older commits lack
 _VOLATILE = ("folder", "nproc", "batch_size")  # of a Setting, without effect on results
 
 
@@ -160,7 +161,8 @@ def prepare(setting):
     path, contents = setting.folder / "setting.json", setting.contents()
     begun = read_json(path) if path.exists() else contents
     # A folder of an older version lacks later keys, and the runs that they are for.
-    other = [key for key in contents if begun.get(key, contents[key]) != contents[key]]
+    begun = {key: contents[key] for key in _LATER} | begun
+    other = [key for key in contents if begun.get(key) != contents[key]]
     if other:
         fault = f"{setting.folder} was begun with another {other[0]}"
         raise UserError(f"{fault}; name another --output_dir or remove it")

@@ -121,14 +121,13 @@ class PoolJudge(PreTrainedModel):
         steps = greedy.thoughts.shape[2] + max(pool.ids.shape[2] for pool in pools)
         # all layers' states of a row stay in memory, as much as its cache or more
         rows = rows_within(generator, 4 * steps, steps, longest, MOST_CANDIDATES)
-        judged, num_read = [], 0
+        groups, judged, num_read = prefix.groups_of(len(prompts)), [], 0
         for questions in torch.arange(len(prompts)).split(max(1, rows // MOST_CANDIDATES)):
             part = [pools[q] for q in questions]
             thoughts, num_thoughts = (
                 x[questions.to(x.device), 0] for x in (greedy.thoughts, greedy.num_thoughts)
             )
             of_part = [prompts[q] for q in questions]
-            groups = prefix.groups_of(len(prompts))
             cached = prefix.select(groups[questions.to(groups.device)])
             views, more = self._judge(generator, of_part, cached, thoughts, num_thoughts, part)
             judged, num_read = judged + views, num_read + more

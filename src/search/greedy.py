@@ -63,7 +63,7 @@ def rerank_fields(model, greedy, trajectories, sizes, parse, counters):
                     texts[q] |= of_question
                     new += [(q, ids) for ids in of_question.values()]
             values = _log_probs(model, greedy, new)
-        counters[size]["rerank_tokens"] += sum(len(ids) - 1 for _, ids in new)
+        counters[size]["rerank_tokens"] += sum(len(ids) for _, ids in new)
         for (q, _), value in zip(new, values, strict=True):
             log_probs[q].append(round(value, 4))
     return {

@@ -50,6 +50,9 @@ class TrajectoryDataset(Dataset):
             if (shape[0], shape[2]) != (num_trajectories, self.width):
                 first = self.pools[0].folder
                 raise UserError(f"{pool.folder}: trajectories of another shape than {first}")
+            if pool.manifest["settings"]["sampling_by"] == "tokens":
+                fault = "all trajectories of a question have the same thoughts"
+                raise UserError(f"{pool.folder}: {fault}; a LatentRM needs another sampler")
             if self.labels == "rollout" and not pool.manifest["settings"]["n_samples_per_step"]:
                 mend = "set labels: outcome or annotate with them"
                 raise UserError(f"{pool.folder}: has no rollouts; {mend}")
