@@ -18,6 +18,8 @@ from src.models.candidates import (
     read_candidates,
 )
 from src.models.pool_judge import PoolJudge, PoolJudgeConfig
+from src.runs.figure_latent_rm import latent_rm_figures
+from src.runs.finished_runs import finished_runs
 from src.sampling import memory
 from src.sampling.samplers import DETERMINISTIC
 from src.sampling.trajectories import Request
@@ -359,6 +361,7 @@ def test_every_size_of_a_pool_is_judged(trained, judged):
     assert [cost["greedy_trajectories"] for cost in costs] == [1, 1, 1]
     tokens = [cost["judge_tokens"] for cost in costs]
     assert 0 < tokens[0] <= tokens[1] <= tokens[2]
+    assert latent_rm_figures(finished_runs(judged)) == []  # a judge rewards no trajectory
 
 
 def test_a_saved_pool_is_judged_alike(trained, judged, tmp_path):

@@ -167,12 +167,17 @@ def latent_rm_figures(runs):
     """[("latent_rm NAME", Figure)], NAME of reward model and sampler, of the largest pools."""
     figures = []
     for title, by_panel in comparisons(runs):
-        pools = [run for same in by_panel.values() for run in same if not run.beams]
+        pools = [run for same in by_panel.values() for run in same if _has_rewards(run)]
         panels = [reward_panel(_largest(same)) for same in groups_of(pools, benchmark_of).values()]
         panels = [panel for panel in panels if panel]
         if panels:
             figures.append((f"latent_rm {title}", _figure(title, panels)))
     return figures
+
+
+def _has_rewards(run):
+    """Whether trajectories have rewards of a LatentRM: not in a search, nor by a pool judge."""
+    return not run.beams and all("scores" in record for record in run.records.values())
 
 
 def _largest(pools):
