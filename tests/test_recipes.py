@@ -75,7 +75,8 @@ def stubs(tmp_path):
     "path", [p for p in RECIPES if p.name.startswith("train")], ids=lambda p: p.name
 )
 def test_a_recipe_s_commands_make_its_pools(path, stubs, tmp_path):
-    lines = re.findall(r"((?:[A-Z_]+=\S+ )*)\./run_annotation\.sh", comments(path))
+    text = re.sub(r"\\\n# *", "", comments(path))  # continued lines
+    lines = re.findall(r"((?:[A-Z_]+=\S+ )*)\./run_annotation\.sh", text)
     assert lines, "names no command that makes its pools"
     record = tmp_path / "record"
     for settings in lines:
