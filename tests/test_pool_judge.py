@@ -22,7 +22,7 @@ from src.runs.figure_latent_rm import latent_rm_figures
 from src.runs.finished_runs import finished_runs
 from src.sampling import memory
 from src.sampling.samplers import DETERMINISTIC
-from src.sampling.trajectories import Request
+from src.sampling.trajectories import Request, pad_right
 from src.search.bayesian_vote import sample_with_state
 from src.search.confidence import answer_confidence
 from src.search.greedy import Greedy, rerank_fields
@@ -83,7 +83,8 @@ def batch_of(model, greedy, pool, questions):
     """The arguments of ``read_candidates`` for some questions."""
     candidates = [candidates_of_question(model, greedy, pool, q) for q in questions]
     thoughts = (greedy.thoughts[questions, 0], greedy.num_thoughts[questions, 0])
-    return [PROMPTS[q] for q in questions], *thoughts, Candidates.stack(candidates)
+    prefix = model.read_prompts(*pad_right([PROMPTS[q] for q in questions], 0))
+    return prefix, *thoughts, Candidates.stack(candidates)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def sampled(backbone):
 
 def test_a_reading_equals_a_plain_forward_and_the_log_probabilities_of_the_reranking(sampled):
     model, greedy, state, pool = sampled
-    prompts, thoughts, num_thoughts, candidates = batch_of(model, greedy, pool, [0, 1, 2])
-    reading = read_candidates(model, prompts, thoughts, num_thoughts, candidates)
+    prefix, thoughts, num_thoughts, candidates = batch_of(model, greedy, pool, [0, 1, 2])
+    reading = read_candidates(model, prefix, thoughts, num_thoughts, candidates)
     assert candidates.exists.sum() > 4
     row, texts, questions = 0, [], []
     for q, numbers in enumerate(candidates.numbers):
@@ -103,7 +104,7 @@ def test_a_reading_equals_a_plain_forward_and_the_log_probabilities_of_the_reran
             ids = candidates.ids[q, k][candidates.ids[q, k] >= 0].tolist()
             texts.append(ids)
             questions.append(q)
-            states, log_prob = plain_reading(model, prompts[q], greedy.thoughts_of(q)[0], ids)
+            states, log_prob = plain_reading(model, PROMPTS[q], greedy.thoughts_of(q)[0], ids)
             valid = reading.valid[row]
             assert reading.is_thought[row].sum() == num_thoughts[q]
             assert valid.sum() == num_thoughts[q] + len(ids)
@@ -161,8 +162,8 @@ def test_scores_depend_on_neither_the_batch_nor_the_order_of_candidates(
     judge = random_judge(model, **READS[reads])
     whole = scores_of(judge, model, *batch_of(model, greedy, pool, [0, 1, 2]))
     for q in range(3):
-        *prompt, candidates = batch_of(model, greedy, pool, [q])
-        alone = scores_of(judge, model, *prompt, candidates)
+        *read, candidates = batch_of(model, greedy, pool, [q])
+        alone = scores_of(judge, model, *read, candidates)
         count = len(candidates.numbers[0])
         assert_close(whole[q], alone[0])
         assert alone[0, :count].isfinite().all() and (alone[0, count:] == -torch.inf).all()
@@ -172,12 +173,12 @@ def test_scores_depend_on_neither_the_batch_nor_the_order_of_candidates(
             for field in fields(candidates)
             if field.name not in ("numbers", "n_samples")
         }
-        again = scores_of(judge, model, *prompt, replace(candidates, **moved))
+        again = scores_of(judge, model, *read, replace(candidates, **moved))
         assert_close(again[0], alone[0, order])
     for at_once in ("all questions", "one question"):
         if at_once == "one question":
             monkeypatch.setitem(memory.WORK_BYTES, "cpu", 1)
-        judged, _ = judge.judge(model, PROMPTS, state.prefix, greedy, pool, parse)
+        judged, _ = judge.judge(model, state.prefix, greedy, pool, parse)
         for of_question, scores in zip(judged, whole.tolist(), strict=True):
             count = len(of_question["answers"])
             assert of_question["scores"] == pytest.approx(scores[:count], abs=2e-4)
@@ -195,13 +196,13 @@ def assert_close(one, other):
 def test_a_question_without_any_answer_is_judged_beside_others_and_alone(sampled):
     model, greedy, state, pool = sampled
     judge = random_judge(model)
-    *prompts, others = batch_of(model, greedy, pool, [0, 1, 2])
+    *read, others = batch_of(model, greedy, pool, [0, 1, 2])
     nothing = candidates_of_question(model, greedy, pool, 0, parse=lambda ids: None)
     parts = [nothing, *(candidates_of_question(model, greedy, pool, q) for q in (1, 2))]
-    scores = scores_of(judge, model, *prompts, Candidates.stack(parts))
+    scores = scores_of(judge, model, *read, Candidates.stack(parts))
     assert (scores[0] == -torch.inf).all()
-    assert_close(scores[1:], scores_of(judge, model, *prompts, others)[1:])
-    judged, tokens = judge.judge(model, PROMPTS, state.prefix, greedy, pool, lambda ids: None)
+    assert_close(scores[1:], scores_of(judge, model, *read, others)[1:])
+    judged, tokens = judge.judge(model, state.prefix, greedy, pool, lambda ids: None)
     assert (judged, tokens) == ([{"answers": [], "scores": []}] * 3, 0)
 
 
@@ -246,7 +247,7 @@ def test_distances_are_over_the_steps_that_both_have():
 def test_the_loss_is_the_share_of_right_answers_in_mixed_questions(coconut):
     model = coconut[0]
     greedy, _, pool = greedy_and_pool(model)
-    *prompt, candidates = batch_of(model, greedy, pool, [0, 1, 2])
+    prefix, *of_greedy, candidates = batch_of(model, greedy, pool, [0, 1, 2])
     counts = candidates.exists.sum(1).tolist()
     q = counts.index(max(counts))
     judge = random_judge(model)
@@ -256,8 +257,9 @@ def test_the_loss_is_the_share_of_right_answers_in_mixed_questions(coconut):
     corrects = candidates.exists.clone()  # without a wrong answer a question has no loss
     corrects[q, 1] = False
     corrects[q - 1] = False
-    out = loss(*prompt, tensors, corrects)
-    scores = scores_of(judge, model, *prompt, candidates)
+    batch = (PROMPTS, *of_greedy, tensors)
+    out = loss(*batch, corrects)
+    scores = scores_of(judge, model, prefix, *of_greedy, candidates)
     shares = scores[q, : counts[q]].softmax(0)
     assert len(shares) > 2
     torch.testing.assert_close(out["loss"], -(1 - shares[1]).log())
@@ -265,7 +267,7 @@ def test_the_loss_is_the_share_of_right_answers_in_mixed_questions(coconut):
     out["loss"].backward()
     assert all(p.grad.isfinite().all() for p in judge.parameters() if p.grad is not None)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert loss(*prompt, tensors, torch.zeros_like(corrects))["loss"] == 0
+    assert loss(*batch, torch.zeros_like(corrects))["loss"] == 0
 
 
 @pytest.mark.quick

@@ -124,15 +124,12 @@ class Reading:
 
 
 @torch.no_grad()
-def read_candidates(generator, prompts, thoughts, num_thoughts, candidates, prefix=None):
+def read_candidates(generator, prefix, thoughts, num_thoughts, candidates):
     """The Reading of Candidates after the greedy trajectories' thoughts (Q, T, D).
 
-    prompts: Q lists of token ids. num_thoughts (Q,): of the greedy trajectories. prefix: the
-    PrefixCache of the prompts, None: they are read.
+    prefix: the PrefixCache of the Q prompts. num_thoughts (Q,): of the greedy trajectories.
     """
-    device = generator.device
-    tokens, lengths = (x.to(device) for x in pad_right(prompts, 0))  # (Q, L), (Q,)
-    exists = candidates.exists.to(device)
+    device, exists = generator.device, candidates.exists.to(generator.device)
     questions = exists.nonzero()[:, 0]  # (R,)
     rows = candidates.ids.to(device)[exists]  # (R, A)
     if not len(rows):
@@ -143,12 +140,11 @@ def read_candidates(generator, prompts, thoughts, num_thoughts, candidates, pref
     inputs = generator.embed(torch.cat((end, rows[:, :-1].clamp(min=0)), dim=1))  # (R, A, D)
     x = thoughts.to(device, inputs.dtype)[questions]  # (R, T, D)
     x = insert_after_thoughts(x, inputs, num_thoughts)  # (R, S, D)
+    groups = prefix.groups_of(len(exists))[questions]  # (R,)
     steps = torch.arange(x.shape[1], device=device)  # (S,)
-    positions = lengths[questions, None] + steps  # (R, S)
+    positions = prefix.lengths[groups, None] + steps  # (R, S)
     positions = positions.clamp(max=generator.config.max_position_embeddings - 1)  # of padding only
-    if prefix is None:
-        _, prefix = generator.prefill(generator.embed(tokens), lengths)
-    prefix, layers = prefix.select(prefix.groups_of(len(prompts))[questions]), []
+    prefix, layers = prefix.select(groups), []
     last = generator.extend(x, positions, prefix, SinglePass(device), hidden_states=layers)
     answer = num_thoughts[:, None] + torch.arange(rows.shape[1], device=device)  # (R, A)
     before = last.take_along_dim(answer[..., None], dim=1)  # (R, A, D)

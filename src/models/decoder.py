@@ -111,6 +111,10 @@ class Decoder:
         prefix = PrefixCache.of(prompt_lengths, layers)
         return self._read_last_block(x, rotary, prefix, hook), prefix
 
+    def read_prompts(self, ids, prompt_lengths):
+        """The PrefixCache of prompts ids (G, L), padded on the right, of prompt_lengths (G,)."""
+        return self.prefill(self.embed(ids), prompt_lengths)[1]
+
     def _block_of_prompts(self, layer, x, rotary, hook):
         """A block: the residual stream (G, L, D) after it, and its keys and values."""
         q, kv = self.qkv(self.blocks[layer], x, rotary, hook.linear(layer))

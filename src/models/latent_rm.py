@@ -180,10 +180,6 @@ class LatentRM:
         with torch.autocast(hidden.device.type, enabled=False):
             return _in_float32(self.classifier, _in_float32(self.projector, hidden)).squeeze(-1)
 
-    def read_prompts(self, ids, prompt_lengths):
-        """The PrefixCache of prompts ids (Q, L), padded on the right, of prompt_lengths (Q,)."""
-        return self.prefill(self.embed(ids), prompt_lengths)[1]
-
 
 class GPT2LatentRM(LatentRM, GPT2Decoder, GPT2PreTrainedModel):
     """Layout: ``transformer.*``."""

@@ -108,36 +108,34 @@ class PoolJudge(PreTrainedModel):
         return torch.cat((of_pool, log_probs[..., None]), dim=-1)
 
     @torch.inference_mode()
-    def judge(self, generator, prompts, prefix, greedy, trajectories, parse):
+    def judge(self, generator, prefix, greedy, trajectories, parse):
         """The judge's view of Q questions' pools, a list of {"answers": numbers, "scores": floats}.
 
-        generator: whose states are read. prompts: Q lists of token ids, which prefix, a
-        PrefixCache, holds. greedy: the Trajectories of the questions' greedy trajectories.
-        parse(ids): the number in an answer, or None. Also returns how many token positions were
-        read.
+        generator: whose states are read. prefix: the PrefixCache of the prompts. greedy: the
+        Trajectories of the questions' greedy trajectories. parse(ids): the number in an answer, or
+        None. Also returns how many token positions were read.
         """
-        eos, longest = generator.config.eos_token_id, max(map(len, prompts))
-        pools = [_candidates(greedy, trajectories, q, parse, eos) for q in range(len(prompts))]
+        eos, num_questions = generator.config.eos_token_id, len(greedy.tokens)
+        pools = [_candidates(greedy, trajectories, q, parse, eos) for q in range(num_questions)]
         steps = greedy.thoughts.shape[2] + max(pool.ids.shape[2] for pool in pools)
         # all layers' states of a row stay in memory, as much as its cache or more
+        longest = int(prefix.lengths.max())
         rows = rows_within(generator, 4 * steps, steps, longest, MOST_CANDIDATES)
-        groups, judged, num_read = prefix.groups_of(len(prompts)), [], 0
-        for questions in torch.arange(len(prompts)).split(max(1, rows // MOST_CANDIDATES)):
+        groups, judged, num_read = prefix.groups_of(num_questions), [], 0
+        for questions in torch.arange(num_questions).split(max(1, rows // MOST_CANDIDATES)):
             part = [pools[q] for q in questions]
             thoughts, num_thoughts = (
                 x[questions.to(x.device), 0] for x in (greedy.thoughts, greedy.num_thoughts)
             )
-            of_part = [prompts[q] for q in questions]
-            cached = prefix.select(groups[questions.to(groups.device)])
-            views, more = self._judge(generator, of_part, cached, thoughts, num_thoughts, part)
+            of_part = prefix.select(groups[questions.to(groups.device)])
+            views, more = self._judge(generator, of_part, thoughts, num_thoughts, part)
             judged, num_read = judged + views, num_read + more
         return judged, num_read
 
-    def _judge(self, generator, prompts, prefix, thoughts, num_thoughts, pools):
+    def _judge(self, generator, prefix, thoughts, num_thoughts, pools):
         """``judge`` of questions that are read together."""
         candidates = Candidates.stack(pools).to(self.device)
-        of_greedy = (prompts, thoughts, num_thoughts)
-        reading = read_candidates(generator, *of_greedy, candidates, prefix)
+        reading = read_candidates(generator, prefix, thoughts, num_thoughts, candidates)
         scores = self(reading, candidates).tolist()
         views = [
             {"answers": numbers, "scores": [round(x, 4) for x in of_question[: len(numbers)]]}

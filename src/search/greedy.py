@@ -90,9 +90,8 @@ def judge_pools(judge, model, greedy, trajectories, sizes, parse, counters):
     for size in sizes:
         spent = Counter()
         with timed_apart(model, spent), timed(spent, "judge_seconds"):
-            prompts = (greedy.request.prompts, greedy.state.prefix)
             pool = (greedy.trajectories, trajectories.first(size))
-            judged, spent["judge_tokens"] = judge.judge(model, *prompts, *pool, parse)
+            judged, spent["judge_tokens"] = judge.judge(model, greedy.state.prefix, *pool, parse)
         counters[size].update({name: spent[name] - before[name] for name in spent})
         before = spent
         for view, of_question in zip(views, judged, strict=True):

@@ -1,8 +1,10 @@
 """The loss of a PoolJudge: the right answer among the candidates of a question's pool."""
 
+import torch
 from torch import nn
 
 from src.models.candidates import Candidates, read_candidates
+from src.sampling.trajectories import pad_right
 
 
 class JudgeLoss(nn.Module):
@@ -22,7 +24,10 @@ class JudgeLoss(nn.Module):
         """
         generator = self._generator[0].to(corrects.device)
         candidates = Candidates([], **candidates)
-        reading = read_candidates(generator, prompts, thoughts, num_thoughts, candidates)
+        ids, lengths = (x.to(corrects.device) for x in pad_right(prompts, 0))  # (Q, L), (Q,)
+        with torch.no_grad():
+            prefix = generator.read_prompts(ids, lengths)
+        reading = read_candidates(generator, prefix, thoughts, num_thoughts, candidates)
         scores = self.model(reading, candidates)  # (Q, K)
         wrong = candidates.exists & ~corrects
         mixed = corrects.any(1) & wrong.any(1)  # (Q,)
