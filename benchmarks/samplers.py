@@ -2,8 +2,8 @@
 
 RUNS: a folder of src.tune_sampler, or other runs of src.infer_gpt2 on one benchmark. The figure has
 each sampler at the strength with the highest coverage: coverage, vote and mean accuracy against N,
-with 95 % intervals of the bootstrap over questions. Writes samplers-MODEL.csv and .png and prints a
-table.
+with 95 % intervals of the bootstrap over questions. Writes samplers-MODEL.csv and .png and prints
+tables, with the paired gain in coverage of each sampler over that of --base.
 """
 
 from collections import defaultdict
@@ -32,9 +32,9 @@ MEASURES = {
 }
 
 
-def rows_of(runs):
-    """The rows of the csv: one for each sampler, strength, N and measure."""
-    groups = defaultdict(list)
+def outcomes_of(runs):
+    """{(sampler, strength, N, measure): a value for each question and seed, (seeds, Q)}"""
+    groups, outcomes = defaultdict(list), {}
     for run in runs:
         sampler = run.columns["sampler"]
         strength = float(run.columns[STRENGTHS[sampler]])
@@ -43,14 +43,25 @@ def rows_of(runs):
         for n in powers_of_two(min(run.metrics["n_samples"] for run in same)):
             scores = [_scores(run, n) for run in same]
             for name in MEASURES:
-                values = np.mean([[s[name] for s in of_run] for of_run in scores], axis=0)  # (Q,)
-                row = {"sampler": sampler, "strength": strength, "N": n, "measure": name}
-                yield row | {"seeds": len(same), "questions": len(values)} | measured(values)
+                values = [[of_question[name] for of_question in of_run] for of_run in scores]
+                outcomes[sampler, strength, n, name] = np.array(values, dtype=float)
+    return outcomes
 
 
 def _scores(run, n):
     records = [run.records[i] for i in sorted(run.records)]
     return [question_scores(r["predictions"], r["answer"], n) for r in records]
+
+
+def frame_of(outcomes):
+    """The frame of the csv: a row for each of ``outcomes``."""
+    keys = ("sampler", "strength", "N", "measure")
+    return pd.DataFrame(
+        dict(zip(keys, key, strict=True))
+        | {"seeds": len(values), "questions": values.shape[1]}
+        | measured(values.mean(axis=0))
+        for key, values in outcomes.items()
+    )
 
 
 def best_of(frame):
@@ -68,6 +79,20 @@ def table_of(frame):
         row = group.set_index("measure")
         cells = [interval_cell(row.loc[name]) for name in MEASURES]
         lines.append([sampler, f"{strength:g}", *cells])
+    return markdown(lines)
+
+
+def gains_of(best, outcomes, base):
+    """A markdown table: by how much each sampler of ``best_of`` covers more than ``base``."""
+    last = best[(best["measure"] == "coverage") & (best["N"] == best["N"].max())]
+    keys = [tuple(row) for row in last[["sampler", "strength", "N", "measure"]].to_numpy()]
+    means = {key: outcomes[key].mean(axis=0) for key in keys}  # (Q,) each
+    (of_base,) = (means[key] for key in keys if key[0] == base)
+    lines = [["sampler", "strength", f"coverage over {base}"]]
+    for key in keys:
+        if key[0] != base:
+            gain = interval_cell(measured(means[key] - of_base), sign="+")
+            lines.append([key[0], f"{key[1]:g}", gain])
     return markdown(lines)
 
 
@@ -93,12 +118,18 @@ def draw(frame, greedy, title, path):
 
 @reports_user_errors
 def main(argv=None):
-    args = parser_of("samplers", __doc__).parse_args(argv)
+    parser = parser_of("samplers", __doc__)
+    parser.add_argument("--base", default="dropout", help="a sampler; default: dropout")
+    args = parser.parse_args(argv)
     runs = finished_runs(args.runs)
     sampled = [run for run in runs if run.columns["sampler"] in STRENGTHS]
     if len({(run.columns["model"], run.columns["benchmark"]) for run in sampled}) != 1:
         raise UserError(f"{args.runs}: runs of one model on one benchmark are needed")
-    frame = pd.DataFrame(rows_of(sampled))
+    if args.base not in {run.columns["sampler"] for run in sampled}:
+        raise UserError(f"--base {args.base}: no run of {args.runs} has this sampler")
+    outcomes = outcomes_of(sampled)
+    frame = frame_of(outcomes)
+    best = best_of(frame)
     greedy = next(
         (r.metrics["by_n"]["1"]["mean_accuracy"]["value"] for r in runs if r.greedy), None
     )
@@ -107,8 +138,9 @@ def main(argv=None):
     path = args.output_dir / f"samplers-{model}"
     frame.to_csv(path.with_suffix(".csv"), index=False)
     title = f"{model}, {benchmark}: each sampler at its strength of highest coverage"
-    draw(best_of(frame), greedy, title, path.with_suffix(".png"))
-    print(f"greedy {greedy}\n{table_of(frame)}\n\nhighest coverage:\n{table_of(best_of(frame))}")
+    draw(best, greedy, title, path.with_suffix(".png"))
+    tables = [table_of(frame), "highest coverage:", table_of(best)]
+    print(f"greedy {greedy}", *tables, gains_of(best, outcomes, args.base), sep="\n\n")
 
 
 if __name__ == "__main__":

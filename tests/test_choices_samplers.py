@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import choices
 from benchmarks.points import Point, affordable, all_points
-from benchmarks.samplers import best_of, rows_of
+from benchmarks.samplers import best_of, frame_of, gains_of, outcomes_of
 from src.runs.finished_runs import finished_runs
 from utils import records
 
@@ -188,11 +188,13 @@ def test_a_sampler_is_shown_at_its_strength_of_highest_coverage():
         run([record([3, 3]), record([2, 3])], strength=0.8),
         run([record([3, 2]), record([2, 2])], "svp", 0.2),
     ]
-    frame = pd.DataFrame(rows_of(runs))
-    best = best_of(frame)
+    outcomes = outcomes_of(runs)
+    best = best_of(frame_of(outcomes))
     assert set(zip(best["sampler"], best["strength"], strict=True)) == {
         ("noise", 0.8),
         ("svp", 0.2),
     }
     row = best[(best["sampler"] == "noise") & (best["N"] == 2)].set_index("measure")["value"]
     assert row.to_dict() == {"coverage": 100, "voting_accuracy": 50, "mean_accuracy": 75}
+    table = gains_of(best, outcomes, "svp").splitlines()
+    assert [line.split("| ")[3][:5] for line in table[2:]] == ["+50.0"]
