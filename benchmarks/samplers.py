@@ -14,6 +14,7 @@ import pandas as pd
 from benchmarks.seeds import interval_cell, markdown, parser_of, save_panels
 from src.runs.figure_style import GREEDY_LOOK, draw_curve, set_size_axis
 from src.runs.finished_runs import finished_runs
+from src.runs.tuning import TOLERANCE
 from src.sampling.samplers import STRENGTHS
 from utils.errors import UserError, reports_user_errors
 from utils.metrics import measured, powers_of_two, question_scores
@@ -65,9 +66,12 @@ def frame_of(outcomes):
 
 
 def best_of(frame):
-    """The rows of each sampler's strength with the highest coverage at the largest N."""
+    """The rows of each sampler's strength with the highest coverage at the largest N, or the
+    weakest that covers as much but for TOLERANCE, as src.tune_sampler chooses."""
     last = frame[(frame["measure"] == "coverage") & (frame["N"] == frame["N"].max())]
-    best = last.loc[last.groupby("sampler")["value"].idxmax(), ["sampler", "strength"]]
+    highest = last.groupby("sampler")["value"].transform("max")
+    near = last[last["value"] >= highest - TOLERANCE]
+    best = near.groupby("sampler")["strength"].min().reset_index()
     return frame.merge(best, on=["sampler", "strength"])
 
 
