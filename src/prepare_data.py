@@ -1,6 +1,6 @@
 """Writes the benchmarks.
 
-python -m src.prepare_data tiny: data/tiny_*.json from their seed.
+python -m src.prepare_data tiny: data/tiny_*.json from their seeds.
 python -m src.prepare_data paper: the paper's benchmarks data/gsm_*.json and data/multiarith.json,
 and further ones: data/svamp.json, data/gsm_plus.json, data/asdiv_a.json. They come from the hub or
 from the publishers' raw files, asdiv_a from the hub only.
@@ -19,17 +19,24 @@ from utils.tiny_problems import make_split
 
 TINY_SEED = 2510
 TINY_SIZES = {"test": 1000, "valid": 500, "multi": 500, "hard": 500}
+FURTHER_SEED = TINY_SEED + 1
 
 
-def write_tiny(folder, train):
-    """Writes the four files of the tiny benchmark, and ``train`` problems to annotate.
+def write_tiny(folder, train, further):
+    """Writes the four files of the tiny benchmark, ``train`` problems to annotate, and ``further``
+    ones of the kind of each benchmark.
 
-    No question occurs twice among them.
+    No question occurs twice among them. Those that come later depend on those before.
     """
     taken = set()
-    for name, size in (TINY_SIZES | ({"train": train} if train else {})).items():
-        path = folder / f"tiny_{name}.json"
-        write_text(path, to_json(make_split(name, TINY_SEED, size, taken)))
+    sizes = TINY_SIZES | ({"train": train} if train else {})
+    files = [(f"tiny_{name}", name, TINY_SEED, size) for name, size in sizes.items()]
+    if further:
+        benchmarks = ("test", "multi", "hard")
+        files += [(f"tiny_further_{x}", x, FURTHER_SEED, further) for x in benchmarks]
+    for file, name, seed, size in files:
+        path = folder / f"{file}.json"
+        write_text(path, to_json(make_split(name, seed, size, taken)))
         print(f"{path}: {size} questions")
 
 
@@ -66,6 +73,10 @@ def main():
     tiny.add_argument(
         "--train", type=int, default=0, help="also tiny_train.json, so many questions"
     )
+    tiny.add_argument(
+        "--further", type=int, default=0,
+        help="also tiny_further_{test,multi,hard}.json, so many questions each",
+    )  # fmt: skip
     paper = which.add_parser("paper", help="the benchmarks of the paper and of later work")
     paper.add_argument(
         "--train", nargs="?", const="aug", choices=("aug", "gsm8k"),
@@ -77,9 +88,10 @@ def main():
         part.add_argument("--output_dir", type=Path, default=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.benchmark == "tiny":
-        if args.train < 0:
-            raise UserError(f"--train must be at least 0, not {args.train}")
-        write_tiny(args.output_dir, args.train)
+        for flag, size in (("--train", args.train), ("--further", args.further)):
+            if size < 0:
+                raise UserError(f"{flag} must be at least 0, not {size}")
+        write_tiny(args.output_dir, args.train, args.further)
     else:
         if args.train == "gsm8k" and args.source is None:
             raise UserError("--train gsm8k: needs --source, the folder of gsm8k_train.jsonl")

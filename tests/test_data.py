@@ -28,15 +28,18 @@ OPERATIONS = {
 SPLITS = {name: load_dataset(DATA / f"tiny_{name}.json") for name in TINY_SIZES}
 
 
-def test_prepare_data_regenerates_the_shipped_files_and_draws_other_training_problems(tmp_path):
-    write_tiny(tmp_path, 30)
+def test_prepare_data_regenerates_the_shipped_files_and_draws_other_problems(tmp_path):
+    write_tiny(tmp_path, 30, 20)
     for name in TINY_SIZES:
         file = f"tiny_{name}.json"
         assert (tmp_path / file).read_bytes() == (DATA / file).read_bytes()
     held_out = {row["question"] for rows in SPLITS.values() for row in rows}
-    train = [row["question"] for row in load_dataset(tmp_path / "tiny_train.json")]
-    assert len(train) == len(set(train)) == 30
-    assert not held_out & set(train)
+    others = {"train": 30, "further_test": 20, "further_multi": 20, "further_hard": 20}
+    for name, size in others.items():
+        questions = {row["question"] for row in load_dataset(tmp_path / f"tiny_{name}.json")}
+        assert len(questions) == size
+        assert not held_out & questions
+        held_out |= questions
 
 
 def test_splits_have_their_sizes_and_no_question_occurs_twice():
