@@ -37,6 +37,7 @@ LABELS = {
     "majority": "vote",
     "greedy_rerank": "greedy reranks",
     "pool_judge": "pool judge",
+    "best_of_n": "best-of-N",
     "dvts": "DVTS",
 }
 COLORS = ("#000000", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00")  # of SHOWN, in order
