@@ -7,13 +7,16 @@ the bootstrap over questions, 95 %; gains are paired.
 
 choices.csv has every method at every N with its cost of a question: milliseconds, and passes, the
 generator's thoughts and answer tokens. Its gains are over greedy and over the vote of N
-trajectories. equal_cost.csv has what every method reaches for the cost of the vote of 4, 16 and 64
-trajectories: at its largest N that costs no more. Its gains are over greedy and over this vote.
+trajectories; mended and lost are the shares of greedy's wrong and right answers, in percent, that
+the method turns into right and wrong ones. equal_cost.csv has what every method reaches for the
+cost of the vote of 4, 16 and 64 trajectories: at its largest N that costs no more. Its gains are
+over greedy and over this vote.
 choices.png, choices_ms.png and the printed tables show the methods of --shown.
 """
 
 from itertools import product
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.points import BY, COSTS, GREEDY, affordable, all_points
@@ -89,7 +92,15 @@ def _measures(point, vote, greedy):
         comparable = base is not None and base.seeds == point.seeds
         gain = measured(point.hits - base.hits) if comparable else NOT_MEASURED
         row |= {f"over_{name}_{key}": x for key, x in gain.items()}
-    return row
+    was_right = greedy.hits == 1
+    return row | {
+        "mended": _percent(point.hits[~was_right]),
+        "lost": _percent(1 - point.hits[was_right]),
+    }
+
+
+def _percent(shares):
+    return round(100 * float(np.mean(shares)), 2) if len(shares) else None
 
 
 def frame_of(rows_by_panel):

@@ -132,6 +132,9 @@ def test_searches_and_pools_are_compared_at_equal_n_and_at_equal_cost(folder, tm
     search = frame[frame["method"] == "dvts agreement"].iloc[0]
     assert (search["size"], search["N"], search["ms"]) == ("2 x 2", 4, 14)
     assert (search["over_majority_value"], search["over_greedy_value"]) == (75, 100)
+    judge = frame[(frame["method"] == "pool_judge") & (frame["N"] == 4)].iloc[0]
+    assert (judge["mended"], judge["value"]) == (75, 75)  # greedy has no right answer to lose
+    assert pd.isna(judge["lost"])
     at = {kind: rows.set_index("method") for kind, rows in equal.groupby("equal")}
     assert "dvts agreement" not in at["ms"].index  # 14 ms, the vote of 4 has 13
     assert at["passes"].loc["dvts agreement", "over_majority_value"] == 75
