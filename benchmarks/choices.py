@@ -10,7 +10,7 @@ generator's thoughts and answer tokens. Its gains are over greedy and over the v
 trajectories; mended and lost are the shares of greedy's wrong and right answers, in percent, that
 the method turns into right and wrong ones. equal_cost.csv has what every method reaches for the
 cost of the vote of 4, 16 and 64 trajectories: at its largest N that costs no more. Its gains are
-over greedy and over this vote.
+over greedy and over this vote; it has mended and lost, too.
 choices.png, choices_ms.png and the printed tables show the methods of --shown.
 """
 
@@ -92,15 +92,17 @@ def _measures(point, vote, greedy):
         comparable = base is not None and base.seeds == point.seeds
         gain = measured(point.hits - base.hits) if comparable else NOT_MEASURED
         row |= {f"over_{name}_{key}": x for key, x in gain.items()}
-    was_right = greedy.hits == 1
+    comparable = greedy.seeds == point.seeds
+    wrong, right = 1 - greedy.hits, greedy.hits
     return row | {
-        "mended": _percent(point.hits[~was_right]),
-        "lost": _percent(1 - point.hits[was_right]),
+        "mended": _percent(point.hits, wrong) if comparable else None,
+        "lost": _percent(1 - point.hits, right) if comparable else None,
     }
 
 
-def _percent(shares):
-    return round(100 * float(np.mean(shares)), 2) if len(shares) else None
+def _percent(shares, weights):
+    """The mean of ``shares`` (Q,) by ``weights`` (Q,), or None without any weight."""
+    return round(100 * float(np.average(shares, weights=weights)), 2) if weights.any() else None
 
 
 def frame_of(rows_by_panel):

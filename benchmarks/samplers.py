@@ -1,9 +1,10 @@
 """All samplers at equal numbers of trajectories: python -m benchmarks.samplers RUNS --output_dir F
 
 RUNS: a folder of src.tune_sampler, or other runs of src.infer_gpt2 on one benchmark. The figure has
-each sampler at the strength with the highest coverage: coverage, vote and mean accuracy against N,
-with 95 % intervals of the bootstrap over questions. Writes samplers-MODEL.csv and .png and prints
-tables, with the paired gain in coverage of each sampler over that of --base.
+each sampler at its strength for coverage, as src.tune_sampler chooses it: coverage, vote and mean
+accuracy against N, with 95 % intervals of the bootstrap over questions. Writes samplers-MODEL.csv
+and .png and prints tables; with --base also the paired gain in coverage of each sampler over this
+one.
 """
 
 from collections import defaultdict
@@ -123,17 +124,18 @@ def draw(frame, greedy, title, path):
 @reports_user_errors
 def main(argv=None):
     parser = parser_of("samplers", __doc__)
-    parser.add_argument("--base", default="dropout", help="a sampler; default: dropout")
+    parser.add_argument("--base", help="a sampler over which gains are printed")
     args = parser.parse_args(argv)
     runs = finished_runs(args.runs)
     sampled = [run for run in runs if run.columns["sampler"] in STRENGTHS]
     if len({(run.columns["model"], run.columns["benchmark"]) for run in sampled}) != 1:
         raise UserError(f"{args.runs}: runs of one model on one benchmark are needed")
-    if args.base not in {run.columns["sampler"] for run in sampled}:
-        raise UserError(f"--base {args.base}: no run of {args.runs} has this sampler")
     outcomes = outcomes_of(sampled)
     frame = frame_of(outcomes)
     best = best_of(frame)
+    if args.base and args.base not in set(best["sampler"]):
+        fault = "no run has this sampler with the most trajectories"
+        raise UserError(f"--base {args.base}: {fault} in {args.runs}")
     greedy = next(
         (r.metrics["by_n"]["1"]["mean_accuracy"]["value"] for r in runs if r.greedy), None
     )
@@ -141,10 +143,11 @@ def main(argv=None):
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / f"samplers-{model}"
     frame.to_csv(path.with_suffix(".csv"), index=False)
-    title = f"{model}, {benchmark}: each sampler at its strength of highest coverage"
+    title = f"{model}, {benchmark}: each sampler at its strength for coverage"
     draw(best, greedy, title, path.with_suffix(".png"))
-    tables = [table_of(frame), "highest coverage:", table_of(best)]
-    print(f"greedy {greedy}", *tables, gains_of(best, outcomes, args.base), sep="\n\n")
+    tables = [table_of(frame), "strengths for coverage:", table_of(best)]
+    tables += [gains_of(best, outcomes, args.base)] if args.base else []
+    print(f"greedy {greedy}", *tables, sep="\n\n")
 
 
 if __name__ == "__main__":

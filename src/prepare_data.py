@@ -26,7 +26,8 @@ def write_tiny(folder, train, further):
     """Writes the four files of the tiny benchmark, ``train`` problems to annotate, and ``further``
     ones of the kind of each benchmark.
 
-    No question occurs twice among them. Those that come later depend on those before.
+    No question occurs twice among them: each file leaves out those of the files before it, so
+    ``train`` changes the further problems.
     """
     taken = set()
     sizes = TINY_SIZES | ({"train": train} if train else {})
