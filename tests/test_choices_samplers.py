@@ -201,7 +201,6 @@ def test_a_sampler_is_shown_at_its_strength_of_highest_coverage():
         run([record([2, 3]), record([2, 2])]),
         run([record([3, 3]), record([2, 3])], strength=0.8),
         run([record([3, 2]), record([2, 2])], "svp", 0.2),
-        run([record([3, 2]), record([2, 2])], "svp", 0.3),  # level: the weaker one is taken
     ]
     outcomes = outcomes_of(runs)
     best = best_of(frame_of(outcomes))
@@ -211,5 +210,9 @@ def test_a_sampler_is_shown_at_its_strength_of_highest_coverage():
     }
     row = best[(best["sampler"] == "noise") & (best["N"] == 2)].set_index("measure")["value"]
     assert row.to_dict() == {"coverage": 100, "voting_accuracy": 50, "mean_accuracy": 75}
+    levels = {0.05: 92.0, 0.1: 93.2, 0.2: 93.5}  # the weakest that is level with the best
+    shared = {"sampler": "dropout", "N": 16, "measure": "coverage"}
+    frame = pd.DataFrame([shared | {"strength": s, "value": x} for s, x in levels.items()])
+    assert best_of(frame)["strength"].tolist() == [0.1]
     table = gains_of(best, outcomes, "svp").splitlines()
     assert [line.split("| ")[3][:5] for line in table[2:]] == ["+50.0"]
